@@ -1,0 +1,1 @@
+"""`best_model.pth` behind HTTP."""

@@ -1,0 +1,47 @@
+"""`unet-serve`, or `python -m service`."""
+
+import socket
+import sys
+
+from service.settings import ServeSettings
+from unet.device import DeviceError, device_name, resolve_device
+from unet.settings import parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = parse(ServeSettings, argv)
+    try:
+        import uvicorn
+
+        from service.app import create_app
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")
+    try:
+        device = resolve_device(settings.device)
+        listener = _listen(settings.host, settings.port)
+    except DeviceError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; expected a free port"
+        )
+    fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
+    print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
+    print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    uvicorn.Server(uvicorn.Config(create_app(settings), server_header=False)).run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bound here, before anything is loaded, so that a taken port is a clear error."""
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+def _fail(message: str) -> int:
+    print(f"unet-serve: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""GET /health and /health/live: for people, load balancers and container engines."""
+
+import time
+from datetime import datetime
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+import unet
+from service.models import Model, ModelSlot, Status
+from unet.device import Precision, device_name, resolve_device, resolve_precision
+
+router = APIRouter()
+
+
+class ModelInfo(BaseModel):
+    id: str = Field(description="the first 12 digits of the file's SHA-256")
+    path: str = Field(description="the name of the file")
+    loaded_at: datetime
+    epoch: int | None = Field(description="the epoch that it is from; null for a bare state_dict")
+    score: float | None = Field(description="mean Dice of the classes on the validation images, 0..1; null likewise")
+    n_channels: int = Field(description="1: images are made grey; 3: RGB")
+    classes: list[int] = Field(description="label values that it tells apart: (background, foreground), or one a class")
+
+
+class Health(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    status: Status = Field(description="ok: serving; waiting: no model file yet; failed: there is one, but not usable")
+    device: str
+    device_name: str
+    precision: Precision
+    model: ModelInfo | None
+    refused: str | None = Field(description="why the newest model file is not served; null when it is")
+    version: str
+    uptime_s: float
+
+
+class Live(BaseModel):
+    status: str = "ok"
+
+
+@router.get("/health", responses={503: {"model": Health, "description": "no model is loaded"}})
+async def health(request: Request, response: Response) -> Health:
+    """200 when a model is loaded, else 503."""
+    slot: ModelSlot = request.app.state.slot
+    device = resolve_device(slot.device)
+    if slot.current is None:
+        response.status_code = 503
+        response.headers["Retry-After"] = "5"
+    return Health(
+        status=slot.status,
+        device=str(device),
+        device_name=device_name(device),
+        precision=resolve_precision(slot.precision, device),
+        model=_info(slot.current) if slot.current else None,
+        refused=slot.refusal,
+        version=unet.__version__,
+        uptime_s=round(time.monotonic() - request.app.state.started, 3),
+    )
+
+
+@router.get("/health/live")
+async def live() -> Live:
+    """200 while the process runs."""
+    return Live()
+
+
+def _info(model: Model) -> ModelInfo:
+    return ModelInfo(
+        id=model.id,
+        path=str(model.path),
+        loaded_at=model.loaded_at,
+        epoch=model.training.get("epoch"),
+        score=model.training.get("score"),
+        n_channels=model.predictor.n_channels,
+        classes=list(model.predictor.class_values),
+    )

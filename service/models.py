@@ -1,0 +1,95 @@
+"""The model that is being served, and the file it comes from."""
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from unet import Predictor
+from unet import checkpoint as checkpoints
+from unet.checkpoint import CheckpointError
+from unet.device import DeviceChoice, PrecisionChoice
+from unet.pixels import InputRange
+
+log = logging.getLogger("uvicorn.error")
+
+Status = Literal["ok", "waiting", "failed"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file, ready to predict."""
+
+    id: str
+    predictor: Predictor
+    path: Path
+    loaded_at: datetime
+    training: dict[str, Any]
+
+
+class ModelSlot:
+    """Holds the current model; loads a new file beside it, then swaps. An unusable file changes nothing."""
+
+    def __init__(
+        self, path: Path, device: DeviceChoice, precision: PrecisionChoice, input_range: InputRange = "0-1"
+    ) -> None:
+        self.path = path
+        self.device = device
+        self.precision = precision
+        self.input_range = input_range
+        self.current: Model | None = None
+        self.refusal: str | None = None
+        """Why the newest file is not served; None if it is, or if there is none."""
+        self._seen: tuple[int, int, int] | None = None
+
+    @property
+    def status(self) -> Status:
+        if self.current:
+            return "ok"
+        return "failed" if self.refusal else "waiting"
+
+    async def watch(self, interval: float) -> None:
+        """Looks for another file every `interval` seconds, for ever."""
+        while True:
+            await asyncio.to_thread(self.refresh)
+            await asyncio.sleep(interval)
+
+    def refresh(self) -> None:
+        """Loads the file if it is another one than last time. Blocks; never raises."""
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            self._seen = None  # the model in memory goes on serving
+            return
+        except OSError as error:
+            self._refuse(f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}")
+            return
+        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self.current = self._load()
+            self.refusal = None
+            log.info("serving model %s from %s", self.current.id, self.path)
+        except CheckpointError as error:
+            self._refuse(str(error).replace(str(self.path), self.path.name))  # answers to clients hold no paths
+        except Exception:  # a file must not be able to stop the service, whatever is wrong with it
+            log.exception("loading %s failed", self.path)
+            self._refuse(f"{self.path.name} cannot be loaded")
+
+    def _load(self) -> Model:
+        checkpoint = checkpoints.load(self.path, self.input_range)
+        predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
+        predictor(np.zeros((256, 256), np.uint8))  # the first call is slow: not with a client waiting
+        return Model(checkpoint.id, predictor, self.path, datetime.now(UTC), dict(checkpoint.training))
+
+    def _refuse(self, reason: str) -> None:
+        if reason != self.refusal:
+            log.warning("not served: %s", reason)
+        self.refusal = reason

@@ -1,0 +1,68 @@
+"""Errors as `application/problem+json` (RFC 9457). The only place where a refusal becomes an HTTP answer."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457, section 3)."""
+
+    type: str = Field("about:blank", description="a URI for the kind of problem; about:blank: the status says it all")
+    title: str = Field(description="the HTTP status in words")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what was expected and what was found")
+
+
+class ProblemError(Exception):
+    """Ends a request with this status and explanation."""
+
+    def __init__(self, status: int, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+
+def response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    problem = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These statuses for a route's `responses`, so that the OpenAPI document has them."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema}},
+            "headers": {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+            if status == 503
+            else {},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the app, its own and the framework's, a problem."""
+
+    @app.exception_handler(ProblemError)
+    async def refuse(_: Request, error: ProblemError) -> JSONResponse:
+        return response(error.status, error.detail, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def framework(_: Request, error: HTTPException) -> JSONResponse:
+        return response(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return response(422, "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()))

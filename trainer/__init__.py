@@ -1,0 +1,1 @@
+"""A folder of annotated images in, `best_model.pth` out."""

@@ -1,0 +1,195 @@
+"""A data folder: `Training_Images/NAME.ext` with `Training_Labels/NAME.ext`, read whole and checked first.
+
+Two label values make a binary problem (the higher one is the foreground), more make one class per value.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from unet.images import SUFFIXES, ImageError, decode
+from unet.pixels import LUMA, PixelError, to_unit
+
+IMAGES, LABELS = "Training_Images", "Training_Labels"
+MAX_CLASSES = 64
+
+NOISY_LABEL = (
+    "JPEG and smooth resizing add grey values between classes: save labels as PNG, resize them to the nearest value"
+)
+
+Array = npt.NDArray[Any]
+SplitKind = Literal["contiguous", "random"]
+
+
+class DataError(ValueError):
+    """Everything that is wrong with a data folder, one line per problem."""
+
+    def __init__(self, folder: Path, problems: list[str]) -> None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n  ".join([f"{folder}: {count} with the data:", *problems]))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated image: a file, or a page of a multi-page one."""
+
+    name: str
+    image: Array
+    """(H, W) or (H, W, 3), uint8, uint16 or float32."""
+    label: npt.NDArray[np.uint8]
+    """(H, W), the index of each pixel's class in `DataSet.class_values`."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    samples: list[Sample]
+    class_values: tuple[int, ...]
+    fingerprint: str
+    """SHA-256 over names and contents of all files."""
+
+    @property
+    def n_classes(self) -> int:
+        """1 for a binary problem, else the number of classes: the network's output channels."""
+        return 1 if len(self.class_values) == 2 else len(self.class_values)
+
+    @property
+    def n_channels(self) -> int:
+        """3 if any image has colour, else 1; grey pictures saved as RGB are grey."""
+        return 3 if any(_has_colour(sample.image) for sample in self.samples) else 1
+
+
+def read_folder(folder: Path) -> DataSet:
+    """Reads and checks all of it. Raises DataError listing every problem, by file name."""
+    problems: list[str] = []
+    pairs = _pair(folder, problems)
+    digest = hashlib.sha256()
+    pages: list[tuple[str, Array, Array]] = []
+    for image_path, label_path in pairs:
+        images, labels = (_read(folder, path, digest, problems) for path in (image_path, label_path))
+        if images is not None and labels is not None:
+            pages += _match_pages(image_path, label_path, images, [_grey(label) for label in labels], problems)
+
+    values = sorted({int(value) for _, _, label in pages for value in np.unique(label)} if not problems else ())
+    if not problems and len(values) > MAX_CLASSES:
+        problems.append(f"{LABELS}: {len(values)} different values in all; expected 2 to {MAX_CLASSES}: {NOISY_LABEL}")
+    if not problems and len(values) > 2 and values[-1] > 255:
+        problems.append(f"{LABELS}: class values up to {values[-1]}; expected 0 to 255, since masks are 8-bit")
+    if problems:
+        raise DataError(folder, problems)
+    samples = [Sample(name, image, np.searchsorted(values, label).astype(np.uint8)) for name, image, label in pages]
+    return DataSet(samples, tuple(values), digest.hexdigest())
+
+
+def split(n_samples: int, fraction: float, kind: SplitKind, seed: int) -> tuple[list[int], list[int]]:
+    """Indices for (training, validation), at least one each. A single sample is both.
+
+    `contiguous` takes the last ones for validation, so that neighbouring slices of a stack stay on one side.
+    """
+    if n_samples == 1:
+        return [0], [0]
+    n_val = min(max(1, round(n_samples * fraction)), n_samples - 1)
+    order = list(range(n_samples))
+    if kind == "random":
+        order = [int(i) for i in np.random.default_rng(seed).permutation(n_samples)]
+    return sorted(order[:-n_val]), sorted(order[-n_val:])
+
+
+def _pair(folder: Path, problems: list[str]) -> list[tuple[Path, Path]]:
+    images, labels = (_by_stem(folder, name, problems) for name in (IMAGES, LABELS))
+    if not problems and not images and not labels:
+        problems.append(f"no images: expected {IMAGES}/NAME.png with {LABELS}/NAME.png ({', '.join(SUFFIXES)})")
+    problems += [
+        f"{IMAGES}/{images[stem].name}: has no label {LABELS}/{stem}.*" for stem in images if stem not in labels
+    ]
+    problems += [
+        f"{LABELS}/{labels[stem].name}: has no image {IMAGES}/{stem}.*" for stem in labels if stem not in images
+    ]
+    return [(images[stem], labels[stem]) for stem in images if stem in labels]
+
+
+def _by_stem(folder: Path, name: str, problems: list[str]) -> dict[str, Path]:
+    if not (folder / name).is_dir():
+        problems.append(f"{name}/: no such folder")
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted((folder / name).iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            problems.append(f"{name}/{path.name}: has the same name as {found[path.stem].name}")
+        else:
+            found[path.stem] = path
+    return found
+
+
+def _read(folder: Path, path: Path, digest: Any, problems: list[str]) -> list[Array] | None:
+    name = path.relative_to(folder)
+    try:
+        data = path.read_bytes()
+        digest.update(f"{name}\0{len(data)}\0".encode())
+        digest.update(data)
+        return decode(data)
+    except (OSError, ImageError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        problems.append(f"{name}: cannot be read: {reason}")
+        return None
+
+
+def _match_pages(
+    image_path: Path, label_path: Path, images: list[Array], labels: list[Array], problems: list[str]
+) -> list[tuple[str, Array, Array]]:
+    """Page i of the image belongs to page i of the label."""
+    if len(images) != len(labels):
+        problems.append(f"{LABELS}/{label_path.name}: {len(labels)} pages; expected {len(images)}, as its image has")
+        return []
+    matched = []
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        page = f" page {i + 1}" if len(images) > 1 else ""
+        image_name, label_name = f"{IMAGES}/{image_path.name}{page}", f"{LABELS}/{label_path.name}{page}"
+        if image.shape[:2] != label.shape:
+            problems.append(f"{label_name}: {_size(label)} pixels; expected {_size(image)}, as its image has")
+        if problem := _image_problem(image):
+            problems.append(f"{image_name}: {problem}")
+        if problem := _label_problem(label, lossy=label_path.suffix.lower() in (".jpg", ".jpeg")):
+            problems.append(f"{label_name}: {problem}")
+        matched.append((f"{image_path.stem}{page}", image, label))
+    return matched
+
+
+def _image_problem(image: Array) -> str | None:
+    try:
+        to_unit(image)
+    except PixelError as error:
+        return str(error)
+    return None
+
+
+def _label_problem(label: Array, *, lossy: bool) -> str | None:
+    values = np.unique(label)
+    if not np.isfinite(values).all() or (values != np.floor(values)).any():
+        return "values that are not whole numbers; expected one whole number per class"
+    if len(values) == 1:
+        return f"only one value ({values[0]:g}): nothing to tell apart; expected at least two, or leave this pair out"
+    if len(values) > MAX_CLASSES or (lossy and len(values) > 2):
+        return f"{len(values)} different values; expected 2 (or one per class, at most {MAX_CLASSES}): {NOISY_LABEL}"
+    return None
+
+
+def _grey(label: Array) -> Array:
+    """A label in colour, such as red on black or a looked-up palette, is read by its luminance."""
+    if label.ndim == 2:
+        return label
+    return label[:, :, 0] if not _has_colour(label) else np.rint(label @ LUMA).astype(label.dtype)
+
+
+def _has_colour(image: Array) -> bool:
+    return image.ndim == 3 and bool((image != image[:, :, :1]).any())
+
+
+def _size(image: Array) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"

@@ -1,0 +1,84 @@
+"""The embedded data set: generated pictures in the manner of an electron micrograph of tissue.
+
+Cells meet at dark membranes of uneven course, hold darker bodies that are no membrane, and are seen through blur, noise
+and uneven light. Label 255 is the inside of a cell, 0 the membrane, as in the ISBI 2012 challenge.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from trainer.dataset import IMAGES, LABELS
+from unet.images import encode_png
+
+Bytes = npt.NDArray[np.uint8]
+Field = npt.NDArray[Any]
+
+N_IMAGES = 16
+SIZE = 256
+SEED = 2015
+
+
+def write(folder: Path) -> None:
+    """Writes the data set in the layout that `unet-train --data` reads."""
+    for name in (IMAGES, LABELS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i in range(N_IMAGES):
+        image, label = generate(np.random.default_rng((SEED, i)))
+        (folder / IMAGES / f"{i:02d}.png").write_bytes(encode_png(image))
+        (folder / LABELS / f"{i:02d}.png").write_bytes(encode_png(label))
+
+
+def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:
+    """One image and its label, both (size, size) uint8; the label holds 0 and 255."""
+    yx = np.mgrid[0:size, 0:size].astype(np.float32)
+    warped = (
+        yx + np.stack([_smooth(rng, size, sigma=12), _smooth(rng, size, sigma=12)]) * 7
+    )  # cell walls are not straight
+    nearest, second = _two_nearest(warped, _cell_centres(rng, size))
+    inside = (second - nearest) > 6  # so a membrane is about 6 pixels wide
+
+    image: Field = np.where(inside, 0.66, 0.27).astype(np.float32)
+    image += 0.05 * _smooth(rng, size, sigma=2) * inside  # cytoplasm is grainy
+    image[_bodies(rng, size) & inside & ((second - nearest) > 14)] -= 0.22
+    image = cv2.GaussianBlur(image, (0, 0), 1.0)
+    image = image * (1 + 0.16 * _smooth(rng, size, sigma=60))  # uneven light
+    image += rng.normal(0, 0.07, image.shape).astype(np.float32)
+    return (image.clip(0, 1) * 255).astype(np.uint8), np.where(inside, 255, 0).astype(np.uint8)
+
+
+def _cell_centres(rng: np.random.Generator, size: int, spacing: int = 36) -> Field:
+    """(N, 2) centres on a jittered grid that reaches beyond the picture."""
+    axis = np.arange(-spacing, size + 2 * spacing, spacing)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    return grid + rng.uniform(-0.38, 0.38, grid.shape) * spacing
+
+
+def _two_nearest(yx: Field, centres: Field) -> tuple[Field, Field]:
+    """(2, H, W) positions -> (H, W) distances to the nearest and to the second nearest centre."""
+    distances = np.linalg.norm(yx[np.newaxis] - centres[:, :, np.newaxis, np.newaxis], axis=1)  # (N, H, W)
+    nearest, second = np.partition(distances, 1, axis=0)[:2]
+    return nearest, second
+
+
+def _bodies(rng: np.random.Generator, size: int) -> Field:
+    """(H, W) bool: scattered ellipses, darker than their cell."""
+    canvas = np.zeros((size, size), np.uint8)
+    for _ in range(size * size // 1800):
+        y, x = (int(v) for v in rng.integers(0, size, 2))
+        axes = (int(rng.integers(3, 7)), int(rng.integers(2, 5)))
+        cv2.ellipse(canvas, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    return canvas > 0
+
+
+def _smooth(rng: np.random.Generator, size: int, sigma: float) -> Field:
+    """(size, size) random field of unit variance that varies over `sigma` pixels."""
+    pad = int(2 * sigma)
+    noise = rng.normal(size=(size + 2 * pad, size + 2 * pad)).astype(np.float32)
+    field: Field = cv2.GaussianBlur(noise, (0, 0), sigma)[pad : pad + size, pad : pad + size]
+    field -= field.mean()
+    field /= field.std()
+    return field

@@ -1,0 +1,48 @@
+"""The settings of `unet-train`."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from trainer.dataset import SplitKind
+from trainer.recipes import RECIPES, Recipe, RecipeName
+from unet.device import DeviceChoice
+from unet.network import STRIDE
+from unet.settings import ProgramSettings
+
+
+class TrainSettings(ProgramSettings):
+    """Trains a U-Net on a folder of annotated images and writes best_model.pth."""
+
+    model_config = SettingsConfigDict(env_prefix="TRAINER_", cli_prog_name="unet-train")
+
+    data: str = Field(
+        "sample", description="folder with Training_Images/ and Training_Labels/, or 'sample': the embedded data set"
+    )
+    out: Path = Field(Path("model"), description="folder to write into")
+    recipe: RecipeName = Field("default", description="the settings to start from; the flags below override it")
+    epochs: int | None = Field(None, ge=1, description="passes over the training images")
+    max_minutes: float | None = Field(
+        None, gt=0, description="stop after M minutes, if the epochs are not over by then"
+    )
+    batch_size: int | None = Field(None, ge=1, description="crops per step")
+    lr: float | None = Field(None, gt=0, description="learning rate at its highest")
+    base_channels: int | None = Field(None, ge=1, description="width of the network's first level")
+    image_size: int | None = Field(
+        None, ge=STRIDE, multiple_of=STRIDE, description="side of the training crops, pixels"
+    )
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
+    val_split: SplitKind = Field("contiguous", description="validate on the last images by name, or on random ones")
+    device: DeviceChoice = Field("auto", description="where to train")
+    seed: int = Field(0, ge=0, description="same seed, same data, same machine: same weights")
+    force: bool = Field(False, description="start over, whatever an earlier run left in --out")
+
+    def resolved_recipe(self) -> Recipe:
+        return RECIPES[self.recipe].override(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            base_channels=self.base_channels,
+            image_size=self.image_size,
+        )

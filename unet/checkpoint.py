@@ -1,0 +1,216 @@
+"""The checkpoint file `best_model.pth`: written, read and explained here and nowhere else.
+
+The file is a dict of tensors and plain builtins, so `torch.load(weights_only=True)` reads it and no code in it can run:
+
+    format         1
+    network        the fields of `NetworkConfig`
+    preprocessing  the fields of `Preprocessing`
+    class_values   label values in the order of the classes; for a binary network (background, foreground)
+    threshold      foreground is where the probability is above it
+    training       summary: recipe, epoch, score, data fingerprint, versions, time
+    state_dict     the weights
+
+`load` also takes a bare `state_dict` of the U-Nets in circulation (see `_read_bare`).
+"""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from unet.network import NetworkConfig, UNet
+from unet.pixels import InputRange, Preprocessing
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is no usable checkpoint. Says which file and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    network: NetworkConfig
+    preprocessing: Preprocessing
+    state_dict: Mapping[str, Tensor]
+    class_values: tuple[int, ...] = (0, 255)
+    threshold: float = 0.5
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Plain builtins only; empty for a bare state_dict."""
+    id: str = ""
+    """The first 12 digits of the SHA-256 of the file it was loaded from; empty if it was not."""
+
+    def __post_init__(self) -> None:
+        n_values = max(2, self.network.n_classes)
+        if len(self.class_values) != n_values:
+            raise ValueError(f"class_values: expected {n_values} values, found {len(self.class_values)}")
+        if self.network.n_classes > 1 and not all(0 <= value <= 255 for value in self.class_values):
+            raise ValueError(f"class_values: expected values of 0..255, found {self.class_values}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold: expected 0..1, found {self.threshold}")
+        expected = {name: tuple(tensor.shape) for name, tensor in self._unfilled().state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in self.state_dict.items()}
+        if expected != found:
+            raise ValueError(_difference(expected, found))
+
+    def build(self) -> UNet:
+        """The network with its weights, float32, in evaluation mode. The weights are shared, not copied."""
+        network = self._unfilled()
+        network.load_state_dict(self.state_dict, assign=True)
+        return network.float().eval()
+
+    def _unfilled(self) -> UNet:
+        with torch.device("meta"):  # shapes without memory: no time goes into weights that are replaced at once
+            return self.network.build()
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes the file atomically. Raises OSError when that cannot be done; the old file is then unchanged."""
+    content = {
+        "format": FORMAT,
+        "network": asdict(checkpoint.network),
+        "preprocessing": asdict(checkpoint.preprocessing),
+        "class_values": list(checkpoint.class_values),
+        "threshold": checkpoint.threshold,
+        "training": dict(checkpoint.training),
+        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()},
+    }
+    replace_atomically(path, lambda file: torch.save(content, file))
+
+
+def load(path: Path, input_range: InputRange = "0-1") -> Checkpoint:
+    """Reads a checkpoint or a bare state_dict. Raises CheckpointError with the reason, never anything else.
+
+    `input_range` says how the pixels of a *bare* file's training images were scaled, which it cannot say itself.
+    """
+    content, digest = read(path)
+    try:
+        checkpoint = _read_own(content) if "format" in content else _read_bare(content, input_range)
+        checkpoint = replace(checkpoint, id=digest[:12])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: has no entry {error}") from error
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not all(bool(tensor.isfinite().all()) for tensor in checkpoint.state_dict.values()):
+        raise CheckpointError(f"{path}: expected finite weights, found NaN or infinity")
+    return checkpoint
+
+
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """The dict in a file, by safe loading only, and the file's SHA-256. Raises CheckpointError."""
+    try:
+        data = path.read_bytes()
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch.load raises whatever its unpickler and zip reader meet in a damaged file
+        raise CheckpointError(
+            f"{path}: expected a file of tensors and plain values, written by torch.save(network.state_dict()) or by "
+            f"unet-train; it is damaged or holds something else ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dict of weights, found {type(content).__name__}")
+    return content, hashlib.sha256(data).hexdigest()
+
+
+def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """A reader sees the old file or the new one, whole, even if this process or the machine dies meanwhile."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would lock out a service with another user id
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _read_own(content: dict[str, Any]) -> Checkpoint:
+    if content["format"] != FORMAT:
+        raise ValueError(f"expected format {FORMAT}, found {content['format']!r}: written by another version")
+    return Checkpoint(
+        network=NetworkConfig(**content["network"]),
+        preprocessing=Preprocessing(**content["preprocessing"]),
+        state_dict=content["state_dict"],
+        class_values=tuple(content["class_values"]),
+        threshold=content["threshold"],
+        training=content["training"],
+    )
+
+
+def _read_bare(content: dict[str, Any], input_range: InputRange) -> Checkpoint:
+    """A state_dict of the tutorials' network or of Pytorch-UNet; channels, classes, width and variant by its shapes.
+
+    Wrappers' prefixes are removed. Pytorch-UNet adds an entry `mask_values` among the weights: its label values.
+    """
+    content = dict(content)
+    mask_values = content.pop("mask_values", None)
+    weights = {_without_prefix(str(name)): value for name, value in content.items()}
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError("neither a checkpoint of unet-train (no `format`) nor a bare state_dict (not all are tensors)")
+    bottom = "down4.maxpool_conv.1.double_conv.3.weight"
+    known = ("inc.double_conv.0.weight", "up1.conv.double_conv.0.weight", bottom, "outc.conv.weight")
+    if missing := [name for name in known if name not in weights]:
+        raise ValueError(f"not a U-Net of a known kind: has no {missing[0]!r}")
+    base_channels, n_channels = weights["inc.double_conv.0.weight"].shape[:2]
+    bilinear = "up1.up.weight" not in weights
+    if bilinear:  # the middle of a tutorial's up step is as wide as its output, else half as wide as its input
+        tutorial = weights["up1.conv.double_conv.0.weight"].shape[0] == 4 * base_channels
+    else:  # a tutorial's bottom is 8 times as wide as its top, else 16 times, and up-convolutions halve
+        tutorial = weights[bottom].shape[0] == 8 * base_channels
+    network = NetworkConfig(
+        n_channels=n_channels,
+        n_classes=weights["outc.conv.weight"].shape[0],
+        bilinear=bilinear,
+        base_channels=base_channels,
+        variant="tutorial" if tutorial else "pytorch-unet",
+        conv_bias="inc.double_conv.0.bias" in weights,
+    )
+    return Checkpoint(
+        network=network,
+        # such networks see images at their own size; they pad inside, where levels meet
+        preprocessing=Preprocessing(input_range=input_range, size_multiple=1),
+        state_dict=weights,
+        class_values=_class_values(mask_values, network.n_classes),
+    )
+
+
+def _without_prefix(name: str) -> str:
+    """DataParallel wraps as `module.`, torch.compile as `_orig_mod.`, in either order."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    return name
+
+
+def _class_values(mask_values: object, n_classes: int) -> tuple[int, ...]:
+    expected = max(2, n_classes)
+    if (
+        isinstance(mask_values, list)
+        and len(mask_values) == expected
+        and all(isinstance(value, int) and 0 <= value <= 255 for value in mask_values)
+    ):
+        return tuple(mask_values)
+    return (0, 255) if n_classes == 1 else tuple(range(n_classes))
+
+
+def _difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """The first disagreement between two sets of weights, and how many there are."""
+    wrong = [
+        f"{name}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return f"weights do not fit the network: {wrong[0]}{more}"

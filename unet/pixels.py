@@ -1,0 +1,103 @@
+"""Pixels: the one place where grey values become network input. Knows arrays, not files.
+
+An image is (H, W) or (H, W, C), C = 1 grey, 3 RGB, 2 and 4 the same with an alpha channel, which is ignored. Values are
+scaled by dtype, never by content: uint8 / 255, uint16 / 65535, bool 0 and 1, floats as they are (0..1 is meant).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from unet.network import STRIDE
+
+_TYPE_MAX = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+
+InputRange = Literal["0-1", "0-255"]
+
+FloatArray = npt.NDArray[np.float32]
+
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of R, G and B in a grey value (ITU-R BT.601, as OpenCV)."""
+
+
+class PixelError(ValueError):
+    """An array that is no image, or not one for this network. Says what was expected and what was found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the network's input. Part of the checkpoint, so that serving repeats training."""
+
+    input_range: InputRange = "0-1"
+    """What the darkest and the brightest grey value of the dtype become."""
+    standardise: bool = False
+    """Then bring each image to zero mean and unit variance, channel by channel."""
+    size_multiple: int = STRIDE
+    """Mirror the image at its right and lower border up to a multiple of this. 1: only up to 16 pixels."""
+
+    def __post_init__(self) -> None:
+        if self.input_range not in get_args(InputRange):
+            raise ValueError(f"input_range: expected 0-1 or 0-255, found {self.input_range!r}")
+        if not isinstance(self.size_multiple, int) or self.size_multiple < 1:
+            raise ValueError(f"size_multiple: expected a whole number of at least 1, found {self.size_multiple!r}")
+
+    def __call__(self, image: npt.NDArray[Any], n_channels: int) -> FloatArray:
+        """Image -> (n_channels, H, W) float32. Raises PixelError."""
+        x = match_channels(to_unit(image), n_channels)  # (H, W, n_channels)
+        if self.standardise:
+            mean = x.mean(axis=(0, 1), dtype=np.float64)
+            std = x.std(axis=(0, 1), dtype=np.float64)
+            x = ((x - mean) / np.maximum(std, 1e-6)).astype(np.float32)
+        elif self.input_range == "0-255":
+            x = x * np.float32(255)
+        return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size that an image of (height, width) is mirrored up to."""
+        return _next(height, self.size_multiple), _next(width, self.size_multiple)
+
+
+def to_unit(image: npt.NDArray[Any]) -> FloatArray:
+    """Image of any accepted dtype -> (H, W, C) float32, the range of an integer dtype mapped to 0..1."""
+    if image.ndim == 2:
+        image = image[:, :, np.newaxis]
+    if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
+        raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
+    if image.dtype in _TYPE_MAX:
+        return image.astype(np.float32) / np.float32(_TYPE_MAX[image.dtype])
+    if not np.issubdtype(image.dtype, np.floating):
+        raise PixelError(f"expected pixels of uint8, uint16, bool or float, found {image.dtype}")
+    with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, and is refused
+        x = image.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise PixelError("expected finite pixel values, found NaN or infinity")
+    return x
+
+
+def match_channels(x: FloatArray, n_channels: int) -> FloatArray:
+    """(H, W, C) -> (H, W, n_channels): drops alpha, RGB to grey by luminance, grey to RGB by repetition."""
+    if x.shape[2] == n_channels:
+        return x
+    if x.shape[2] in (2, 4):
+        x = x[:, :, :-1]
+    if x.shape[2] == n_channels:
+        return x
+    if x.shape[2] == 3 and n_channels == 1:
+        return (x @ LUMA)[:, :, np.newaxis]
+    if x.shape[2] == 1 and n_channels == 3:
+        return np.repeat(x, 3, axis=2)
+    raise PixelError(f"this network takes images of {n_channels} channels, found {x.shape[2]}")
+
+
+def mirror(x: FloatArray, height: int, width: int, margin: int = 0) -> FloatArray:
+    """(C, H, W) -> (C, height + 2 margin, width + 2 margin), continued by reflection: to the right and below up to the
+    size, then by the margin on every side (the paper's overlap-tile border). Images smaller than that repeat."""
+    _, h, w = x.shape
+    pad = ((0, 0), (margin, height - h + margin), (margin, width - w + margin))
+    return np.pad(x, pad, mode="reflect") if np.any(pad) else x
+
+
+def _next(side: int, multiple: int) -> int:
+    return max(STRIDE, -(-side // multiple) * multiple)

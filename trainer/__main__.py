@@ -1,13 +1,23 @@
 """`unet-train`, or `python -m trainer`."""
 
+import signal
 import sys
+from types import FrameType
 
 from trainer.settings import TrainSettings
 from unet.settings import parse
 
 
+STOPPED = "stopped; the same command goes on after the last finished epoch"
+
+
+class Terminated(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt, no `except Exception` may hold it up."""
+
+
 def main(argv: list[str] | None = None) -> int:
     settings = parse(TrainSettings, argv)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         from trainer.run import run  # torch takes seconds to import, --help and a wrong flag do not need it
     except ModuleNotFoundError as error:
@@ -17,8 +27,14 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on after the last finished epoch", status=130)
+        return _fail(STOPPED, status=130)
+    except Terminated:
+        return _fail(STOPPED, status=143)
     return 0
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _fail(message: str, status: int = 2) -> int:

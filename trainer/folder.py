@@ -35,7 +35,7 @@ class RunFolder:
         if not self.last.exists():
             if self.best.exists():
                 raise FolderError(
-                    f"{self.best} is there, {LAST} to go on from is not: choose another --out, or start over with --force"
+                    f"{self.best} is there, {LAST} to go on from is not: choose another --out, or replace it by --force"
                 )
             return Progress()
         try:

@@ -1,10 +1,8 @@
 """The U-Net: its network, its checkpoint file, its pixels, its predictions. Imports neither `trainer` nor `service`."""
 
-from importlib.metadata import version
-
 from unet.network import NetworkConfig, UNet
 from unet.predictor import Predictor
 
-__version__ = version("unet-service")
+__version__ = "0.1.0"
 
 __all__ = ["NetworkConfig", "Predictor", "UNet", "__version__"]

@@ -7,7 +7,6 @@ from types import FrameType
 from trainer.settings import TrainSettings
 from unet.settings import parse
 
-
 STOPPED = "stopped; the same command goes on after the last finished epoch"
 
 

@@ -1,8 +1,11 @@
 """Crops: where they come from, and that they repeat."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from trainer.augment import Augmentation
 from trainer.batches import Batches
 from trainer.dataset import Sample
 from trainer.recipes import RECIPES, Recipe
@@ -18,19 +21,20 @@ def coded(height: int, width: int) -> Sample:
     return Sample("coded", image, ((y + x) % 2).astype(np.uint8))
 
 
-def batches(samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0) -> Batches:
-    return Batches(samples, Preprocessing(input_range="0-255"), 3, recipe, seed)
+def batches(samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0, margin: int = 0) -> Batches:
+    preprocessing = Preprocessing(input_range="0-255")
+    return Batches(samples, preprocessing, 3, 2, recipe, margin=margin, seed=seed, device=torch.device("cpu"))
 
 
 def test_image_and_label_stay_together_through_every_turn() -> None:
     corners = set()
-    for images, labels in batches([coded(64, 96)]).epoch(1):
+    for images, labels, _ in batches([coded(64, 96)]).epoch(1):
         assert images.shape[1:] == (3, 32, 32)
         assert labels.dtype == torch.int64
-        assert torch.equal((images[:, 0] + images[:, 1]).long() % 2, labels)
+        assert torch.equal((images[:, 0] + images[:, 1]).round().long() % 2, labels)
         for image in images:  # up or down, left or right, rows or columns first: eight ways to turn a square
-            (y0, x0), (y1, x1) = image[:2, 0, 0].tolist(), image[:2, 0, -1].tolist()
-            (_, _), (y2, x2) = (0, 0), image[:2, -1, 0].tolist()
+            (y0, x0), (y1, x1) = image[:2, 0, 0].round().tolist(), image[:2, 0, -1].round().tolist()
+            y2, x2 = image[:2, -1, 0].round().tolist()
             corners.add((y1 - y0, x1 - x0, y2 - y0, x2 - x0))
     assert len(corners) == 8
 
@@ -39,8 +43,8 @@ def test_without_rotation_only_flips() -> None:
     recipe = RECIPES["tutorial"].override(image_size=32)
     steps = set()
     for epoch in range(20):
-        for images, _ in batches([coded(64, 96)], recipe).epoch(epoch):
-            steps |= {tuple((image[:2, 0, -1] - image[:2, 0, 0]).tolist()) for image in images}
+        for images, _, _ in batches([coded(64, 96)], recipe).epoch(epoch):
+            steps |= {tuple((image[:2, 0, -1] - image[:2, 0, 0]).round().tolist()) for image in images}
     assert steps == {(0, 31), (0, -31)}
 
 
@@ -60,6 +64,15 @@ def test_an_epoch_covers_the_area_and_has_a_least_number_of_steps() -> None:
 
 
 def test_small_images_are_mirrored_to_a_crop() -> None:
-    images, labels = next(batches([coded(20, 7)]).epoch(1))
+    images, labels, _ = next(batches([coded(20, 7)]).epoch(1))
     assert images.shape[-2:] == labels.shape[-2:] == (32, 32)
-    assert set(images[:, 1].unique().tolist()) <= set(range(20))
+    assert set(images[:, 1].round().unique().tolist()) == set(range(7))
+
+
+def test_the_paper_network_sees_a_margin_around_what_it_learns() -> None:
+    recipe = replace(RECIPES["paper"].override(image_size=36), augmentation=Augmentation())
+    images, labels, weights = next(batches([coded(300, 300)], recipe, margin=92).epoch(1))
+    assert images.shape[-2:] == (36 + 184, 36 + 184)
+    assert torch.equal(images[:, :2, 92:-92, 92:-92].sum(1).round().long() % 2, labels)
+    assert weights is not None
+    assert weights.shape == labels.shape

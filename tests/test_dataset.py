@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import png
 
-from trainer.dataset import DataError, read_folder, split
+from trainer.dataset import DataError, SplitKind, read_folder, split, split_fold
 from unet.images import encode_tiff
 
 Folder = Callable[..., Path]
@@ -166,3 +166,15 @@ def test_random_splits_follow_the_seed() -> None:
 
 def test_a_single_image_is_on_both_sides() -> None:
     assert split(1, 0.2, "contiguous", 0) == ([0], [0])
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "random"])
+def test_every_image_is_validated_on_in_exactly_one_fold(kind: SplitKind) -> None:
+    sides = [split_fold(10, 3, fold, kind, seed=1) for fold in (1, 2, 3)]
+    assert sorted(i for _, val in sides for i in val) == list(range(10))
+    for train, val in sides:
+        assert sorted(train + val) == list(range(10))
+    with pytest.raises(ValueError, match="fold 4 of 3"):
+        split_fold(10, 3, 4, kind, seed=1)
+    with pytest.raises(ValueError, match="<= 10, the number of images"):
+        split_fold(10, 11, 1, kind, seed=1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.metrics import confusion, scores
+from trainer.metrics import ThresholdCurve, confusion, object_scores, scores
 
 
 def test_scores_of_four_pixels() -> None:
@@ -29,3 +29,46 @@ def test_an_absent_class_is_perfect_and_an_invented_one_is_not() -> None:
     nothing = np.zeros(4, int)
     assert scores(confusion(nothing, nothing, 3)).dice == (1, 1, 1)
     assert scores(confusion(np.array([0, 0, 0, 2]), nothing, 3)).dice == pytest.approx((6 / 7, 1, 0))
+
+
+def test_the_threshold_curve_by_hand() -> None:
+    """Foreground at 0.9, 0.6; background at 0.1, 0.3: everything between 0.3 and 0.6 separates them."""
+    curve = ThresholdCurve()
+    curve.add(np.array([[0.9, 0.1]], np.float32), np.array([[1, 0]]))
+    curve.add(np.array([[0.6, 0.3]], np.float32), np.array([[1, 0]]))
+    threshold, best = curve.best()
+    assert threshold == 0.5
+    assert best.dice == (1, 1)
+    assert curve.auc() == 1
+    assert curve.confusion(700).tolist() == [[2, 0], [1, 1]]
+    assert curve.confusion(200).tolist() == [[1, 1], [0, 2]]
+
+
+def test_the_threshold_curve_agrees_with_thresholding(rng: np.random.Generator) -> None:
+    p, label = rng.random((50, 50), dtype=np.float32), rng.integers(0, 2, (50, 50))
+    curve = ThresholdCurve()
+    curve.add(p, label)
+    for k in (1, 250, 777, 999):
+        np.testing.assert_array_equal(curve.confusion(k), confusion((p > k / 1000).astype(int), label, 2))
+
+
+def test_auc_by_hand() -> None:
+    """Of the four pairs one is ordered wrongly and one is tied: (2 + 1/2) / 4."""
+    curve = ThresholdCurve()
+    curve.add(np.array([[0.2, 0.8, 0.5, 0.8]], np.float32), np.array([[0, 0, 1, 1]]))
+    assert curve.auc() == pytest.approx(2.5 / 4)
+
+
+def test_objects_by_hand() -> None:
+    """Two cells of 40 pixels each; if the wall between them is missed, all 80 pixels are one object."""
+    label = np.ones((8, 11), np.uint8)
+    label[:, 5] = 0
+    walls = label.astype(np.float32) * 0.9
+    perfect = object_scores(walls, label, 0.5)
+    assert (perfect.rand, perfect.information) == (1, 0)
+    thick = walls.copy()
+    thick[:, 4:7] = 0.1  # thicker walls are no error
+    assert object_scores(thick, label, 0.5).rand == 1
+    merged = object_scores(np.full((8, 11), 0.9, np.float32), label, 0.5)
+    assert merged.rand == pytest.approx(2 * 0.5 / (0.5 + 1), abs=0.01)  # precision a half, recall 1
+    assert merged.information == pytest.approx(1)  # one bit: which of the two

@@ -29,8 +29,10 @@ def test_the_service_has_its_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (["--epochs", "0"], "--epochs (or TRAINER_EPOCHS): input should be greater than or equal to 1, found '0'"),
         (["--epochs", "many"], "--epochs (or TRAINER_EPOCHS): input should be a valid integer"),
-        (["--recipe", "best"], "--recipe (or TRAINER_RECIPE): input should be 'default', 'quick' or 'tutorial'"),
-        (["--image-size", "100"], "--image-size (or TRAINER_IMAGE_SIZE): input should be a multiple of 16"),
+        (
+            ["--recipe", "best"],
+            "--recipe (or TRAINER_RECIPE): input should be 'default', 'quick', 'tutorial' or 'paper'",
+        ),
         (["--device", "tpu"], "--device (or TRAINER_DEVICE)"),
         (["--bogus", "1"], "unrecognized arguments: --bogus"),
         (["--epochs"], "--epochs: expected one argument"),

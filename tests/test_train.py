@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from conftest import picture, png
 
 from trainer import fit as fitting
 from trainer.__main__ import Terminated, main
+from trainer.augment import Augmentation
+from trainer.metrics import confusion, scores
 from trainer.recipes import RECIPES
 from unet import Predictor
 from unet import checkpoint as checkpoints
@@ -36,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["network"]  # type: ignore[no-any-return]
+    return torch.load(path, weights_only=True)["learner"]["network"]  # type: ignore[no-any-return]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -49,7 +52,18 @@ def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path, capsy
     printed = capsys.readouterr().out
     assert "3 images to train on, 1 to validate on, classes (0, 1)" in printed
     assert len(re.findall(r"^epoch +\d/3  loss \d\.\d{4}  dice 0 ", printed, re.M)) == 3
-    assert {p.name for p in out.iterdir()} == {"best_model.pth", "last.pth", "history.csv", "report.json"}
+    assert {p.name for p in out.iterdir()} == {
+        "best_model.pth",
+        "last.pth",
+        "history.csv",
+        "training.png",
+        "samples.png",
+        "report.json",
+    }
+    assert picture((out / "samples.png").read_bytes()).shape == (520, 3 * 520, 3)
+    assert picture((out / "training.png").read_bytes()).ndim == 3
+    assert re.search(r"^class 1 +dice \d\.\d{4}  iou \d\.\d{4}$", printed, re.M)
+    assert re.search(r"^objects +rand \d\.\d{4}", printed, re.M)
     rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     best = checkpoints.load(out / "best_model.pth")
@@ -95,8 +109,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
     run_epoch = fitting.run_epoch
 
-    def killed(*args: object) -> float:
-        if args[3] == 3:
+    def killed(*args: object) -> tuple[float, float]:
+        if args[2] == 3:
             raise Terminated
         return run_epoch(*args)  # type: ignore[arg-type]
 
@@ -149,7 +163,7 @@ def test_a_damaged_last_pth_is_said_so(data: Path, tmp_path: Path, capsys: pytes
 def test_a_loss_that_is_no_number_stops_the_run_before_the_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fitting, "loss_of", lambda logits, labels: (logits * torch.inf).sum())
+    monkeypatch.setattr(fitting, "loss_of", lambda logits, *_: (logits * torch.inf).sum())
     assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out")]) == 2
     assert re.search(r"the loss became (nan|inf|-inf) in epoch 1, step 1; .*Lower --lr", capsys.readouterr().err)
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "last.pth").values())
@@ -186,12 +200,10 @@ def test_the_tutorial_recipe_is_the_tutorials() -> None:
     assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.grey) == (512, 4, 50, True)
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.momentum) == ("rmsprop", 1e-5, 1e-8, 0.9)
     assert (recipe.base_channels, recipe.variant, recipe.bilinear) == (64, "tutorial", True)
-    assert (recipe.schedule, recipe.rotate, recipe.standardise, recipe.input_range) == (
-        "constant",
-        False,
-        False,
-        "0-255",
-    )
+    assert (recipe.schedule, recipe.standardise, recipe.input_range) == ("constant", False, "0-255")
+    assert (recipe.loss, recipe.border_weights, recipe.ema, recipe.clip_norm) == ("ce", False, None, None)
+    assert recipe.augmentation == Augmentation(flip=True)  # and nothing else
+    assert not recipe.mixed_precision
 
 
 def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
@@ -207,11 +219,63 @@ def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
     assert schedule.over(1, 60)
 
 
-def test_losses_by_hand() -> None:
-    logits = torch.tensor([0.0, 2.0]).reshape(1, 1, 1, 2)
-    labels = torch.tensor([[[1, 0]]])
-    expected = (np.log(2) + np.log(1 + np.exp(2))) / 2
-    assert fitting.loss_of(logits, labels).item() == pytest.approx(expected)
-    three = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
-    expected = np.log(np.exp([1, 2, 3]).sum()) - 3
-    assert fitting.loss_of(three, torch.tensor([[[2]]])).item() == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_every_recipe_trains_and_resumes_exactly(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """Averages, drop-out, momentum, weights of borders and augmentation: none of it forgets where it was."""
+    small = RECIPES[recipe].override(base_channels=2, image_size=36 if recipe == "paper" else 32, batch_size=2)
+    monkeypatch.setitem(RECIPES, recipe, replace(small, min_steps=2))
+    command = ["--recipe", recipe, "--data", str(data), "--device", "cpu", "--epochs", "3", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    run_epoch = fitting.run_epoch
+
+    def killed(*args: object) -> tuple[float, float]:
+        if args[2] == 2:
+            raise Terminated
+        return run_epoch(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "run_epoch", killed)
+        assert main([*command, str(tmp_path / "parts")]) == 143
+    assert main([*command, str(tmp_path / "parts")]) == 0
+    assert same(weights(tmp_path / "whole" / "last.pth"), weights(tmp_path / "parts" / "last.pth"))
+    one, other = (checkpoints.load(tmp_path / part / "best_model.pth") for part in ("whole", "parts"))
+    assert same(dict(one.state_dict), dict(other.state_dict))
+
+
+def test_the_average_is_what_is_validated_and_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "quick", replace(RECIPES["quick"], ema=0.9, min_steps=3))
+    out = tmp_path / "out"
+    assert main([*TINY, "--data", str(data), "--out", str(out), "--epochs", "1"]) == 0
+    state = torch.load(out / "last.pth", weights_only=True)["learner"]
+    best = checkpoints.load(out / "best_model.pth").state_dict
+    assert all(torch.equal(state["averaged"][f"module.{name}"], tensor) for name, tensor in best.items())
+    assert not torch.equal(state["network"]["outc.conv.weight"], best["outc.conv.weight"])
+
+
+def test_the_stored_threshold_maximises_the_score(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([*TINY, "--data", str(data), "--out", str(out), "--epochs", "3"]) == 0
+    predictor = Predictor.load(out / "best_model.pth", device="cpu")
+    image, label = (picture((data / part / "3.png").read_bytes()) for part in ("Training_Images", "Training_Labels"))
+
+    def score(threshold: float) -> float:
+        return scores(confusion(predictor.mask(image, threshold) // 255, label, 2)).score
+
+    assert score(predictor.threshold) == pytest.approx(max(score(k / 100) for k in range(1, 100)), abs=0.002)
+
+
+def test_cross_validation_flags(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "out"), "--folds", "2"]
+    assert main([*command, "--fold", "2"]) == 0
+    assert "2 images to train on, 2 to validate on" in capsys.readouterr().out
+    assert main([*command, "--fold", "3"]) == 2
+    assert "fold 3 of 2" in capsys.readouterr().err
+
+
+def test_a_crop_that_the_network_cannot_make_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--recipe", "paper", "--image-size", "256"]) == 2
+    assert "a multiple of 16, plus 4 (such as 388)" in capsys.readouterr().err

@@ -1,66 +1,95 @@
-"""Batches of crops, each at a random place, flipped and turned at random: the same ones for the same seed and epoch."""
+"""Batches of crops, cut and augmented on the training device: the same ones for the same seed and epoch."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.augment import adjust_grey, sample, sampling_grid
 from trainer.dataset import Sample
+from trainer.losses import border_weights
 from trainer.recipes import Recipe
-from unet.pixels import FloatArray, Preprocessing
+from unet.pixels import Preprocessing
 
-Label = npt.NDArray[np.uint8]
+
+class Batch(NamedTuple):
+    """B crops with labels of side S; the images are larger by the network's margin on each side."""
+
+    images: Tensor
+    """(B, C, S + 2 margin, S + 2 margin) float32, prepared as for prediction."""
+    labels: Tensor
+    """(B, S, S) int64 class indices."""
+    weights: Tensor | None
+    """(B, S, S) float32 for the loss, if the recipe weighs borders."""
 
 
 class Batches:
-    """`for images, labels in batches.epoch(3)`: (B, C, S, S) float32 and (B, S, S) int64 class indices, on the CPU."""
+    """`for images, labels, weights in batches.epoch(3)`."""
 
     def __init__(
-        self, samples: list[Sample], preprocessing: Preprocessing, n_channels: int, recipe: Recipe, seed: int
+        self,
+        samples: list[Sample],
+        preprocessing: Preprocessing,
+        n_channels: int,
+        n_classes: int,
+        recipe: Recipe,
+        *,
+        margin: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
-        self.size = recipe.image_size
-        self.batch_size = recipe.batch_size
-        self.rotate = recipe.rotate
+        self.recipe = recipe
+        self.margin = margin
         self.seed = seed
-        # whole images are prepared once, exactly as at prediction; crops are cut from them
-        self.images = [_at_least(preprocessing(sample.image, n_channels), self.size) for sample in samples]
-        self.labels = [_at_least(sample.label, self.size) for sample in samples]
-        crops = [max(1, round(label.size / self.size**2)) for label in self.labels]
+        # whole images are prepared once, exactly as at prediction, and stay on the device
+        self.images = [torch.from_numpy(preprocessing(s.image, n_channels)).to(device) for s in samples]
+        self.targets = [_target(s, n_classes, recipe).to(device) for s in samples]  # (1 or 2, H, W)
+        crops = [max(1, round(s.label.size / recipe.image_size**2)) for s in samples]
         self.order = np.repeat(np.arange(len(samples)), crops)  # large images are seen more often
-        repeats = -(-recipe.min_steps * self.batch_size // len(self.order))
+        repeats = -(-recipe.min_steps * recipe.batch_size // len(self.order))
         self.order = np.tile(self.order, max(1, repeats))
 
     def __len__(self) -> int:
         """Batches in an epoch; the last one may be smaller."""
-        return -(-len(self.order) // self.batch_size)
+        return -(-len(self.order) // self.recipe.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(self.order)
-        for start in range(0, len(order), self.batch_size):
-            crops = [self._crop(int(i), rng) for i in order[start : start + self.batch_size]]
-            images = np.stack([image for image, _ in crops])
-            labels = np.stack([label for _, label in crops])
-            yield torch.from_numpy(images), torch.from_numpy(labels).long()
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.order)
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        for start in range(0, len(order), self.recipe.batch_size):
+            yield self._batch([int(i) for i in order[start : start + self.recipe.batch_size]], rng)
 
-    def _crop(self, i: int, rng: np.random.Generator) -> tuple[FloatArray, Label]:
-        image, label = self.images[i], self.labels[i]
-        height, width = label.shape
-        y, x = int(rng.integers(height - self.size + 1)), int(rng.integers(width - self.size + 1))
-        window = (slice(y, y + self.size), slice(x, x + self.size))
-        image, label = image[:, *window], label[window]
-        for axis in (-1, -2):
-            if rng.random() < 0.5:
-                image, label = np.flip(image, axis), np.flip(label, axis)
-        if self.rotate and rng.random() < 0.5:  # with the flips: all eight symmetries of the square
-            image, label = np.rot90(image, axes=(-2, -1)), np.rot90(label)
-        return image, label
+    def _batch(self, chosen: list[int], rng: torch.Generator) -> Batch:
+        how, size, margin = self.recipe.augmentation, self.recipe.image_size, self.margin
+        seen = size + 2 * margin
+        device = self.images[0].device
+        grids = sampling_grid(len(chosen), seen, how, rng).to(device)  # (B, seen, seen, 2)
+        inner = slice(margin, seen - margin)
+        images, targets = [], []
+        for i, grid in zip(chosen, grids, strict=True):
+            centre = self._centre(i, rng).to(device)
+            images.append(sample(self.images[i], grid, centre, "bilinear"))
+            targets.append(sample(self.targets[i], grid[inner, inner], centre, "nearest"))
+        target = torch.stack(targets)  # (B, 1 or 2, S, S)
+        return Batch(
+            adjust_grey(torch.stack(images), how, rng),
+            target[:, 0].round().long(),
+            target[:, 1] if self.recipe.border_weights else None,
+        )
+
+    def _centre(self, i: int, rng: torch.Generator) -> Tensor:
+        """(x, y): such that the label's crop lies in the image, if that is large enough. Whole pixels stay whole."""
+        height, width = self.images[i].shape[-2:]
+        free = torch.tensor([max(0, width - self.recipe.image_size), max(0, height - self.recipe.image_size)])
+        corner = torch.floor(torch.rand(2, generator=rng) * (free + 1))
+        return corner + (self.recipe.image_size - 1) / 2
 
 
-def _at_least(x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    """Mirrors (..., H, W) at its right and lower border until both sides are `size`."""
-    pad = [(0, 0)] * (x.ndim - 2) + [(0, max(0, size - side)) for side in x.shape[-2:]]
-    return np.pad(x, pad, mode="reflect")
+def _target(sample: Sample, n_classes: int, recipe: Recipe) -> Tensor:
+    """(1 or 2, H, W) float32: class indices, and the loss's weights if the recipe wants them."""
+    planes = [sample.label.astype(np.float32)]
+    if recipe.border_weights:
+        planes.append(border_weights(sample.label, n_classes))
+    return torch.from_numpy(np.stack(planes))

@@ -93,10 +93,26 @@ def split(n_samples: int, fraction: float, kind: SplitKind, seed: int) -> tuple[
     if n_samples == 1:
         return [0], [0]
     n_val = min(max(1, round(n_samples * fraction)), n_samples - 1)
-    order = list(range(n_samples))
-    if kind == "random":
-        order = [int(i) for i in np.random.default_rng(seed).permutation(n_samples)]
+    order = _order(n_samples, kind, seed)
     return sorted(order[:-n_val]), sorted(order[-n_val:])
+
+
+def split_fold(n_samples: int, folds: int, fold: int, kind: SplitKind, seed: int) -> tuple[list[int], list[int]]:
+    """Indices for (training, validation) in cross-validation: every sample is validated on in one fold of 1 .. folds.
+
+    Raises ValueError for a fold that is not there, or more folds than samples.
+    """
+    if not 1 <= fold <= folds <= n_samples:
+        raise ValueError(f"fold {fold} of {folds}: expected 1 <= fold <= folds <= {n_samples}, the number of images")
+    parts = np.array_split(_order(n_samples, kind, seed), folds)
+    val = sorted(int(i) for i in parts[fold - 1])
+    return [i for i in range(n_samples) if i not in val], val
+
+
+def _order(n_samples: int, kind: SplitKind, seed: int) -> list[int]:
+    if kind == "contiguous":
+        return list(range(n_samples))
+    return [int(i) for i in np.random.default_rng(seed).permutation(n_samples)]
 
 
 def _pair(folder: Path, problems: list[str]) -> list[tuple[Path, Path]]:

@@ -1,4 +1,4 @@
-"""The training loop: step, validate, save, once per epoch; and where it stopped, to go on from there."""
+"""The training loop: step, validate, save, once per epoch."""
 
 import math
 import time
@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from trainer.batches import Batches
+from trainer.batches import Batch, Batches
 from trainer.dataset import Sample
-from trainer.metrics import Scores, confusion, scores
+from trainer.losses import loss_of
+from trainer.metrics import Scores, ThresholdCurve, confusion, scores
 from trainer.recipes import Recipe
-from unet.network import UNet
+from unet.device import fast_bf16
 from unet.predictor import Predictor
 
 WARM_UP = 0.03
@@ -39,27 +40,89 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Validation:
+    scores: Scores
+    threshold: float
+    """Binary: the one that maximises the score. Several classes: of no meaning."""
+    auc: float | None
+    """Area under the ROC curve; binary only."""
+
+
+class Learner:
+    """What one step changes: the network, its optimiser and the average of its weights."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+        self.network = network
+        self.recipe = recipe
+        self.device = next(network.parameters()).device
+        self.optimizer = make_optimizer(network, recipe)
+        self.averaged = AveragedModel(network, self.device, _ema(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.mixed = recipe.mixed_precision and fast_bf16(self.device)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to validate and to save."""
+        return self.averaged.module if self.averaged else self.network
+
+    def step(self, batch: Batch, lr: float) -> float:
+        """One step of the optimiser; returns the loss before it. A loss that is no number changes nothing."""
+        self.network.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            logits = self.network(batch.images.to(memory_format=torch.channels_last))
+        loss = loss_of(logits, batch.labels, batch.weights, self.recipe.loss)
+        value = loss.item()
+        if not math.isfinite(value):
+            return value
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        if self.averaged:
+            self.averaged.update_parameters(self.network)
+        return value
+
+    def state_dict(self) -> dict[str, object]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, dict[str, object]]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
+
+
 def fit(
-    predictor: Predictor,
-    optimizer: torch.optim.Optimizer,
+    learner: Learner,
     batches: Batches,
+    predictor: Predictor,
     validation: list[Sample],
     schedule: "Schedule",
     progress: Progress,
     save: Callable[[bool], None],
 ) -> None:
-    """Trains the predictor's network from `progress` to the end of the schedule, an epoch at a time.
+    """Trains from `progress` to the end of the schedule, an epoch at a time. `predictor` is of the learner's result.
 
-    `save(improved)` is called after every epoch, with `progress` up to date.
+    `save(improved)` is called after every epoch, with `progress` and the predictor's threshold up to date.
     """
     while not progress.finished:
         started = time.monotonic()
         epoch = progress.epoch + 1
-        loss = run_epoch(predictor.network, optimizer, batches, epoch, schedule, progress.elapsed)
+        loss, lr = run_epoch(learner, batches, epoch, schedule, progress.elapsed)
+        trained = time.monotonic()
         result = validate(predictor, validation)
+        predictor.threshold = result.threshold
         seconds = time.monotonic() - started
 
-        row = _row(epoch, loss, optimizer, result, predictor.class_values, seconds)
+        row = _row(epoch, loss, lr, result, predictor.class_values)
+        row |= {"seconds": seconds, "validation_seconds": seconds - (trained - started)}
         improved = not progress.best or row["score"] > progress.best["score"]
         progress.epoch = epoch
         progress.elapsed += seconds
@@ -72,56 +135,45 @@ def fit(
 
 
 def run_epoch(
-    network: UNet,
-    optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    epoch: int,
-    schedule: "Schedule",
-    elapsed: float,
-) -> float:
-    """One pass; returns the mean loss. Stops early when the time is over. Raises TrainingError on a non-finite loss."""
-    network.train()
+    learner: Learner, batches: Batches, epoch: int, schedule: "Schedule", elapsed: float
+) -> tuple[float, float]:
+    """One pass; returns the mean loss and the last learning rate. Stops early when the time is over.
+
+    Raises TrainingError on a loss that is no number.
+    """
     torch.manual_seed(batches.seed * 1_000_003 + epoch)  # drop-out repeats after a resume
-    started, losses = time.monotonic(), []
-    bar = tqdm(batches.epoch(epoch), f"epoch {epoch}", total=len(batches), leave=False, unit="step", disable=None)
-    device = next(network.parameters()).device
-    for step, (images, labels) in enumerate(bar):
-        now = elapsed + time.monotonic() - started
-        if schedule.time_over(now):
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr((epoch - 1) * len(batches) + step, now)
-        logits = network(images.to(device, memory_format=torch.channels_last))
-        loss = loss_of(logits, labels.to(device))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} in epoch {epoch}, step {step + 1}; nothing was saved of this step. Lower --lr"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(value)
-        bar.set_postfix(loss=f"{value:.4f}")
-    bar.close()
-    return sum(losses) / len(losses) if losses else math.nan
+    started, losses, lr = time.monotonic(), [], 0.0
+    with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, unit="step", disable=None) as bar:
+        for step, batch in enumerate(bar):
+            now = elapsed + time.monotonic() - started
+            if schedule.time_over(now):
+                break
+            lr = schedule.lr((epoch - 1) * len(batches) + step, now)
+            loss = learner.step(batch, lr)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss became {loss} in epoch {epoch}, step {step + 1}; this step was not taken. Lower --lr"
+                )
+            losses.append(loss)
+            bar.set_postfix(loss=f"{loss:.4f}")
+    return sum(losses) / len(losses) if losses else math.nan, lr
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B, K, H, W) and class indices (B, H, W): binary cross-entropy for K = 1, else cross-entropy."""
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
-    return F.cross_entropy(logits, labels)
-
-
-def validate(predictor: Predictor, samples: list[Sample]) -> Scores:
-    """The predictor's masks of whole images against their labels, counted over the whole set."""
+def validate(predictor: Predictor, samples: list[Sample]) -> Validation:
+    """The predictor's answers for whole images against their labels, counted over the whole set."""
     predictor.network.eval()
     n_classes = len(predictor.class_values)
-    matrix = np.zeros((n_classes, n_classes), np.int64)
+    matrix, curve = np.zeros((n_classes, n_classes), np.int64), ThresholdCurve()
     for sample in tqdm(samples, "validation", leave=False, unit="image", disable=None):
-        matrix += confusion(predictor.to_classes(predictor(sample.image)), sample.label, n_classes)
-    return scores(matrix)
+        probabilities = predictor(sample.image)
+        if predictor.binary:
+            curve.add(probabilities, sample.label)
+        else:
+            matrix += confusion(predictor.to_classes(probabilities), sample.label, n_classes)
+    if predictor.binary:
+        threshold, best = curve.best()
+        return Validation(best, threshold, curve.auc())
+    return Validation(scores(matrix), predictor.threshold, None)
 
 
 class Schedule:
@@ -147,26 +199,33 @@ class Schedule:
         return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def make_optimizer(network: UNet, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters, lr, decay = network.parameters(), recipe.lr, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
     if recipe.optimizer == "rmsprop":
-        return torch.optim.RMSprop(
-            network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-        )
-    return torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
 
 
-def _row(
-    epoch: int,
-    loss: float,
-    optimizer: torch.optim.Optimizer,
-    result: Scores,
-    class_values: tuple[int, ...],
-    seconds: float,
-) -> dict[str, float]:
-    row = {"epoch": epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "score": result.score}
-    for value, dice, iou in zip(class_values, result.dice, result.iou, strict=True):
+def _ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The exponential moving average, shorter in the first steps, so that it forgets the initial weights."""
+
+    def average(averaged: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
+        keep = min(decay, (1 + int(n)) / (10 + int(n)))
+        return keep * averaged + (1 - keep) * current
+
+    return average
+
+
+def _row(epoch: int, loss: float, lr: float, result: Validation, class_values: tuple[int, ...]) -> dict[str, float]:
+    row = {"epoch": epoch, "loss": loss, "lr": lr, "score": result.scores.score}
+    for value, dice, iou in zip(class_values, result.scores.dice, result.scores.iou, strict=True):
         row |= {f"dice_{value}": dice, f"iou_{value}": iou}
-    return row | {"pixel_error": result.pixel_error, "seconds": seconds}
+    row["pixel_error"] = result.scores.pixel_error
+    if result.auc is not None:
+        row |= {"threshold": result.threshold, "auc": result.auc}
+    return row
 
 
 def _print(row: Mapping[str, float], epochs: int, improved: bool) -> None:

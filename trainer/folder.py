@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from trainer.fit import Progress
+from trainer.fit import Learner, Progress
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint, CheckpointError
 
@@ -30,8 +29,8 @@ class RunFolder:
         self.run = dict(run)
         self.best, self.last = path / BEST, path / LAST
 
-    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Fills in where the same run stopped; a new run begins at epoch 0. Raises FolderError."""
+    def restore(self, learner: Learner) -> Progress:
+        """Fills the learner as it was where the same run stopped; a new run begins at epoch 0. Raises FolderError."""
         if not self.last.exists():
             if self.best.exists():
                 raise FolderError(
@@ -42,8 +41,7 @@ class RunFolder:
             state, _ = checkpoints.read(self.last)
             changed = _differences(state["run"], self.run)
             if not changed:
-                network.load_state_dict(state["network"])
-                optimizer.load_state_dict(state["optimizer"])
+                learner.load_state_dict(state["learner"])
                 return Progress(**state["progress"])
         except (CheckpointError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise FolderError(
@@ -57,20 +55,18 @@ class RunFolder:
     def save_best(self, checkpoint: Checkpoint) -> None:
         checkpoints.save(checkpoint, self.best)
 
-    def save_last(self, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save_last(self, progress: Progress, learner: Learner) -> None:
         """`last.pth`: all that is needed to go on; and `history.csv`, which repeats part of it for people."""
-        state = {
-            "run": self.run,
-            "progress": asdict(progress),
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
+        state = {"run": self.run, "progress": asdict(progress), "learner": learner.state_dict()}
         checkpoints.replace_atomically(self.last, lambda file: torch.save(state, file))
         if progress.history:
             self._write(HISTORY, _csv(progress.history))
 
     def save_report(self, report: Mapping[str, Any]) -> None:
         self._write(REPORT, json.dumps(report, indent=2) + "\n")
+
+    def save_picture(self, name: str, png: bytes) -> None:
+        checkpoints.replace_atomically(self.path / name, lambda file: file.write(png))
 
     def _write(self, name: str, text: str) -> None:
         checkpoints.replace_atomically(self.path / name, lambda file: file.write(text.encode()))

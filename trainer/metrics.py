@@ -1,11 +1,17 @@
-"""Scores from one confusion matrix summed over a whole set of images."""
+"""Scores over a whole set of images, from sums of counts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from skimage.measure import label as connected_components
+from skimage.metrics import adapted_rand_error, variation_of_information
+from skimage.segmentation import watershed
 
 Counts = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.integer[Any]]
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Scores:
         return sum(self.dice) / len(self.dice)
 
 
-def confusion(predicted: npt.NDArray[np.integer], label: npt.NDArray[np.integer], n_classes: int) -> Counts:
+def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
     """Two arrays of class indices of equal shape -> (n_classes, n_classes) counts: row label, column prediction."""
     pairs = label.astype(np.int64).ravel() * n_classes + predicted.astype(np.int64).ravel()
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -38,3 +44,61 @@ def scores(matrix: Counts) -> Scores:
     dice = np.where(absent, 1.0, 2 * hit / np.where(absent, 1, total))
     iou = np.where(absent, 1.0, hit / np.where(absent, 1, total - hit))
     return Scores(tuple(map(float, dice)), tuple(map(float, iou)), float(1 - hit.sum() / matrix.sum()))
+
+
+class ThresholdCurve:
+    """The confusion matrix of a binary problem at every threshold 0.001, 0.002, ... 0.999, from one pass."""
+
+    BINS = 1000
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((2, self.BINS), np.int64)
+
+    def add(self, probabilities: FloatArray, label: Labels) -> None:
+        """(H, W) probabilities of the foreground and (H, W) class indices."""
+        # bin k holds k / 1000 < p <= (k + 1) / 1000, so that p > k / 1000 is "bin k or above"
+        bins = np.ceil(probabilities.astype(np.float64) * self.BINS).astype(np.int64).clip(1, self.BINS) - 1
+        self.counts += np.bincount(
+            label.astype(np.int64).ravel() * self.BINS + bins.ravel(), minlength=2 * self.BINS
+        ).reshape(2, self.BINS)
+
+    def best(self) -> tuple[float, Scores]:
+        """The threshold with the highest score, and the scores there; of equal ones the nearest to a half."""
+        at = [(k / self.BINS, scores(self.confusion(k))) for k in range(1, self.BINS)]
+        return max(at, key=lambda pair: (pair[1].score, -abs(pair[0] - 0.5)))
+
+    def confusion(self, k: int) -> Counts:
+        """For the threshold k / 1000."""
+        below, above = self.counts[:, :k].sum(axis=1), self.counts[:, k:].sum(axis=1)
+        return np.stack([below, above], axis=1)
+
+    def auc(self) -> float:
+        """Area under the ROC curve: the chance that a foreground pixel ranks above a background pixel, ties half."""
+        background, foreground = self.counts
+        if not background.sum() or not foreground.sum():
+            return float("nan")
+        lower = np.cumsum(background) - background / 2
+        return float((foreground * lower).sum() / (background.sum() * foreground.sum()))
+
+
+@dataclass(frozen=True)
+class ObjectScores:
+    """How well objects are told apart, foreground-restricted as in ISBI 2012 (Arganda-Carreras et al. 2015)."""
+
+    rand: float
+    """V_rand, 0..1: 1 - scikit-image's adapted_rand_error; 1 is perfect."""
+    information: float
+    """Variation of information, bits: splits and mergers together; 0 is perfect."""
+
+
+def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> ObjectScores:
+    """(H, W) probabilities of the foreground against (H, W) class indices.
+
+    The components above the threshold grow over the probability until they meet, so that the thickness of a border does
+    not count.
+    """
+    truth = connected_components(label > 0, connectivity=1)
+    grown = watershed(-probabilities, connected_components(probabilities > threshold, connectivity=1))
+    error, _, _ = adapted_rand_error(truth, grown, ignore_labels=(0,))
+    splits, mergers = variation_of_information(truth, grown, ignore_labels=(0,))
+    return ObjectScores(float(1 - error), float(splits + mergers))

@@ -1,12 +1,14 @@
 """Recipes: everything that decides what a training run does, apart from its data and its seed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from unet.network import Variant
+from trainer.augment import Augmentation
+from trainer.losses import LossName
+from unet.network import STRIDE, Variant
 from unet.pixels import InputRange
 
-RecipeName = Literal["default", "quick", "tutorial"]
+RecipeName = Literal["default", "quick", "tutorial", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +22,37 @@ class Recipe:
     input_range: InputRange = "0-1"
     standardise: bool = True
     """Each image to zero mean and unit variance."""
+
     image_size: int = 256
-    """Side of the square crops that the network learns from, in pixels."""
-    batch_size: int = 8
+    """Side of the square crops that are learned from, in pixels. The paper's network sees 92 more on each side."""
+    batch_size: int = 4
     epochs: int = 200
     min_steps: int = 20
     """An epoch is one pass over the area of all images, but at least this many batches: few images, many crops."""
-    rotate: bool = True
-    """Turn crops by multiples of 90 degrees besides flipping them."""
-    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    loss: LossName = "ce+dice"
+    border_weights: bool = False
+    """Weigh the cross-entropy by the paper's map: classes balanced, gaps between objects heavy."""
+    optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
     lr: float = 2e-3
     weight_decay: float = 1e-2
     momentum: float = 0.0
-    """RMSprop's; AdamW has its own averages."""
+    """SGD's and RMSprop's; AdamW has its own averages."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """cosine: a short warm-up, then down to zero at the end of the epochs or of the time, whichever is nearer."""
+    clip_norm: float | None = 1.0
+    """Longer gradients are shortened to this."""
+    ema: float | None = 0.99
+    """Validate and save an exponential moving average of the weights, with this decay per step."""
+    mixed_precision: bool = True
+    """Compute in bfloat16 where the device is fast at it."""
+
+    def __post_init__(self) -> None:
+        rest = 4 if self.variant == "paper" else 0
+        if self.image_size < STRIDE or self.image_size % STRIDE != rest:
+            wanted = "a multiple of 16, plus 4 (such as 388)" if rest else "a multiple of 16"
+            raise ValueError(f"image_size: expected {wanted} for the {self.variant} network, found {self.image_size}")
 
     def override(
         self,
@@ -45,15 +63,35 @@ class Recipe:
         base_channels: int | None = None,
         image_size: int | None = None,
     ) -> "Recipe":
-        """The same recipe with what is not None."""
+        """The same recipe with what is not None. Raises ValueError for a size that the network cannot make."""
         given = {k: v for k, v in locals().items() if k != "self" and v is not None}
         return replace(self, **given)
 
 
+STRONG = Augmentation(
+    quarter_turns=True,
+    rotation=45,
+    scale=0.2,
+    elastic=8,
+    elastic_spacing=64,
+    brightness=0.2,
+    contrast=0.25,
+    gamma=0.25,
+    blur=1.0,
+    noise=0.2,
+)
+
 RECIPES: dict[RecipeName, Recipe] = {
-    "default": Recipe(name="default"),
+    "default": Recipe(name="default", augmentation=STRONG),
     # minutes on two CPU cores
-    "quick": Recipe(name="quick", base_channels=16, image_size=128, epochs=12),
+    "quick": Recipe(
+        name="quick",
+        base_channels=16,
+        image_size=128,
+        batch_size=8,
+        epochs=12,
+        augmentation=Augmentation(quarter_turns=True),
+    ),
     # as the tutorials have it: no normalisation, no schedule, flips only
     "tutorial": Recipe(
         name="tutorial",
@@ -65,11 +103,32 @@ RECIPES: dict[RecipeName, Recipe] = {
         batch_size=4,
         epochs=50,
         min_steps=1,
-        rotate=False,
+        loss="ce",
         optimizer="rmsprop",
         lr=1e-5,
         weight_decay=1e-8,
         momentum=0.9,
         schedule="constant",
+        clip_norm=None,
+        ema=None,
+        mixed_precision=False,
+    ),
+    # section 3 of the paper: unpadded network with drop-out, tiles of 572 -> 388 one at a time, high momentum
+    "paper": Recipe(
+        name="paper",
+        variant="paper",
+        standardise=False,
+        image_size=388,
+        batch_size=1,
+        augmentation=Augmentation(quarter_turns=True, rotation=45, elastic=10, elastic_spacing=190, brightness=0.1),
+        loss="ce",
+        border_weights=True,
+        optimizer="sgd",
+        lr=1e-3,
+        weight_decay=0.0,
+        momentum=0.99,
+        schedule="constant",
+        clip_norm=None,
+        ema=None,
     ),
 }

@@ -1,23 +1,27 @@
-"""A training run from settings to files: data, network, loop, checkpoint, report."""
+"""A training run from settings to files: data, network, loop, checkpoint, account."""
 
 import platform
+import resource
+import sys
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 import unet
-from trainer import sample
+from trainer import download, pictures, sample
 from trainer.batches import Batches
-from trainer.dataset import DataSet, read_folder, split
-from trainer.fit import Progress, Schedule, fit, make_optimizer
+from trainer.dataset import DataSet, Sample, read_folder, split, split_fold
+from trainer.fit import Learner, Progress, Schedule, TrainingError, fit
 from trainer.folder import RunFolder
+from trainer.metrics import object_scores
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
-from unet import NetworkConfig, Predictor
+from unet import NetworkConfig, Predictor, UNet
 from unet.checkpoint import Checkpoint
 from unet.device import device_name, resolve_device
 from unet.pixels import Preprocessing
@@ -29,7 +33,7 @@ def run(settings: TrainSettings) -> None:
     recipe = settings.resolved_recipe()
     settings.out.mkdir(parents=True, exist_ok=True)
     data = _read(settings)
-    train, val = split(len(data.samples), settings.val_fraction, settings.val_split, settings.seed)
+    train, val = _split(settings, data)
     _introduce(settings, recipe, device, data, len(train), len(val))
 
     torch.manual_seed(settings.seed)
@@ -40,37 +44,63 @@ def run(settings: TrainSettings) -> None:
         base_channels=recipe.base_channels,
         variant=recipe.variant,
     ).build()
+    learner = Learner(network.to(device, memory_format=torch.channels_last), recipe)  # type: ignore[call-overload]
     preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
-    predictor = Predictor(network, preprocessing, class_values=data.class_values, device=device)
-    optimizer = make_optimizer(network, recipe)
-    batches = Batches([data.samples[i] for i in train], preprocessing, predictor.n_channels, recipe, settings.seed)
+    predictor = Predictor(cast(UNet, learner.result), preprocessing, class_values=data.class_values, device=device)
+    batches = Batches(
+        train,
+        preprocessing,
+        network.config.n_channels,
+        len(data.class_values),
+        recipe,
+        margin=network.margin,
+        seed=settings.seed,
+        device=device,
+    )
     folder = RunFolder(settings.out, _identity(settings, recipe, data))
-    progress = Progress() if settings.force else folder.restore(network, optimizer)
+    progress = Progress() if settings.force else folder.restore(learner)
     if progress.finished:
         print(f"already finished: {_outcome(progress, folder)}. To train again: --force")
         return
     if progress.epoch:
         print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
-    folder.save_last(progress, network, optimizer)  # finds out now, not after an epoch, that nothing can be written
+    folder.save_last(progress, learner)  # finds out now, not after an epoch, that nothing can be written
 
     def save(improved: bool) -> None:
         if improved:  # before last.pth: a run that dies between the two repeats this epoch and saves the same again
             folder.save_best(_checkpoint(predictor, _summary(recipe, data, progress)))
-        folder.save_last(progress, network, optimizer)
+        folder.save_last(progress, learner)
+        folder.save_picture("training.png", pictures.curves(progress.history))
 
     schedule = Schedule(recipe, len(batches), settings.max_minutes)
-    fit(predictor, optimizer, batches, [data.samples[i] for i in val], schedule, progress, save)
-
-    folder.save_report(_summary(recipe, data, progress) | {"device": device_name(device), "seconds": progress.elapsed})
-    print(f"finished: {_outcome(progress, folder)}")
+    try:
+        fit(learner, batches, predictor, val, schedule, progress, save)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{device} ran out of memory: lower --batch-size ({recipe.batch_size}), --image-size ({recipe.image_size}) "
+            f"or --base-channels ({recipe.base_channels})"
+        ) from error
+    _account(folder, recipe, data, val, progress, device)
 
 
 def _read(settings: TrainSettings) -> DataSet:
+    if settings.data == "isbi2012" and not Path(settings.data).is_dir():
+        return read_folder(download.isbi2012(settings.isbi2012_url))
     if settings.data != "sample":
         return read_folder(Path(settings.data))
     folder = settings.out / "sample"
     sample.write(folder)
     return read_folder(folder)
+
+
+def _split(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[Sample]]:
+    n = len(data.samples)
+    if settings.folds is None:
+        indices = split(n, settings.val_fraction, settings.val_split, settings.seed)
+    else:
+        indices = split_fold(n, settings.folds, settings.fold, settings.val_split, settings.seed)
+    train, val = ([data.samples[i] for i in side] for side in indices)
+    return train, val
 
 
 def _introduce(
@@ -91,6 +121,8 @@ def _identity(settings: TrainSettings, recipe: Recipe, data: DataSet) -> dict[st
         "max_minutes": settings.max_minutes,
         "val_fraction": settings.val_fraction,
         "val_split": settings.val_split,
+        "folds": settings.folds,
+        "fold": settings.fold,
         "seed": settings.seed,
         "data": data.fingerprint,
     }
@@ -123,6 +155,57 @@ def _summary(recipe: Recipe, data: DataSet, progress: Progress) -> dict[str, Any
         },
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _account(
+    folder: RunFolder, recipe: Recipe, data: DataSet, val: list[Sample], progress: Progress, device: torch.device
+) -> None:
+    """report.json, samples.png and the table at the end, all of the saved model."""
+    predictor = Predictor.load(folder.best, device="cuda" if device.type == "cuda" else "cpu", precision="fp32")
+    started = time.monotonic()
+    for each in val:
+        predictor(each.image)
+    per_image = (time.monotonic() - started) / len(val)
+    objects = {}
+    if predictor.binary:
+        found = [object_scores(predictor(each.image), each.label, predictor.threshold) for each in val]
+        objects = {
+            "rand": float(np.mean([f.rand for f in found])),
+            "information": float(np.mean([f.information for f in found])),
+        }
+    timings = {
+        "seconds": progress.elapsed,
+        "validation_share": sum(row["validation_seconds"] for row in progress.history) / progress.elapsed,
+        "validation_seconds_per_image": per_image,
+        "peak_memory_mib": _peak_memory(device) / 2**20,
+    }
+    report = _summary(recipe, data, progress) | {"objects": objects, "timings": timings, "device": device_name(device)}
+    folder.save_report(report)
+    folder.save_picture("samples.png", pictures.samples(predictor, val))
+
+    best = progress.best
+    for value in predictor.class_values:
+        print(f"class {value:<12} dice {best[f'dice_{value}']:.4f}  iou {best[f'iou_{value}']:.4f}")
+    print(f"pixel error        {best['pixel_error']:.4f}")
+    if objects:
+        print(f"auc                {best['auc']:.4f}")
+        print(
+            f"objects            rand {objects['rand']:.4f}  variation of information {objects['information']:.4f} bits"
+        )
+        print(f"threshold          {predictor.threshold:.3f}")
+    print(
+        f"time               {progress.elapsed:.0f} s, {timings['validation_share']:.1%} of it validation, "
+        f"{1 / per_image:.1f} images/s at prediction, {timings['peak_memory_mib']:.0f} MiB at most"
+    )
+    print(f"finished: {_outcome(progress, folder)}")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's memory, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _outcome(progress: Progress, folder: RunFolder) -> str:

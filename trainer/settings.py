@@ -6,9 +6,9 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from trainer.dataset import SplitKind
+from trainer.download import ISBI2012_URL
 from trainer.recipes import RECIPES, Recipe, RecipeName
 from unet.device import DeviceChoice
-from unet.network import STRIDE
 from unet.settings import ProgramSettings
 
 
@@ -29,13 +29,14 @@ class TrainSettings(ProgramSettings):
     batch_size: int | None = Field(None, ge=1, description="crops per step")
     lr: float | None = Field(None, gt=0, description="learning rate at its highest")
     base_channels: int | None = Field(None, ge=1, description="width of the network's first level")
-    image_size: int | None = Field(
-        None, ge=STRIDE, multiple_of=STRIDE, description="side of the training crops, pixels"
-    )
+    image_size: int | None = Field(None, ge=1, description="side of the training crops, pixels: a multiple of 16")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
     val_split: SplitKind = Field("contiguous", description="validate on the last images by name, or on random ones")
+    folds: int | None = Field(None, ge=2, description="cross-validation: cut the images into this many parts")
+    fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
     device: DeviceChoice = Field("auto", description="where to train")
     seed: int = Field(0, ge=0, description="same seed, same data, same machine: same weights")
+    isbi2012_url: str = Field(ISBI2012_URL, description="where --data isbi2012 comes from")
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
 
     def resolved_recipe(self) -> Recipe:

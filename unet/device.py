@@ -30,16 +30,25 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
     """`auto` is bfloat16 on a GPU that computes it, else float32."""
     if choice != "auto":
         return choice
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cuda" and fast_bf16(device) else "fp32"
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16, so that it is faster at it than at float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
 
 
 def device_name(device: torch.device) -> str:
     """What the maker calls it, such as "NVIDIA H200" or "AMD EPYC 9575F 64-Core Processor"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first processor; empty elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

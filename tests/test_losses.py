@@ -1,0 +1,67 @@
+"""Losses and border weights, by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.losses import border_weights, loss_of, soft_dice_loss, two_nearest_objects
+
+LOGITS = torch.tensor([0.0, 2.0]).reshape(1, 1, 1, 2)
+LABELS = torch.tensor([[[1, 0]]])
+
+
+def test_cross_entropy() -> None:
+    at_zero, at_two = np.log(2), np.log(1 + np.exp(2))
+    assert loss_of(LOGITS, LABELS, None, "ce").item() == pytest.approx((at_zero + at_two) / 2)
+    weights = torch.tensor([[[3.0, 1.0]]])
+    assert loss_of(LOGITS, LABELS, weights, "ce").item() == pytest.approx((3 * at_zero + at_two) / 4)
+    three = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
+    expected = np.log(np.exp([1, 2, 3]).sum()) - 3
+    assert loss_of(three, torch.tensor([[[2]]]), None, "ce").item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_soft_dice() -> None:
+    """p = 0.5, 0.88; y = 1, 0."""
+    p = 1 / (1 + np.exp(-2))
+    foreground, background = (2 * 0.5 + 1) / (0.5 + p + 1 + 1), (2 * (1 - p) + 1) / (1.5 - p + 1 + 1)
+    assert soft_dice_loss(LOGITS, LABELS).item() == pytest.approx(1 - (foreground + background) / 2)
+    total = loss_of(LOGITS, LABELS, None, "ce+dice").item()
+    assert total == pytest.approx(loss_of(LOGITS, LABELS, None, "ce").item() + soft_dice_loss(LOGITS, LABELS).item())
+
+
+def test_soft_dice_of_a_perfect_answer_is_nothing() -> None:
+    labels = torch.tensor([[[0, 1, 2, 1]]])
+    logits = 50.0 * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2)
+    assert soft_dice_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_two_nearest_objects_on_a_line() -> None:
+    """Objects at 0 and 3..4 of a line of 8."""
+    label = np.array([[1, 0, 0, 1, 1, 0, 0, 0]])
+    nearest, second = two_nearest_objects(label)
+    np.testing.assert_allclose(nearest, [[0, 1, 1, 0, 0, 1, 2, 3]])
+    np.testing.assert_allclose(second, [[3, 2, 2, 3, 4, 5, 6, 7]])
+
+
+def test_the_papers_weights_on_a_line() -> None:
+    """Three pixels of eight are foreground: w_c is 8 / (2 * 3) there and 8 / (2 * 5) elsewhere, 1 on average."""
+    label = np.array([[1, 0, 0, 1, 1, 0, 0, 0]])
+    sums = np.array([3, 3, 3, 3, 4, 6, 8, 10])
+    balance = np.where(label[0] == 1, 8 / 6, 8 / 10)
+    assert balance.mean() == pytest.approx(1)
+    expected = balance + 10 * np.exp(-(sums**2) / (2 * 5**2))
+    np.testing.assert_allclose(border_weights(label, 2)[0], expected, rtol=1e-6)
+
+
+def test_a_single_object_has_no_border_to_keep() -> None:
+    label = np.zeros((9, 9), np.uint8)
+    label[3:6, 3:6] = 1
+    weights = border_weights(label, 2)
+    np.testing.assert_allclose(weights[label == 1], 81 / (2 * 9))
+    np.testing.assert_allclose(weights[label == 0], 81 / (2 * 72))
+
+
+def test_touching_objects_of_different_classes_are_two() -> None:
+    nearest, second = two_nearest_objects(np.array([[1, 1, 2, 2]]))
+    np.testing.assert_allclose(nearest, 0)
+    np.testing.assert_allclose(second, [[2, 1, 1, 2]])

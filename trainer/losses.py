@@ -1,0 +1,85 @@
+"""Losses, and the paper's weights that make a network keep touching objects apart.
+
+Shapes: B batch, K output channels (1 for binary), H, W.
+"""
+
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossName = Literal["ce", "ce+dice"]
+
+BORDER_WEIGHT = 10.0
+"""w_0 of the paper's equation 2."""
+BORDER_SIGMA = 5.0
+"""sigma of the paper's equation 2, pixels."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName) -> Tensor:
+    """Logits (B, K, H, W), class indices (B, H, W), weights (B, H, W) or none -> a scalar.
+
+    Cross-entropy, the binary one for K = 1, averaged by weight; with `ce+dice`, soft Dice is added.
+    """
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        ce = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), reduction="none")
+    else:
+        ce = F.cross_entropy(logits, labels, reduction="none")
+    loss = ce.mean() if weights is None else (ce * weights).sum() / weights.sum()
+    return loss + soft_dice_loss(logits, labels) if name == "ce+dice" else loss
+
+
+def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - the mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), sums over the whole batch.
+
+    Both classes of a binary problem count, so that it does not matter which one is called foreground.
+    """
+    if logits.shape[1] == 1:
+        foreground = logits[:, 0].sigmoid()
+        p = torch.stack([1 - foreground, foreground], dim=1)
+    else:
+        p = logits.softmax(dim=1)
+    y = F.one_hot(labels, p.shape[1]).permute(0, 3, 1, 2).to(p.dtype)  # (B, K, H, W)
+    overlap, total = (p * y).sum((0, 2, 3)), (p + y).sum((0, 2, 3))
+    return 1 - ((2 * overlap + 1) / (total + 1)).mean()  # + 1: a class that is nowhere is perfect
+
+
+def border_weights(label: npt.NDArray[np.integer[Any]], n_classes: int) -> FloatArray:
+    """The paper's equation 2: w(x) = w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2)).
+
+    (H, W) class indices -> (H, W). d_1, d_2 are the distances to the nearest and the second nearest object, an object
+    being a connected component of a class other than 0. w_c balances the classes of this label: its mean is 1.
+    """
+    share = np.bincount(label.ravel(), minlength=n_classes) / label.size
+    present = share > 0
+    balance = np.zeros(n_classes)
+    balance[present] = 1 / (share[present] * present.sum())
+    nearest, second = two_nearest_objects(label)
+    border = BORDER_WEIGHT * np.exp(-((nearest + second) ** 2) / (2 * BORDER_SIGMA**2))
+    weights: FloatArray = (balance[label] + border).astype(np.float32)
+    return weights
+
+
+def two_nearest_objects(label: npt.NDArray[np.integer[Any]]) -> tuple[FloatArray, FloatArray]:
+    """(H, W) distances in pixels to the nearest and the second nearest object; infinite beyond 6 sigma, where it does
+    not matter any more."""
+    reach = int(6 * BORDER_SIGMA)
+    nearest = np.full(label.shape, np.inf, np.float32)
+    second = nearest.copy()
+    for value in np.unique(label[label > 0]):
+        n, components, boxes, _ = cv2.connectedComponentsWithStats((label == value).astype(np.uint8), connectivity=4)
+        for i in range(1, n):  # 0 is what is no object
+            x, y, w, h = (int(v) for v in boxes[i][:4])
+            window = (slice(max(0, y - reach), y + h + reach), slice(max(0, x - reach), x + w + reach))
+            outside = (components[window] != i).astype(np.uint8)
+            distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            second[window] = np.minimum(second[window], np.maximum(nearest[window], distance))
+            nearest[window] = np.minimum(nearest[window], distance)
+    return nearest, second

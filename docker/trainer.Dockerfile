@@ -8,9 +8,9 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_RO
 RUN groupadd --gid 10001 app && useradd --uid 10001 --gid app --home-dir /tmp --no-create-home app \
  && install -d -o app -g app /model
 WORKDIR /app
-COPY docker/requirements-base.txt ./
+COPY docker/requirements-base.txt docker/constraints-cuda.txt ./
 # torch brings its own tests and what compilers need: a fifth of it, and nothing runs it here
-RUN pip install -r requirements-base.txt \
+RUN pip install -r requirements-base.txt -c constraints-cuda.txt \
  && torch="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch" \
  && rm -rf "$torch"/include "$torch"/test "$torch"/bin/*test* "$torch"/bin/*Test "$torch"/bin/protoc*
 VOLUME /model

@@ -1,5 +1,6 @@
 """`unet-serve`, or `python -m service`."""
 
+import signal
 import socket
 import sys
 
@@ -22,12 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     except DeviceError as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; expected a free port"
-        )
+        reason = str(error.strerror).partition(" (")[0].lower()
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {reason}; expected a free port")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
     print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes what is in flight, then raises the signal again
+        signal.signal(stop, lambda *_: sys.exit(0))
     uvicorn.Server(uvicorn.Config(create_app(settings), server_header=False)).run(sockets=[listener])
     return 0
 

@@ -39,6 +39,8 @@ async def read_upload(request: Request) -> bytes:
     media_type = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         async with request.form(max_files=1, max_fields=8) as form:
+            if not form:
+                raise ProblemError(400, "the form is empty or truncated: expected a field `file` that holds an image")
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise ProblemError(422, "file: expected a multipart field `file` that holds an image, found none")

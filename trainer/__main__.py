@@ -16,9 +16,9 @@ class Terminated(BaseException):
 
 def main(argv: list[str] | None = None) -> int:
     settings = parse(TrainSettings, argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        from trainer.run import run  # torch takes seconds to import, --help and a wrong flag do not need it
+        from trainer.run import run
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[train]'")
     try:
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(STOPPED, status=130)
     except Terminated:
         return _fail(STOPPED, status=143)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

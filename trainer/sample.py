@@ -43,10 +43,10 @@ def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:
 
     image: Field = np.where(inside, 0.66, 0.27).astype(np.float32)
     image += 0.05 * _smooth(rng, size, sigma=2) * inside  # cytoplasm is grainy
-    image[_bodies(rng, size) & inside & ((second - nearest) > 14)] -= 0.22
+    image[_bodies(rng, size) & inside & ((second - nearest) > 14)] -= 0.3
     image = cv2.GaussianBlur(image, (0, 0), 1.0)
-    image = image * (1 + 0.16 * _smooth(rng, size, sigma=60))  # uneven light
-    image += rng.normal(0, 0.07, image.shape).astype(np.float32)
+    image = image * (1 + 0.25 * _smooth(rng, size, sigma=60))  # uneven light
+    image += rng.normal(0, 0.08, image.shape).astype(np.float32)
     return (image.clip(0, 1) * 255).astype(np.uint8), np.where(inside, 255, 0).astype(np.uint8)
 
 

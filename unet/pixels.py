@@ -61,10 +61,10 @@ class Preprocessing:
 
 def to_unit(image: npt.NDArray[Any]) -> FloatArray:
     """Image of any accepted dtype -> (H, W, C) float32, the range of an integer dtype mapped to 0..1."""
+    if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)):
+        raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
-    if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
-        raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
     if image.dtype in _TYPE_MAX:
         return image.astype(np.float32) / np.float32(_TYPE_MAX[image.dtype])
     if not np.issubdtype(image.dtype, np.floating):

@@ -1,0 +1,108 @@
+"""What the tests share: small models, a served app, and where real data is."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.settings import ServeSettings
+from trainer.__main__ import main as train
+from unet import NetworkConfig
+from unet import checkpoint as checkpoints
+from unet.checkpoint import Checkpoint
+from unet.images import decode
+from unet.pixels import Preprocessing
+
+Serve = Callable[..., AbstractContextManager[TestClient]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="NO GPU HERE: this test needs one"))
+        if item.get_closest_marker("realdata") and "UNET_REAL_DATA" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="UNET_REAL_DATA names no folder of real data"))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("TRAINER_", "SERVICE_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    return Path(os.environ["UNET_REAL_DATA"])
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `--out` folder of a short run on the embedded sample: a model that really segments."""
+    out = tmp_path_factory.mktemp("trained")
+    assert train(["--recipe", "quick", "--base-channels", "8", "--epochs", "4", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """`make_checkpoint(n_classes=3, ...)`: a file with a small network of random weights."""
+
+    def make(name: str = "best_model.pth", *, seed: int = 0, **network: Any) -> Path:
+        torch.manual_seed(seed)
+        config = NetworkConfig(**{"base_channels": 4, **network})
+        classes = (0, 255) if config.n_classes == 1 else tuple(range(10, 10 + config.n_classes))
+        checkpoint = Checkpoint(
+            network=config,
+            preprocessing=Preprocessing(),
+            state_dict=config.build().state_dict(),
+            class_values=classes,
+            training={"epoch": 7, "score": 0.5},
+        )
+        path = tmp_path / name
+        checkpoints.save(checkpoint, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def serve() -> Serve:
+    """`with serve(model=path, max_bytes=1000) as client`: the app with these settings, in this process."""
+
+    def start(**settings: Any) -> AbstractContextManager[TestClient]:
+        return TestClient(create_app(ServeSettings(device="cpu", **settings)))
+
+    return start
+
+
+@pytest.fixture
+def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
+    """The app, serving the trained model."""
+    with serve(model=trained / "best_model.pth") as client:
+        yield client
+
+
+def png(image: np.ndarray, suffix: str = ".png") -> bytes:
+    ok, data = cv2.imencode(suffix, image[..., ::-1] if image.ndim == 3 else image)
+    assert ok
+    return data.tobytes()
+
+
+def picture(data: bytes) -> np.ndarray:
+    """What an answer shows."""
+    (page,) = decode(data)
+    return page

@@ -1,0 +1,124 @@
+"""The checkpoint file: what is in it, who can read it, and what is refused."""
+
+import os
+import pickle
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unet import checkpoint as checkpoints
+from unet.checkpoint import CheckpointError
+
+Make = Callable[..., Path]
+
+
+def test_it_comes_back_as_it_was_saved(make_checkpoint: Make) -> None:
+    path = make_checkpoint(n_channels=3, n_classes=4, bilinear=False)
+    checkpoint = checkpoints.load(path)
+    assert checkpoint.network.n_classes == 4
+    assert checkpoint.class_values == (10, 11, 12, 13)
+    assert checkpoint.training == {"epoch": 7, "score": 0.5}
+    assert len(checkpoint.id) == 12
+    network = checkpoint.build()
+    assert not network.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, checkpoint.state_dict[name])
+
+
+def test_safe_loading_reads_it_and_finds_what_the_design_promises(make_checkpoint: Make) -> None:
+    content = torch.load(make_checkpoint(), weights_only=True)
+    assert content["format"] == 1
+    assert content["network"]["base_channels"] == 4
+    assert content["preprocessing"] == {"input_range": "0-1", "standardise": False, "size_multiple": 16}
+    assert content["class_values"] == [0, 255]
+    assert content["threshold"] == 0.5
+    assert set(content) == {
+        "format",
+        "network",
+        "preprocessing",
+        "class_values",
+        "threshold",
+        "training",
+        "state_dict",
+    }
+
+
+def test_another_user_may_read_it_and_nothing_else_is_left_behind(make_checkpoint: Make) -> None:
+    path = make_checkpoint()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file(make_checkpoint: Make) -> None:
+    path = make_checkpoint()
+    before = path.read_bytes()
+
+    def fail(file: Any) -> None:
+        file.write(b"half of")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.replace_atomically(path, fail)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/unet-service-evil",)
+
+
+def edited(path: Path, **changes: Any) -> None:
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, **changes}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda p: p.unlink(), "no such file"),
+        (lambda p: p.write_bytes(b""), "damaged"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1000]), "damaged"),
+        (lambda p: p.write_bytes(b"<html>not found</html>"), "damaged"),
+        (lambda p: p.write_bytes(pickle.dumps(Evil())), "something else"),
+        (lambda p: torch.save(torch.nn.Conv2d(1, 1, 1), p), "something else"),
+        (lambda p: torch.save([1, 2], p), "found list"),
+        (lambda p: torch.save({}, p), "not a U-Net"),
+        (lambda p: torch.save({"epoch": 3}, p), "bare state_dict"),
+        (lambda p: torch.save(torch.nn.Conv2d(1, 1, 1).state_dict(), p), "not a U-Net"),
+        (lambda p: edited(p, format=99), "expected format 1, found 99"),
+        (lambda p: edited(p, threshold=7.0), "threshold: expected 0..1"),
+        (lambda p: edited(p, class_values=[1, 2, 3]), "class_values: expected 2"),
+        (lambda p: edited(p, network={"base_channels": 8}), "weights do not fit"),
+        (lambda p: edited(p, network={"width": 8}), "width"),
+        (lambda p: edited(p, state_dict={}), "weights do not fit"),
+        (lambda p: edited(p, state_dict={"inc.double_conv.0.weight": 3}), "shape"),
+    ],
+)
+def test_a_file_that_is_no_use_is_refused_with_the_reason(
+    make_checkpoint: Make, damage: Callable[[Path], Any], reason: str
+) -> None:
+    path = make_checkpoint()
+    damage(path)
+    with pytest.raises(CheckpointError, match=reason) as refused:
+        checkpoints.load(path)
+    assert str(path) in str(refused.value)
+    assert not Path("/tmp/unet-service-evil").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(make_checkpoint: Make) -> None:
+    path = make_checkpoint()
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["outc.conv.bias"][0] = float("nan")
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="finite"):
+        checkpoints.load(path)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="directory"):
+        checkpoints.load(tmp_path)

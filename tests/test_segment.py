@@ -1,0 +1,234 @@
+"""POST /segment, through a real client."""
+
+import re
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Serve, picture, png
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from trainer import sample
+from unet import Predictor
+from unet.images import decode, encode_tiff
+
+Make = Callable[..., Path]
+IMAGE, LABEL = sample.generate(np.random.default_rng(99), size=100)
+
+
+def problem(answer: object, status: int) -> str:
+    assert answer.status_code == status, answer.text  # type: ignore[attr-defined]
+    assert answer.headers["content-type"] == "application/problem+json"  # type: ignore[attr-defined]
+    body = answer.json()  # type: ignore[attr-defined]
+    assert set(body) == {"type", "title", "status", "detail"}
+    assert body["status"] == status
+    return body["detail"]  # type: ignore[no-any-return]
+
+
+def test_the_mask_is_the_predictors_and_finds_the_cells(client: TestClient, trained: Path) -> None:
+    answer = client.post("/segment", files={"file": ("cells.png", png(IMAGE), "image/png")})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/png"
+    mask = picture(answer.content)
+    assert mask.shape == IMAGE.shape
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, Predictor.load(trained / "best_model.pth", device="cpu").mask(IMAGE))
+    assert (mask == LABEL).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "media_type", ["image/png", "application/octet-stream", "application/x-www-form-urlencoded", None]
+)
+def test_the_body_itself_may_be_the_image(client: TestClient, media_type: str | None) -> None:
+    headers = {"Content-Type": media_type} if media_type else {}
+    raw = client.post("/segment", content=png(IMAGE), headers=headers)
+    form = client.post("/segment", files={"file": png(IMAGE)})
+    assert raw.status_code == 200
+    assert raw.content == form.content
+
+
+def test_probability_and_threshold(client: TestClient, trained: Path) -> None:
+    expected = Predictor.load(trained / "best_model.pth", device="cpu")(IMAGE)
+    grey = picture(client.post("/segment?output=probability", content=png(IMAGE)).content)
+    np.testing.assert_array_equal(grey, np.rint(expected * 255))
+    mask = picture(client.post("/segment?threshold=0.9", content=png(IMAGE)).content)
+    np.testing.assert_array_equal(mask, np.where(expected > 0.9, 255, 0))
+
+
+def test_headers(client: TestClient) -> None:
+    answer = client.post("/segment", content=png(IMAGE), headers={"X-Request-Id": "my-request-7"})
+    assert answer.headers["x-request-id"] == "my-request-7"
+    assert answer.headers["x-model-id"] == client.get("/health").json()["model"]["id"]
+    timing = r"decode;dur=[\d.]+, queue;dur=[\d.]+, infer;dur=[\d.]+, encode;dur=[\d.]+"
+    assert re.fullmatch(timing, answer.headers["server-timing"])
+    ids = {
+        client.get("/health", headers={"X-Request-Id": bad}).headers["x-request-id"] for bad in ("", "a b", "x" * 999)
+    }
+    assert len(ids) == 3  # new ones
+    assert not ids & {"", "a b", "x" * 999}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".bmp", ".webp"])
+def test_other_formats(client: TestClient, suffix: str) -> None:
+    mask = picture(client.post("/segment", content=png(IMAGE, suffix)).content)
+    assert (mask == LABEL).mean() > 0.9
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (15, 15), (37, 91)])
+def test_any_size(client: TestClient, size: tuple[int, int]) -> None:
+    answer = client.post("/segment", content=png(IMAGE[: size[0], : size[1]]))
+    assert picture(answer.content).shape == size
+
+
+def test_colour_sixteen_bits_and_pages(client: TestClient) -> None:
+    expected = picture(client.post("/segment", content=png(IMAGE)).content)
+    colour = np.repeat(IMAGE[..., None], 3, axis=2)
+    deep = IMAGE.astype(np.uint16) * 257
+    for other in (colour, deep):
+        mask = picture(client.post("/segment", content=png(other)).content)
+        assert (mask == expected).mean() > 0.999
+    answer = client.post("/segment", content=encode_tiff([IMAGE, IMAGE[::-1], IMAGE[:50]]))
+    assert answer.headers["content-type"] == "image/tiff"
+    pages = decode(answer.content)
+    assert [page.shape for page in pages] == [(100, 100), (100, 100), (50, 100)]
+    np.testing.assert_array_equal(pages[0], expected)
+
+
+def test_the_mask_of_a_turned_photograph_is_upright(client: TestClient) -> None:
+    file, exif = BytesIO(), Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(IMAGE[:, :60]).save(file, "PNG", exif=exif)
+    mask = picture(client.post("/segment", content=file.getvalue()).content)
+    assert mask.shape == (60, 100)
+    assert (mask == np.rot90(LABEL[:, :60], -1)).mean() > 0.9
+
+
+def test_several_classes(make_checkpoint: Make, serve: Serve) -> None:
+    path = make_checkpoint(n_classes=3)
+    probabilities = Predictor.load(path, device="cpu")(IMAGE)
+    with serve(model=path) as client:
+        mask = picture(client.post("/segment", content=png(IMAGE)).content)
+        np.testing.assert_array_equal(mask, 10 + probabilities.argmax(0))
+        sure = picture(client.post("/segment?output=probability", content=png(IMAGE)).content)
+        np.testing.assert_array_equal(sure, np.rint(probabilities.max(0) * 255))
+        assert "3 classes" in problem(client.post("/segment?threshold=0.5", content=png(IMAGE)), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "found nothing"),
+        (b"hello", "expected an image"),
+        (png(IMAGE)[:200], "truncated"),
+        (png(np.full((9, 9), np.nan, np.float32), ".tif"), "NaN"),
+    ],
+    ids=["empty", "text", "truncated", "NaN"],
+)
+def test_400_for_what_is_no_image(client: TestClient, body: bytes, said: str) -> None:
+    assert said in problem(client.post("/segment", content=body), 400)
+    assert said in problem(client.post("/segment", files={"file": body}), 400)
+
+
+# starlette leaves the unfinished part of such a form to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_400_for_a_broken_form(client: TestClient) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    problem(
+        client.post(
+            "/segment",
+            content=b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf a',
+            headers=headers,
+        ),
+        400,
+    )
+    problem(client.post("/segment", content=b"", headers={"Content-Type": "multipart/form-data"}), 400)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_413_for_too_many_bytes_announced_or_not(trained: Path, serve: Serve, chunked: bool) -> None:
+    data = png(IMAGE)
+    with serve(model=trained / "best_model.pth", max_bytes=len(data)) as client:
+
+        def post(body: bytes) -> object:
+            return client.post("/segment", content=iter([body[:99], body[99:]]) if chunked else body)
+
+        assert post(data).status_code == 200  # type: ignore[attr-defined]
+        assert f"at most {len(data)} bytes" in problem(post(data + b"x"), 413)
+
+
+def test_413_for_too_many_pixels_or_pages(trained: Path, serve: Serve) -> None:
+    with serve(model=trained / "best_model.pth", max_pixels=10_000, max_pages=1) as client:
+        assert client.post("/segment", content=png(IMAGE)).status_code == 200
+        assert "found 101 x 100" in problem(client.post("/segment", content=png(np.zeros((100, 101), np.uint8))), 413)
+        assert "at most 1 pages" in problem(client.post("/segment", content=encode_tiff([IMAGE[:9], IMAGE[:9]])), 413)
+
+
+def test_415_for_another_media_type(client: TestClient) -> None:
+    assert "found application/json" in problem(client.post("/segment", json={"image": "..."}), 415)
+    problem(client.post("/segment", content=png(IMAGE), headers={"Content-Type": "text/plain"}), 415)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("output=masks", "output"),
+        ("threshold=1.5", "threshold"),
+        ("threshold=nan", "threshold"),
+        ("threshold=half", "threshold"),
+        ("treshold=0.5", "treshold: Extra inputs"),
+    ],
+)
+def test_422_for_a_bad_parameter(client: TestClient, query: str, said: str) -> None:
+    assert said in problem(client.post(f"/segment?{query}", content=png(IMAGE)), 422)
+
+
+def test_422_for_a_form_without_the_file(client: TestClient) -> None:
+    assert "multipart field `file`" in problem(client.post("/segment", files={"image": png(IMAGE)}), 422)
+    assert "multipart field `file`" in problem(client.post("/segment", files={"x": b""}, data={"file": "text"}), 422)
+
+
+def test_404_and_405_are_problems_too(client: TestClient) -> None:
+    problem(client.get("/nothing"), 404)
+    problem(client.get("/segment"), 405)
+
+
+def test_503_without_a_model(tmp_path: Path, serve: Serve) -> None:
+    with serve(model=tmp_path / "best_model.pth") as client:
+        answer = client.post("/segment", content=png(IMAGE))
+    assert "no model yet" in problem(answer, 503)
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_503_when_too_many_are_in_flight(trained: Path, serve: Serve) -> None:
+    with serve(model=trained / "best_model.pth", max_in_flight=1) as client:
+        client.app.state.engine.in_flight = 1  # type: ignore[attr-defined]
+        answer = client.post("/segment", content=png(IMAGE))
+        assert "in flight" in problem(answer, 503)
+        assert int(answer.headers["retry-after"]) > 0
+        client.app.state.engine.in_flight = 0  # type: ignore[attr-defined]
+        assert client.post("/segment", content=png(IMAGE)).status_code == 200
+        assert client.app.state.engine.in_flight == 0  # type: ignore[attr-defined]
+
+
+def test_503_when_the_model_fails(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("/secret/path: out of memory")
+
+    monkeypatch.setattr(Predictor, "__call__", fail)
+    assert problem(client.post("/segment", content=png(IMAGE)), 503) == "the model failed on this image"
+
+
+def test_504_when_it_takes_too_long(trained: Path, serve: Serve) -> None:
+    with serve(model=trained / "best_model.pth", timeout_s=0.001) as client:
+        assert "0.001 s" in problem(client.post("/segment", content=png(IMAGE)), 504)
+
+
+def test_every_status_is_declared(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/segment"]["post"]
+    assert set(operation["responses"]) == {"200", "400", "413", "415", "422", "503", "504"}
+    assert "multipart/form-data" in operation["requestBody"]["content"]
+    for status, response in operation["responses"].items():
+        assert status == "200" or set(response["content"]) == {"application/problem+json"}

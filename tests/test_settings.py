@@ -1,0 +1,65 @@
+"""Flags, environment, and one clear line for a mistake."""
+
+import pytest
+
+from service.settings import ServeSettings
+from trainer.settings import TrainSettings
+from unet.settings import parse
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINER_EPOCHS", "7")
+    monkeypatch.setenv("TRAINER_BATCH_SIZE", "3")
+    monkeypatch.setenv("TRAINER_LR", "")  # compose passes unset variables on as empty ones
+    settings = parse(TrainSettings, ["--epochs", "9"])
+    assert (settings.epochs, settings.batch_size, settings.lr) == (9, 3, None)
+    recipe = settings.resolved_recipe()
+    assert (recipe.epochs, recipe.batch_size, recipe.lr) == (9, 3, 2e-3)
+
+
+def test_the_service_has_its_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_MAX_PIXELS", "99")
+    monkeypatch.setenv("TRAINER_PORT", "1")
+    settings = parse(ServeSettings, [])
+    assert (settings.max_pixels, settings.port) == (99, 8000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--epochs", "0"], "--epochs (or TRAINER_EPOCHS): input should be greater than or equal to 1, found '0'"),
+        (["--epochs", "many"], "--epochs (or TRAINER_EPOCHS): input should be a valid integer"),
+        (["--recipe", "best"], "--recipe (or TRAINER_RECIPE): input should be 'default', 'quick' or 'tutorial'"),
+        (["--image-size", "100"], "--image-size (or TRAINER_IMAGE_SIZE): input should be a multiple of 16"),
+        (["--device", "tpu"], "--device (or TRAINER_DEVICE)"),
+        (["--bogus", "1"], "unrecognized arguments: --bogus"),
+        (["--epochs"], "--epochs: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(TrainSettings, arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.startswith("unet-train: error: ")
+    assert printed.count("\n") == 1
+
+
+def test_a_wrong_variable_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SERVICE_PORT", "99999")
+    with pytest.raises(SystemExit):
+        parse(ServeSettings, [])
+    assert "--port (or SERVICE_PORT): input should be less than or equal to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [TrainSettings, ServeSettings])
+def test_help_names_every_flag(settings: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(settings, ["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for name in settings.model_fields:  # type: ignore[attr-defined]
+        assert f"--{name.replace('_', '-')}" in printed

@@ -1,0 +1,217 @@
+"""`unet-train`, from the command line to the files."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture, png
+
+from trainer import fit as fitting
+from trainer.__main__ import Terminated, main
+from trainer.recipes import RECIPES
+from unet import Predictor
+from unet import checkpoint as checkpoints
+
+TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Four images of bright discs on a dark ground."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:40, 0:48]
+    for part in ("Training_Images", "Training_Labels"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    for i in range(4):
+        disc = (y - 20) ** 2 + (x - 10 - 9 * i) ** 2 < 80
+        image = np.where(disc, 180, 60) + rng.normal(0, 8, disc.shape)
+        (tmp_path / "data" / "Training_Images" / f"{i}.png").write_bytes(png(image.astype(np.uint8)))
+        (tmp_path / "data" / "Training_Labels" / f"{i}.png").write_bytes(png(disc.astype(np.uint8)))
+    return tmp_path / "data"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["network"]  # type: ignore[no-any-return]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main([*TINY, "--data", str(data), "--out", str(out), "--epochs", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 images to train on, 1 to validate on, classes (0, 1)" in printed
+    assert len(re.findall(r"^epoch +\d/3  loss \d\.\d{4}  dice 0 ", printed, re.M)) == 3
+    assert {p.name for p in out.iterdir()} == {"best_model.pth", "last.pth", "history.csv", "report.json"}
+    rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    best = checkpoints.load(out / "best_model.pth")
+    assert best.class_values == (0, 1)
+    assert f"{best.training['score']:.6g}" == max((row["score"] for row in rows), key=float)
+    report = json.loads((out / "report.json").read_text())
+    assert report["recipe"]["base_channels"] == 2
+    assert report["best"]["epoch"] == best.training["epoch"]
+
+
+def test_best_is_the_epoch_with_the_highest_score_over_the_whole_validation_set(data: Path, tmp_path: Path) -> None:
+    """The saved model, validated again by hand, has the score that the history gives its epoch."""
+    out = tmp_path / "out"
+    assert main([*TINY, "--data", str(data), "--out", str(out), "--epochs", "4", "--val-fraction", "0.5"]) == 0
+    predictor = Predictor.load(out / "best_model.pth", device="cpu")
+    hits = total = 0
+    for name in ("2.png", "3.png"):
+        image, label = (picture((data / part / name).read_bytes()) for part in ("Training_Images", "Training_Labels"))
+        mask = predictor.mask(image) > 0
+        hits += 2 * int((mask & (label > 0)).sum())
+        total += int(mask.sum() + (label > 0).sum())
+    saved = checkpoints.load(out / "best_model.pth").training["best"]
+    assert hits / total == pytest.approx(saved["dice_1"])
+
+
+def test_more_than_two_values_train_one_class_each(data: Path, tmp_path: Path) -> None:
+    for path in (data / "Training_Labels").iterdir():
+        label = picture(path.read_bytes())
+        label[:5] = 7
+        path.write_bytes(png(label))
+    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "1"]) == 0
+    predictor = Predictor.load(tmp_path / "out" / "best_model.pth", device="cpu")
+    assert predictor.class_values == (0, 1, 7)
+    assert predictor(np.zeros((20, 20), np.uint8)).shape == (3, 20, 20)
+    assert set(np.unique(predictor.mask(np.zeros((20, 20), np.uint8)))) <= {0, 1, 7}
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*TINY, "--data", str(data), "--epochs", "4", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+
+    run_epoch = fitting.run_epoch
+
+    def killed(*args: object) -> float:
+        if args[3] == 3:
+            raise Terminated
+        return run_epoch(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "run_epoch", killed)
+        assert main([*command, str(tmp_path / "parts")]) == 143
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "parts")]) == 0
+    assert "going on after epoch 2" in capsys.readouterr().out
+    assert same(weights(tmp_path / "whole" / "last.pth"), weights(tmp_path / "parts" / "last.pth"))
+    one, other = (checkpoints.load(tmp_path / part / "best_model.pth") for part in ("whole", "parts"))
+    assert one.training["epoch"] == other.training["epoch"]
+    assert same(dict(one.state_dict), dict(other.state_dict))
+
+
+def test_a_finished_run_stays_and_another_one_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "1"]
+    assert main(command) == 0
+    before = (tmp_path / "out" / "best_model.pth").read_bytes()
+    assert main(command) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert main([*command, "--seed", "1", "--lr", "0.5"]) == 2
+    assert "recipe.lr: was 0.002, is 0.5; seed: was 0, is 1" in capsys.readouterr().err
+    (data / "Training_Labels" / "0.png").write_bytes((data / "Training_Labels" / "1.png").read_bytes())
+    assert main(command) == 2
+    assert "data: was" in capsys.readouterr().err
+    assert (tmp_path / "out" / "best_model.pth").read_bytes() == before
+    assert main([*command, "--force"]) == 0
+    assert (tmp_path / "out" / "best_model.pth").read_bytes() != before
+
+
+def test_a_model_that_it_did_not_make_is_not_overwritten(
+    data: Path, tmp_path: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_checkpoint()
+    assert main([*TINY, "--data", str(data), "--out", str(tmp_path), "--epochs", "1"]) == 2
+    assert "best_model.pth is there" in capsys.readouterr().err
+
+
+def test_a_damaged_last_pth_is_said_so(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "last.pth").write_bytes(b"half a file")
+    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out")]) == 2
+    assert "last.pth is damaged" in capsys.readouterr().err
+    assert (tmp_path / "out" / "last.pth").read_bytes() == b"half a file"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_the_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fitting, "loss_of", lambda logits, labels: (logits * torch.inf).sum())
+    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out")]) == 2
+    assert re.search(r"the loss became (nan|inf|-inf) in epoch 1, step 1; .*Lower --lr", capsys.readouterr().err)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out" / "last.pth").values())
+    assert not (tmp_path / "out" / "best_model.pth").exists()
+
+
+def test_the_time_limit_ends_a_run_with_a_validated_model(data: Path, tmp_path: Path) -> None:
+    command = [*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "100000"]
+    assert main([*command, "--max-minutes", "0.02"]) == 0
+    assert checkpoints.load(tmp_path / "out" / "best_model.pth").training["score"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "{tmp}/nowhere"], "nowhere: 2 problems with the data"),
+        (["--data", "{tmp}"], "Training_Images/: no such folder"),
+        (["--data", "{data}", "--out", "{data}/Training_Images/0.png"], "0.png"),
+    ],
+)
+def test_what_the_user_can_mend_ends_with_2_and_no_traceback(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    filled = [a.format(tmp=tmp_path, data=data) for a in arguments]
+    assert main([*TINY, "--out", str(tmp_path / "out"), *filled]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.startswith("unet-train: error: ")
+    assert "Traceback" not in printed
+
+
+def test_the_tutorial_recipe_is_the_tutorials() -> None:
+    recipe = RECIPES["tutorial"]
+    assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.grey) == (512, 4, 50, True)
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.momentum) == ("rmsprop", 1e-5, 1e-8, 0.9)
+    assert (recipe.base_channels, recipe.variant, recipe.bilinear) == (64, "tutorial", True)
+    assert (recipe.schedule, recipe.rotate, recipe.standardise, recipe.input_range) == (
+        "constant",
+        False,
+        False,
+        "0-255",
+    )
+
+
+def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
+    recipe = RECIPES["default"].override(epochs=10, lr=1.0)
+    schedule = fitting.Schedule(recipe, steps_per_epoch=100, max_minutes=1)
+    assert schedule.lr(30, 0) == pytest.approx(1.0)
+    assert schedule.lr(0, 0) < schedule.lr(15, 0) == pytest.approx(0.5)
+    assert schedule.lr(515, 0) == pytest.approx(0.5)
+    assert schedule.lr(0, 30.9) == pytest.approx(0.5)
+    assert schedule.lr(999, 0) < 1e-4
+    assert not schedule.over(9, 59)
+    assert schedule.over(10, 0)
+    assert schedule.over(1, 60)
+
+
+def test_losses_by_hand() -> None:
+    logits = torch.tensor([0.0, 2.0]).reshape(1, 1, 1, 2)
+    labels = torch.tensor([[[1, 0]]])
+    expected = (np.log(2) + np.log(1 + np.exp(2))) / 2
+    assert fitting.loss_of(logits, labels).item() == pytest.approx(expected)
+    three = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
+    expected = np.log(np.exp([1, 2, 3]).sum()) - 3
+    assert fitting.loss_of(three, torch.tensor([[[2]]])).item() == pytest.approx(expected, rel=1e-6)

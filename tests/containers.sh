@@ -8,8 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PORT=${PORT:-18000}
 URL=http://127.0.0.1:$PORT
-BROUGHT= # an engine that we started
-ROUNDS=${*:-default cpu}
+BROUGHT= # an engine, if we started one
+ROUND=   # the one that is on
 HARNESS=${COMPOSE_HARNESS-../shared/docker/compose-up.sh}
 TMP=$(mktemp -d) && chmod 755 "$TMP" # the data folder in it is read by another user id
 
@@ -23,7 +23,7 @@ prove() { # prove WHAT COMMAND...: one line saying that it holds and how long it
   set -e
   printf '%s %7.1f s  %s\n' "$([ $status = 0 ] && echo 'ok    ' || echo FAILED)" "$(since "$from")" "$what"
   [ $status = 0 ] && return
-  sed 's/^/  | /' "$TMP/log" | tail -n 40
+  { tail -n 40 "$TMP/log"; [ -z "$ROUND" ] || dc logs --tail 20 2>&1; } | sed 's/^/  | /'
   exit 1
 }
 since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN {print b - a}'; }
@@ -63,7 +63,7 @@ lint() {
 }
 
 # ---- the stack --------------------------------------------------------------------------------------------------
-FILES=() # of the round that is on
+FILES=() # of the round
 ENV_FILE=/dev/null # a user's .env does not count here
 dc() { timeout 900 docker compose --env-file "$ENV_FILE" "${FILES[@]}" "$@"; }
 in_trainer() { dc run --rm -T --no-deps --entrypoint "$1" trainer "${@:2}"; }
@@ -75,7 +75,12 @@ model_id() { curl -s --max-time 5 "$URL/health" | grep -o '"id":"[0-9a-f]*"' | c
 is() { [ "$("${@:2}")" = "$1" ]; } # is VALUE COMMAND...
 segment() { curl -fsS --max-time 60 -D "$TMP/headers" -o "$TMP/mask.png" -F "file=@$TMP/image.png" "$URL/segment"; }
 file_id() { in_trainer sha256sum /model/best_model.pth | cut -c1-12; }
-serves_the_file() { within 30 is "$(file_id)" model_id; }
+serves_the_file() {
+  local id
+  id=$(file_id)
+  [ -n "$id" ]
+  within 30 is "$id" model_id
+}
 served_by() { tr -d '\r' <"$TMP/headers" | awk 'tolower($1) == "x-model-id:" {print $2}'; }
 png_size() { od -An -tu1 -j16 -N8 "$1"; } # width and height, where every PNG has them
 ends_with() { # ends_with STATUS [CONTAINER], by default the trainer
@@ -213,7 +218,7 @@ serves_during_training() { # which would take an hour
   local old run
   old=$(model_id)
   run=$(dc run -d trainer --seed 2 --epochs 1000 --force)
-  newer() { ! is "$old" model_id; }
+  newer() { model_id | grep -vx "$old"; }
   within 120 newer
   expect "the trainer, at its first model" running "$(docker inspect -f '{{.State.Status}}' "$run")"
   docker stop "$run"
@@ -269,16 +274,16 @@ round_cpu() {
 }
 
 clean_up() {
-  [ -z "${FILES[*]}" ] || dc down -v --remove-orphans
+  [ -z "$ROUND" ] || dc down -v --remove-orphans
   [ -z "$BROUGHT" ] || teardown
   rm -rf "$TMP"
 } >/dev/null 2>&1
 trap clean_up EXIT
 find_engine
 lint
-for round in $ROUNDS; do
-  echo "-- $round"
-  "round_$round"
+for ROUND in ${*:-default cpu}; do
+  echo "-- $ROUND"
+  "round_$ROUND"
 done
 docker system df -v --format '{{range .Images}}{{.Repository}} {{.Size}}, {{.UniqueSize}} of it its own{{println}}{{end}}' |
   grep -E "^$COMPOSE_PROJECT_NAME|^python"

@@ -1,5 +1,6 @@
 """`unet-serve`, or `python -m service`."""
 
+import logging
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
     print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    # container engines ask every few seconds
+    logging.getLogger("uvicorn.access").addFilter(lambda record: '"GET /health' not in record.getMessage())
     for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes what is in flight, then raises the signal again
         signal.signal(stop, lambda *_: sys.exit(0))
     uvicorn.Server(uvicorn.Config(create_app(settings), server_header=False)).run(sockets=[listener])

@@ -45,7 +45,7 @@ class ModelSlot:
         self.current: Model | None = None
         self.refusal: str | None = None
         """Why the newest file is not served; None if it is, or if there is none."""
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
 
     @property
     def status(self) -> Status:
@@ -64,12 +64,12 @@ class ModelSlot:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._seen = None  # the model in memory goes on serving
+            self._seen = self.refusal = None  # the model in memory goes on serving
             return
         except OSError as error:
             self._refuse(f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}")
             return
-        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)  # ctime: made readable meanwhile
         if seen == self._seen:
             return
         self._seen = seen

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import Serve, png
 from fastapi.testclient import TestClient
 
@@ -81,9 +82,24 @@ def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) ->
     path.unlink()
     slot.refresh()
     assert slot.current is second
+    assert slot.refusal is None  # nothing is there to be refused
 
     make_checkpoint(seed=1)
     slot.refresh()
     assert slot.current is not None
     assert slot.current.id == first.id
     assert slot.refusal is None
+
+
+def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chmod changes neither content nor time of modification."""
+    path = make_checkpoint()
+    slot = ModelSlot(path, "cpu", "auto")
+    with monkeypatch.context() as patch:  # who runs the tests as root may read everything
+        patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        slot.refresh()
+    assert slot.status == "failed"
+    assert slot.refusal == "best_model.pth: cannot be read: Permission denied"
+    path.chmod(0o640)
+    slot.refresh()
+    assert slot.status == "ok"

@@ -63,6 +63,10 @@ def install(app: FastAPI) -> None:
     async def framework(_: Request, error: HTTPException) -> JSONResponse:
         return response(error.status_code, str(error.detail), error.headers)
 
+    @app.exception_handler(Exception)  # our own mistakes; the traceback goes to the log, not to the client
+    async def unexpected(_: Request, __: Exception) -> JSONResponse:
+        return response(503, "the service failed on this request", {"Retry-After": "5"})
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return response(422, "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()))

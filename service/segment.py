@@ -35,6 +35,10 @@ class SegmentQuery(BaseModel):
     threshold: float | None = Field(
         None, ge=0, le=1, description="foreground is above it; binary models only (default: the model's own)"
     )
+    tta: bool = Field(
+        False,
+        description="test-time augmentation: average over eight rotations and flips; better, and eight times slower",
+    )
 
 
 @router.post(
@@ -99,7 +103,7 @@ def predict(predictor: Predictor, image: npt.NDArray[Any], query: SegmentQuery) 
     try:
         if query.threshold is not None and not predictor.binary:
             raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
-        probabilities = predictor(image)
+        probabilities = predictor(image, tta=query.tta)
         if query.output == "mask":
             return predictor.to_mask(probabilities, query.threshold)
         likeliest = probabilities if predictor.binary else probabilities.max(axis=0)

@@ -76,6 +76,21 @@ def test_it_finds_what_it_was_trained_for(trained: Path) -> None:
     assert membrane > 0.9
 
 
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_test_time_augmentation_is_the_mean_of_eight_views(make_checkpoint: Make, n_classes: int) -> None:
+    predictor = Predictor.load(make_checkpoint(n_classes=n_classes), device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (40, 25), dtype=np.uint8)
+    views = []
+    for turns in range(4):
+        turned = np.rot90(image, turns)
+        views.append(np.rot90(predictor(turned), -turns, (-2, -1)))
+        views.append(np.rot90(np.flip(predictor(np.flip(turned, -1)), -1), -turns, (-2, -1)))
+    averaged = predictor(image, tta=True)
+    np.testing.assert_allclose(averaged, np.mean(views, axis=0), atol=1e-6)
+    np.testing.assert_allclose(predictor(image[::-1], tta=True), np.flip(averaged, -2), atol=1e-6)
+    assert np.abs(averaged - predictor(image)).max() > 1e-4
+
+
 def test_sixteen_bits_and_floats_mean_the_same_as_eight(trained: Path) -> None:
     predictor = Predictor.load(trained / "best_model.pth", device="cpu")
     image, _ = sample.generate(np.random.default_rng(99), size=64)

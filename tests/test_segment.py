@@ -11,6 +11,8 @@ from conftest import Serve, picture, png
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from service.app import create_app
+from service.settings import ServeSettings
 from trainer import sample
 from unet import Predictor
 from unet.images import decode, encode_tiff
@@ -56,6 +58,11 @@ def test_probability_and_threshold(client: TestClient, trained: Path) -> None:
     np.testing.assert_array_equal(grey, np.rint(expected * 255))
     mask = picture(client.post("/segment?threshold=0.9", content=png(IMAGE)).content)
     np.testing.assert_array_equal(mask, np.where(expected > 0.9, 255, 0))
+
+
+def test_test_time_augmentation(client: TestClient, trained: Path) -> None:
+    expected = Predictor.load(trained / "best_model.pth", device="cpu").mask(IMAGE, tta=True)
+    np.testing.assert_array_equal(picture(client.post("/segment?tta=true", content=png(IMAGE)).content), expected)
 
 
 def test_headers(client: TestClient) -> None:
@@ -219,6 +226,16 @@ def test_503_when_the_model_fails(client: TestClient, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Predictor, "__call__", fail)
     assert problem(client.post("/segment", content=png(IMAGE)), 503) == "the model failed on this image"
+
+
+def test_503_for_our_own_mistakes(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.segment.decode", lambda *_, **__: {}["a mistake"])
+    app = create_app(ServeSettings(model=trained / "best_model.pth", device="cpu"))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.post("/segment", content=png(IMAGE))
+        assert problem(answer, 503) == "the service failed on this request"
+        assert answer.headers["retry-after"]
+        assert client.get("/health").status_code == 200
 
 
 def test_504_when_it_takes_too_long(trained: Path, serve: Serve) -> None:

@@ -109,7 +109,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
     run_epoch = fitting.run_epoch
 
-    def killed(*args: object) -> tuple[float, float]:
+    def killed(*args: object) -> dict[str, float]:
         if args[2] == 3:
             raise Terminated
         return run_epoch(*args)  # type: ignore[arg-type]
@@ -230,7 +230,7 @@ def test_every_recipe_trains_and_resumes_exactly(
     assert main([*command, str(tmp_path / "whole")]) == 0
     run_epoch = fitting.run_epoch
 
-    def killed(*args: object) -> tuple[float, float]:
+    def killed(*args: object) -> dict[str, float]:
         if args[2] == 2:
             raise Terminated
         return run_epoch(*args)  # type: ignore[arg-type]

@@ -115,14 +115,14 @@ def fit(
     while not progress.finished:
         started = time.monotonic()
         epoch = progress.epoch + 1
-        loss, lr = run_epoch(learner, batches, epoch, schedule, progress.elapsed)
+        row = {"epoch": epoch} | run_epoch(learner, batches, epoch, schedule, progress.elapsed)
         trained = time.monotonic()
         result = validate(predictor, validation)
         predictor.threshold = result.threshold
         seconds = time.monotonic() - started
 
-        row = _row(epoch, loss, lr, result, predictor.class_values)
-        row |= {"seconds": seconds, "validation_seconds": seconds - (trained - started)}
+        row |= _columns(result, predictor.class_values)
+        row |= {"validation_seconds": seconds - (trained - started), "seconds": seconds}
         improved = not progress.best or row["score"] > progress.best["score"]
         progress.epoch = epoch
         progress.elapsed += seconds
@@ -134,29 +134,37 @@ def fit(
         _print(row, schedule.recipe.epochs, improved)
 
 
-def run_epoch(
-    learner: Learner, batches: Batches, epoch: int, schedule: "Schedule", elapsed: float
-) -> tuple[float, float]:
-    """One pass; returns the mean loss and the last learning rate. Stops early when the time is over.
+def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedule", elapsed: float) -> dict[str, float]:
+    """One pass, shorter when the time is over; returns its columns of the history.
 
     Raises TrainingError on a loss that is no number.
     """
     torch.manual_seed(batches.seed * 1_000_003 + epoch)  # drop-out repeats after a resume
     started, losses, lr = time.monotonic(), [], 0.0
+    crops, augmenting, ready = 0, 0.0, started
     with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, unit="step", disable=None) as bar:
         for step, batch in enumerate(bar):
+            augmenting += time.monotonic() - ready
             now = elapsed + time.monotonic() - started
             if schedule.time_over(now):
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
             loss = learner.step(batch, lr)
+            ready = time.monotonic()
+            crops += len(batch.images)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} in epoch {epoch}, step {step + 1}; this step was not taken. Lower --lr"
                 )
             losses.append(loss)
             bar.set_postfix(loss=f"{loss:.4f}")
-    return sum(losses) / len(losses) if losses else math.nan, lr
+    return {
+        "loss": sum(losses) / len(losses) if losses else math.nan,
+        "lr": lr,
+        "crops": crops,
+        "augmentation_seconds": augmenting,
+        "training_seconds": time.monotonic() - started,
+    }
 
 
 def validate(predictor: Predictor, samples: list[Sample]) -> Validation:
@@ -218,8 +226,8 @@ def _ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     return average
 
 
-def _row(epoch: int, loss: float, lr: float, result: Validation, class_values: tuple[int, ...]) -> dict[str, float]:
-    row = {"epoch": epoch, "loss": loss, "lr": lr, "score": result.scores.score}
+def _columns(result: Validation, class_values: tuple[int, ...]) -> dict[str, float]:
+    row = {"score": result.scores.score}
     for value, dice, iou in zip(class_values, result.scores.dice, result.scores.iou, strict=True):
         row |= {f"dice_{value}": dice, f"iou_{value}": iou}
     row["pixel_error"] = result.scores.pixel_error

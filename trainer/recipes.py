@@ -1,6 +1,7 @@
 """Recipes: everything that decides what a training run does, apart from its data and its seed."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from textwrap import wrap
 from typing import Literal
 
 from trainer.augment import Augmentation
@@ -66,6 +67,13 @@ class Recipe:
         """The same recipe with what is not None. Raises ValueError for a size that the network cannot make."""
         given = {k: v for k, v in locals().items() if k != "self" and v is not None}
         return replace(self, **given)
+
+    def __str__(self) -> str:
+        """All of it, wrapped: `default: variant tutorial, bilinear False, ...`."""
+        settings = asdict(self)
+        augmentation = {f"augmentation.{name}": value for name, value in settings.pop("augmentation").items()}
+        listed = ", ".join(f"{name} {value}" for name, value in (settings | augmentation).items() if name != "name")
+        return "\n".join(wrap(f"{self.name}: {listed}", width=100))
 
 
 STRONG = Augmentation(

@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import indent
 from typing import Any, cast
 
 import numpy as np
@@ -109,7 +110,7 @@ def _introduce(
     print(
         f"data      {settings.data}: {n_train} images to train on, {n_val} to validate on, classes {data.class_values}"
     )
-    print("recipe    " + ", ".join(f"{name} {value}" for name, value in asdict(recipe).items()))
+    print(f"recipe    {indent(str(recipe), ' ' * 10).lstrip()}")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", flush=True)
 
@@ -176,6 +177,9 @@ def _account(
     timings = {
         "seconds": progress.elapsed,
         "validation_share": sum(row["validation_seconds"] for row in progress.history) / progress.elapsed,
+        "augmentation_share": sum(row["augmentation_seconds"] for row in progress.history) / progress.elapsed,
+        "crops_per_second": sum(row["crops"] for row in progress.history)
+        / sum(row["training_seconds"] for row in progress.history),
         "validation_seconds_per_image": per_image,
         "peak_memory_mib": _peak_memory(device) / 2**20,
     }
@@ -194,8 +198,12 @@ def _account(
         )
         print(f"threshold          {predictor.threshold:.3f}")
     print(
-        f"time               {progress.elapsed:.0f} s, {timings['validation_share']:.1%} of it validation, "
-        f"{1 / per_image:.1f} images/s at prediction, {timings['peak_memory_mib']:.0f} MiB at most"
+        f"time               {progress.elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation, "
+        f"{timings['validation_share']:.1%} validation"
+    )
+    print(
+        f"speed              {timings['crops_per_second']:.1f} crops/s in training, {1 / per_image:.1f} images/s in "
+        f"prediction, {timings['peak_memory_mib']:.0f} MiB at most, on {device_name(device)}"
     )
     print(f"finished: {_outcome(progress, folder)}")
 

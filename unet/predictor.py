@@ -82,21 +82,30 @@ class Predictor:
     def binary(self) -> bool:
         return self.n_classes == 1
 
-    def __call__(self, image: npt.NDArray[Any]) -> FloatArray:
+    def __call__(self, image: npt.NDArray[Any], *, tta: bool = False) -> FloatArray:
         """(H, W) or (H, W, C) image -> probabilities, float32 in 0..1: (H, W) of the foreground for a binary network,
-        (K, H, W) that sum to one for K classes. Any size of at least 1 x 1. Raises PixelError."""
-        x = self.preprocessing(image, self.n_channels)
-        _, height, width = x.shape
-        x = mirror(x, *self._input_size(height, width), self.network.margin)
-        probabilities = self._forward(torch.from_numpy(x))[:, :height, :width]
-        return (probabilities[0] if self.binary else probabilities).cpu().numpy()
+        (K, H, W) that sum to one for K classes. Any size of at least 1 x 1. Raises PixelError.
 
-    def mask(self, image: npt.NDArray[Any], threshold: float | None = None) -> npt.NDArray[np.uint8]:
+        `tta`, test-time augmentation: the mean over the image's eight rotations and flips, in eight times the time.
+        """
+        x = self.preprocessing(image, self.n_channels)
+        if not tta:
+            probabilities = self._predict(x)
+        else:
+            views = [(turns, flip) for turns in range(4) for flip in (1, -1)]
+            seen = [self._predict(np.rot90(x, turns, (1, 2))[:, :, ::flip]) for turns, flip in views]
+            back = [np.rot90(p[:, :, ::flip], -turns, (1, 2)) for p, (turns, flip) in zip(seen, views, strict=True)]
+            probabilities = np.mean(back, axis=0, dtype=np.float32)
+        return probabilities[0] if self.binary else probabilities
+
+    def mask(
+        self, image: npt.NDArray[Any], threshold: float | None = None, *, tta: bool = False
+    ) -> npt.NDArray[np.uint8]:
         """(H, W) uint8: 0 and 255 for a binary network, the class values (those of the labels) for K classes.
 
         `threshold` (default: the checkpoint's) is for binary networks only. Raises PixelError.
         """
-        return self.to_mask(self(image), threshold)
+        return self.to_mask(self(image, tta=tta), threshold)
 
     def to_mask(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.uint8]:
         """What `mask` makes of probabilities. Raises PixelError for a threshold where there is none."""
@@ -111,6 +120,12 @@ class Predictor:
             raise PixelError(f"a threshold is for binary models; this one has {self.n_classes} classes")
         classes: npt.NDArray[np.intp] = probabilities.argmax(axis=0)
         return classes
+
+    def _predict(self, x: FloatArray) -> FloatArray:
+        """(C, H, W) -> probabilities (n_classes, H, W)."""
+        _, height, width = x.shape
+        x = mirror(x, *self._input_size(height, width), self.network.margin)
+        return self._forward(torch.from_numpy(np.ascontiguousarray(x)))[:, :height, :width].cpu().numpy()
 
     @torch.inference_mode()
     def _forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from trainer.augment import Augmentation, adjust_grey, blur, elastic_displacement, sample, sampling_grid
+from trainer import augment
+from trainer.augment import Augmentation, adjust_grey, blur, draw, elastic_displacement, sample
 from trainer.recipes import STRONG
 
 NOTHING = Augmentation(flip=False)
@@ -15,9 +16,17 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def sampling_grid(n: int, size: int, how: Augmentation, seed: int = 0) -> torch.Tensor:
+    return augment.sampling_grid(draw(n, size, how, rng(seed)), size, how)
+
+
+def adjusted(images: torch.Tensor, how: Augmentation, seed: int = 0) -> torch.Tensor:
+    return adjust_grey(images, draw(len(images), images.shape[-1], how, rng(seed)), how)
+
+
 def test_nothing_is_the_identity() -> None:
     image = torch.rand(2, 40, 50)
-    (grid,) = sampling_grid(1, 16, NOTHING, rng())
+    (grid,) = sampling_grid(1, 16, NOTHING)
     corner = torch.tensor([7.0, 5.0])  # x, y
     crop = sample(image, grid, corner + 7.5, "bilinear")
     torch.testing.assert_close(crop, image[:, 5:21, 7:23], atol=1e-5, rtol=0)
@@ -26,7 +35,7 @@ def test_nothing_is_the_identity() -> None:
 
 def test_beyond_the_border_the_image_is_mirrored() -> None:
     image = torch.arange(4.0).reshape(1, 1, 4)
-    (grid,) = sampling_grid(1, 8, NOTHING, rng())
+    (grid,) = sampling_grid(1, 8, NOTHING)
     row = sample(image, grid, torch.tensor([3.5, 0.0]), "nearest")[0, 0]
     assert row.tolist() == [0, 1, 2, 3, 3, 2, 1, 0]
 
@@ -34,7 +43,7 @@ def test_beyond_the_border_the_image_is_mirrored() -> None:
 def test_rotation_scale_and_flips_keep_shapes() -> None:
     """Distances between grid points are all multiplied by the same factor, that of the scale."""
     how = Augmentation(rotation=180, scale=0.5, quarter_turns=True)
-    grids = sampling_grid(64, 9, how, rng())
+    grids = sampling_grid(64, 9, how)
     along_x = (grids[:, 4, 8] - grids[:, 4, 0]).norm(dim=-1) / 8
     along_y = (grids[:, 8, 4] - grids[:, 0, 4]).norm(dim=-1) / 8
     torch.testing.assert_close(along_x, along_y)
@@ -47,7 +56,7 @@ def test_rotation_scale_and_flips_keep_shapes() -> None:
 
 
 def test_the_angle_is_what_is_asked_for() -> None:
-    grids = sampling_grid(200, 3, Augmentation(flip=False, rotation=30), rng())
+    grids = sampling_grid(200, 3, Augmentation(flip=False, rotation=30))
     right = grids[:, 1, 2]
     angles = torch.rad2deg(torch.atan2(right[:, 1], right[:, 0]))
     assert angles.abs().max() <= 30.001
@@ -56,7 +65,7 @@ def test_the_angle_is_what_is_asked_for() -> None:
 
 def test_elastic_displacements_are_smooth_and_of_the_asked_size() -> None:
     how = Augmentation(elastic=10, elastic_spacing=64)
-    d = elastic_displacement(50, 256, how, rng())
+    d = elastic_displacement(draw(50, 256, how, rng()), 256)
     assert d.shape == (50, 256, 256, 2)
     assert d[:, ::64, ::64].std().item() == pytest.approx(10, rel=0.15)
     steps = torch.cat([d.diff(dim=1).flatten(), d.diff(dim=2).flatten()]).abs()
@@ -68,7 +77,7 @@ def test_image_and_label_move_together() -> None:
     y, x = torch.meshgrid(torch.arange(200.0), torch.arange(200.0), indexing="ij")
     image = torch.sin(x / 15)[None] + torch.cos(y / 18)
     label = (image > 0).float()
-    for grid in sampling_grid(8, 128, STRONG, rng()):
+    for grid in sampling_grid(8, 128, STRONG):
         centre = torch.tensor([90.0, 110.0])
         moved, moved_label = sample(image, grid, centre, "bilinear"), sample(label, grid, centre, "nearest")
         assert set(moved_label.unique().tolist()) <= {0.0, 1.0}
@@ -77,16 +86,16 @@ def test_image_and_label_move_together() -> None:
 
 def test_grey_values_change_within_limits() -> None:
     images = torch.randn(64, 1, 32, 32, generator=rng(1))
-    shifted = adjust_grey(images, Augmentation(brightness=0.5), rng()) - images
+    shifted = adjusted(images, Augmentation(brightness=0.5)) - images
     assert shifted.std(dim=(2, 3)).max() < 1e-6
     assert 0.4 < shifted.abs().max() <= 0.5
-    spread = adjust_grey(images, Augmentation(contrast=0.5), rng()).std(dim=(2, 3)) / images.std(dim=(2, 3))
+    spread = adjusted(images, Augmentation(contrast=0.5)).std(dim=(2, 3)) / images.std(dim=(2, 3))
     assert 1 / 1.5 <= spread.min() < 0.75
     assert 1.3 < spread.max() <= 1.5001
-    noise = (adjust_grey(images, Augmentation(noise=0.3), rng()) - images).std(dim=(1, 2, 3))
+    noise = (adjusted(images, Augmentation(noise=0.3)) - images).std(dim=(1, 2, 3))
     assert 20 < (noise == 0).sum() < 44  # about half of them get none
     assert 0.2 < noise.max() < 0.32
-    gamma = adjust_grey(images, Augmentation(gamma=0.5), rng())
+    gamma = adjusted(images, Augmentation(gamma=0.5))
     torch.testing.assert_close(gamma.amin((2, 3)), images.amin((2, 3)))
     torch.testing.assert_close(gamma.amax((2, 3)), images.amax((2, 3)), atol=1e-4, rtol=0)
 
@@ -94,7 +103,7 @@ def test_grey_values_change_within_limits() -> None:
 def test_blur_is_gaussian_and_each_image_has_its_own() -> None:
     images = torch.zeros(2, 1, 21, 21)
     images[:, :, 10, 10] = 1
-    sharp, blurred = blur(images, torch.tensor([0.0, 1.0]))[:, 0]
+    sharp, blurred = blur(images, torch.tensor([0.0, 1.0]), radius=5)[:, 0]
     torch.testing.assert_close(sharp, images[0, 0])
     assert blurred.sum().item() == pytest.approx(1)
     assert (blurred[10, 11] / blurred[10, 10]).item() == pytest.approx(math.exp(-0.5), rel=1e-5)
@@ -102,6 +111,6 @@ def test_blur_is_gaussian_and_each_image_has_its_own() -> None:
 
 def test_the_same_seed_gives_the_same() -> None:
     images = torch.randn(4, 1, 32, 32)
-    assert torch.equal(sampling_grid(4, 32, STRONG, rng(3)), sampling_grid(4, 32, STRONG, rng(3)))
-    assert torch.equal(adjust_grey(images, STRONG, rng(3)), adjust_grey(images, STRONG, rng(3)))
-    assert not torch.equal(sampling_grid(4, 32, STRONG, rng(3)), sampling_grid(4, 32, STRONG, rng(4)))
+    assert torch.equal(sampling_grid(4, 32, STRONG, 3), sampling_grid(4, 32, STRONG, 3))
+    assert torch.equal(adjusted(images, STRONG, 3), adjusted(images, STRONG, 3))
+    assert not torch.equal(sampling_grid(4, 32, STRONG, 3), sampling_grid(4, 32, STRONG, 4))

@@ -221,7 +221,7 @@ def test_503_when_too_many_are_in_flight(trained: Path, serve: Serve) -> None:
 
 
 def test_503_when_the_model_fails(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("/secret/path: out of memory")
 
     monkeypatch.setattr(Predictor, "__call__", fail)

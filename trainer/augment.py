@@ -9,6 +9,7 @@ Shapes: B crops in a batch, C channels, S the side of a crop in pixels. Coordina
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,30 +42,63 @@ class Augmentation:
     """Largest standard deviation of added noise, in standard deviations of the image; half of the crops get some."""
 
 
-def sampling_grid(n: int, size: int, how: Augmentation, rng: torch.Generator) -> Tensor:
-    """(B, S, S, 2): for each pixel of a crop, its place in the image relative to the crop's centre, in pixels."""
-    axis = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).expand(n, size, size, 2)
-    if how.elastic:
-        grid = grid + elastic_displacement(n, size, how, rng)
+class Draw(NamedTuple):
+    """The random numbers of B crops. Drawn on the CPU, so that they are the same on every device."""
 
-    angle = torch.deg2rad(uniform(n, how.rotation, rng))
+    place: Tensor
+    """(B, 2): x and y of the crop in the room that it has, 0..1."""
+    elastic: Tensor
+    """(B, 2, G, G): displacements on the coarse grid, pixels."""
+    matrix: Tensor
+    """(B, 2, 2): rotation, scale and flips."""
+    gamma: Tensor
+    contrast: Tensor
+    brightness: Tensor
+    blur: Tensor
+    noise: Tensor
+    noise_seed: Tensor
+    """(B,) each; the seed an integer."""
+
+    def of(self, share: slice, device: torch.device) -> "Draw":
+        """Those of some of the crops, on the device."""
+        return Draw(*(numbers[share].to(device) for numbers in self))
+
+
+def draw(n: int, size: int, how: Augmentation, rng: torch.Generator) -> Draw:
+    """The random numbers of `n` crops of side `size`."""
+    points = max(3, round(size / how.elastic_spacing) + 1)
+    angle = torch.deg2rad(_uniform(n, how.rotation, rng))
     if how.quarter_turns:
         angle = angle + torch.randint(4, (n,), generator=rng) * (math.pi / 2)
-    zoom = torch.exp(uniform(n, math.log1p(how.scale), rng))
-    sign = torch.ones(n, 2)
-    if how.flip:
-        sign = torch.randint(2, (n, 2), generator=rng) * 2.0 - 1
+    zoom = torch.exp(_uniform(n, math.log1p(how.scale), rng))
+    sign = torch.randint(2, (n, 2), generator=rng) * 2.0 - 1 if how.flip else torch.ones(n, 2)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    matrix = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2) * sign[:, None, :]
-    return grid @ matrix.transpose(1, 2)[:, None]
+    return Draw(
+        place=torch.rand(n, 2, generator=rng),
+        elastic=how.elastic * torch.randn(n, 2, points, points, generator=rng),
+        matrix=torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2) * sign[:, None],
+        gamma=torch.exp(_uniform(n, math.log1p(how.gamma), rng)),
+        contrast=torch.exp(_uniform(n, math.log1p(how.contrast), rng)),
+        brightness=_uniform(n, how.brightness, rng),
+        blur=how.blur * torch.rand(n, generator=rng) * _coin(n, rng),
+        noise=how.noise * torch.rand(n, generator=rng) * _coin(n, rng),
+        noise_seed=torch.randint(2**62, (n,), generator=rng),
+    )
 
 
-def elastic_displacement(n: int, size: int, how: Augmentation, rng: torch.Generator) -> Tensor:
-    """(B, S, S, 2) smooth random displacements: Gaussian on a coarse grid, bicubic between its points."""
-    points = max(3, round(size / how.elastic_spacing) + 1)
-    coarse = how.elastic * torch.randn(n, 2, points, points, generator=rng)
-    return F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+def sampling_grid(drawn: Draw, size: int, how: Augmentation) -> Tensor:
+    """(B, S, S, 2): for each pixel of a crop, its place in the image relative to the crop's centre, in pixels."""
+    axis = torch.arange(size, dtype=torch.float32, device=drawn.matrix.device) - (size - 1) / 2
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)[None]
+    if how.elastic:
+        grid = grid + elastic_displacement(drawn, size)
+    return grid @ drawn.matrix.transpose(1, 2)[:, None]
+
+
+def elastic_displacement(drawn: Draw, size: int) -> Tensor:
+    """(B, S, S, 2) smooth displacements in pixels: bicubic between the points of the coarse grid."""
+    fine = F.interpolate(drawn.elastic, (size, size), mode="bicubic", align_corners=True)
+    return fine.permute(0, 2, 3, 1)
 
 
 def sample(image: Tensor, grid: Tensor, centre: Tensor, mode: str) -> Tensor:
@@ -74,35 +108,35 @@ def sample(image: Tensor, grid: Tensor, centre: Tensor, mode: str) -> Tensor:
     return F.grid_sample(image[None], normalised[None], mode=mode, padding_mode="reflection", align_corners=False)[0]
 
 
-def adjust_grey(images: Tensor, how: Augmentation, rng: torch.Generator) -> Tensor:
+def adjust_grey(images: Tensor, drawn: Draw, how: Augmentation) -> Tensor:
     """(B, C, S, S) standardised images with other brightness, contrast, gamma, sharpness and noise."""
-    n = len(images)
 
-    def each(value: Tensor) -> Tensor:
-        return value.to(images.device).reshape(n, 1, 1, 1)
+    def each(numbers: Tensor) -> Tensor:
+        return numbers.reshape(-1, 1, 1, 1)
 
     if how.gamma:
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-        exponent = each(torch.exp(uniform(n, math.log1p(how.gamma), rng)))
-        images = ((images - low) / (high - low + 1e-6)) ** exponent * (high - low) + low
+        images = ((images - low) / (high - low + 1e-6)) ** each(drawn.gamma) * (high - low) + low
     if how.contrast or how.brightness:
-        images = images * each(torch.exp(uniform(n, math.log1p(how.contrast), rng)))
-        images = images + each(uniform(n, how.brightness, rng))
+        images = images * each(drawn.contrast) + each(drawn.brightness)
     if how.blur:
-        images = blur(images, how.blur * torch.rand(n, generator=rng) * coin(n, rng))
+        images = blur(images, drawn.blur, radius=math.ceil(2 * how.blur))
     if how.noise:
-        sigma = how.noise * torch.rand(n, generator=rng) * coin(n, rng)
-        images = images + each(sigma) * torch.randn(images.shape, generator=rng).to(images.device)
+        rng = torch.Generator(images.device)
+        noise = [
+            torch.randn(images.shape[1:], generator=rng.manual_seed(int(seed)), device=images.device)
+            for seed in drawn.noise_seed
+        ]
+        images = images + each(drawn.noise) * torch.stack(noise)
     return images
 
 
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
+def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """(B, C, S, S), each blurred by a Gaussian of its own standard deviation (B,) in pixels; 0 leaves it as it is."""
     n, channels, *_ = images.shape
-    radius = max(1, math.ceil(2 * float(sigma.max())))
-    offset = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float32, device=images.device)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).to(images.device)  # (B, 2 radius + 1)
+    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, 2 radius + 1)
     kernel = kernel.repeat_interleave(channels, 0)[:, None, None]  # (B C, 1, 1, 2 radius + 1)
     x = F.pad(images.reshape(1, n * channels, *images.shape[2:]), [radius] * 4, mode="reflect")
     x = F.conv2d(x, kernel, groups=n * channels)
@@ -110,11 +144,11 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     return x.reshape(images.shape)
 
 
-def uniform(n: int, limit: float, rng: torch.Generator) -> Tensor:
+def _uniform(n: int, limit: float, rng: torch.Generator) -> Tensor:
     """(n,) in -limit..limit."""
     return limit * (2 * torch.rand(n, generator=rng) - 1)
 
 
-def coin(n: int, rng: torch.Generator) -> Tensor:
+def _coin(n: int, rng: torch.Generator) -> Tensor:
     """(n,) of 0 and 1."""
     return torch.randint(2, (n,), generator=rng).float()

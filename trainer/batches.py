@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.augment import adjust_grey, sample, sampling_grid
+from trainer.augment import Draw, adjust_grey, draw, sample, sampling_grid
 from trainer.dataset import Sample
 from trainer.losses import border_weights
 from trainer.recipes import Recipe
+from trainer.world import ALONE, World
 from unet.pixels import Preprocessing
 
 
 class Batch(NamedTuple):
-    """B crops with labels of side S; the images are larger by the network's margin on each side."""
+    """The B crops of this process, with labels of side S; images have the network's margin around that."""
 
     images: Tensor
     """(B, C, S + 2 margin, S + 2 margin) float32, prepared as for prediction."""
@@ -39,7 +41,11 @@ class Batches:
         margin: int,
         seed: int,
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
+        world.check(recipe.batch_size)
+        self.world = world
+        self.device = device
         self.recipe = recipe
         self.margin = margin
         self.seed = seed
@@ -48,43 +54,46 @@ class Batches:
         self.targets = [_target(s, n_classes, recipe).to(device) for s in samples]  # (1 or 2, H, W)
         crops = [max(1, round(s.label.size / recipe.image_size**2)) for s in samples]
         self.order = np.repeat(np.arange(len(samples)), crops)  # large images are seen more often
-        repeats = -(-recipe.min_steps * recipe.batch_size // len(self.order))
-        self.order = np.tile(self.order, max(1, repeats))
+        self.steps = max(recipe.min_steps, -(-len(self.order) // recipe.batch_size))
 
     def __len__(self) -> int:
-        """Batches in an epoch; the last one may be smaller."""
-        return -(-len(self.order) // self.recipe.batch_size)
+        """Batches in an epoch, all of the same size."""
+        return self.steps
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.order)
+        """This process's share of each batch. What is in a batch does not depend on how many processes share it."""
+        shuffle = np.random.default_rng((self.seed, epoch))
+        size = self.recipe.batch_size
+        passes = -(-self.steps * size // len(self.order))
+        order = np.concatenate([shuffle.permutation(self.order) for _ in range(passes)])
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        for start in range(0, len(order), self.recipe.batch_size):
-            yield self._batch([int(i) for i in order[start : start + self.recipe.batch_size]], rng)
+        share = slice(self.world.rank, None, self.world.size)
+        for start in range(0, self.steps * size, size):
+            drawn = draw(size, self.recipe.image_size + 2 * self.margin, self.recipe.augmentation, rng)
+            yield self._batch(order[start : start + size][share], drawn.of(share, self.device))
 
-    def _batch(self, chosen: list[int], rng: torch.Generator) -> Batch:
-        how, size, margin = self.recipe.augmentation, self.recipe.image_size, self.margin
-        seen = size + 2 * margin
-        device = self.images[0].device
-        grids = sampling_grid(len(chosen), seen, how, rng).to(device)  # (B, seen, seen, 2)
+    def _batch(self, chosen: npt.NDArray[np.intp], drawn: Draw) -> Batch:
+        how, margin = self.recipe.augmentation, self.margin
+        seen = self.recipe.image_size + 2 * margin
         inner = slice(margin, seen - margin)
         images, targets = [], []
-        for i, grid in zip(chosen, grids, strict=True):
-            centre = self._centre(i, rng).to(device)
+        for i, grid, place in zip(chosen, sampling_grid(drawn, seen, how), drawn.place, strict=True):
+            centre = self._centre(self.images[i], place)
             images.append(sample(self.images[i], grid, centre, "bilinear"))
             targets.append(sample(self.targets[i], grid[inner, inner], centre, "nearest"))
         target = torch.stack(targets)  # (B, 1 or 2, S, S)
         return Batch(
-            adjust_grey(torch.stack(images), how, rng),
+            adjust_grey(torch.stack(images), drawn, how),
             target[:, 0].round().long(),
             target[:, 1] if self.recipe.border_weights else None,
         )
 
-    def _centre(self, i: int, rng: torch.Generator) -> Tensor:
+    def _centre(self, image: Tensor, place: Tensor) -> Tensor:
         """(x, y): such that the label's crop lies in the image, if that is large enough. Whole pixels stay whole."""
-        height, width = self.images[i].shape[-2:]
-        free = torch.tensor([max(0, width - self.recipe.image_size), max(0, height - self.recipe.image_size)])
-        corner = torch.floor(torch.rand(2, generator=rng) * (free + 1))
-        return corner + (self.recipe.image_size - 1) / 2
+        height, width = image.shape[-2:]
+        size = self.recipe.image_size
+        room = torch.tensor([max(0, width - size), max(0, height - size)], device=place.device)
+        return torch.floor(place * (room + 1)) + (size - 1) / 2
 
 
 def _target(sample: Sample, n_classes: int, recipe: Recipe) -> Tensor:

@@ -16,8 +16,11 @@ from trainer.dataset import Sample
 from trainer.losses import loss_of
 from trainer.metrics import Scores, ThresholdCurve, confusion, scores
 from trainer.recipes import Recipe
+from trainer.world import ALONE, World
 from unet.device import fast_bf16
 from unet.predictor import Predictor
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 WARM_UP = 0.03
 """Share of the run over which the learning rate rises to its full height."""
@@ -52,12 +55,16 @@ class Validation:
 class Learner:
     """What one step changes: the network, its optimiser and the average of its weights."""
 
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, world: World = ALONE) -> None:
         self.network = network
         self.recipe = recipe
+        self.world = world
         self.device = next(network.parameters()).device
+        self.shared = world.wrap(network)
         self.optimizer = make_optimizer(network, recipe)
-        self.averaged = AveragedModel(network, self.device, _ema(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.averaged = (
+            AveragedModel(network, self.device, multi_avg_fn=_ema(recipe.ema), use_buffers=True) if recipe.ema else None
+        )
         self.mixed = recipe.mixed_precision and fast_bf16(self.device)
 
     @property
@@ -67,11 +74,11 @@ class Learner:
 
     def step(self, batch: Batch, lr: float) -> float:
         """One step of the optimiser; returns the loss before it. A loss that is no number changes nothing."""
-        self.network.train()
+        self.shared.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            logits = self.network(batch.images.to(memory_format=torch.channels_last))
-        loss = loss_of(logits, batch.labels, batch.weights, self.recipe.loss)
-        value = loss.item()
+            logits = self.shared(batch.images.to(memory_format=torch.channels_last))
+        loss = loss_of(logits, batch.labels, batch.weights, self.recipe.loss, self.world)
+        value = self.world.mean(loss.item())
         if not math.isfinite(value):
             return value
         self.optimizer.zero_grad(set_to_none=True)
@@ -110,7 +117,8 @@ def fit(
 ) -> None:
     """Trains from `progress` to the end of the schedule, an epoch at a time. `predictor` is of the learner's result.
 
-    `save(improved)` is called after every epoch, with `progress` and the predictor's threshold up to date.
+    `save(improved)` is called after every epoch, with `progress` and the predictor's threshold up to date. All
+    processes validate, and so agree; the first one saves and prints.
     """
     while not progress.finished:
         started = time.monotonic()
@@ -119,7 +127,7 @@ def fit(
         trained = time.monotonic()
         result = validate(predictor, validation)
         predictor.threshold = result.threshold
-        seconds = time.monotonic() - started
+        seconds = learner.world.agree(time.monotonic() - started)
 
         row |= _columns(result, predictor.class_values)
         row |= {"validation_seconds": seconds - (trained - started), "seconds": seconds}
@@ -130,8 +138,9 @@ def fit(
         progress.history.append(row)
         if improved:
             progress.best = row
-        save(improved)
-        _print(row, schedule.recipe.epochs, improved)
+        if learner.world.first:
+            save(improved)
+            _print(row, schedule.recipe.epochs, improved)
 
 
 def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedule", elapsed: float) -> dict[str, float]:
@@ -142,10 +151,11 @@ def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedul
     torch.manual_seed(batches.seed * 1_000_003 + epoch)  # drop-out repeats after a resume
     started, losses, lr = time.monotonic(), [], 0.0
     crops, augmenting, ready = 0, 0.0, started
-    with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, unit="step", disable=None) as bar:
+    quiet = None if learner.world.first else True  # None: only on a terminal
+    with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, unit="step", disable=quiet) as bar:
         for step, batch in enumerate(bar):
             augmenting += time.monotonic() - ready
-            now = elapsed + time.monotonic() - started
+            now = learner.world.agree(elapsed + time.monotonic() - started)
             if schedule.time_over(now):
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
@@ -216,12 +226,16 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
 
 
-def _ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+def _ema(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """The exponential moving average, shorter in the first steps, so that it forgets the initial weights."""
 
-    def average(averaged: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
+    def average(averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
+        if not averaged[0].is_floating_point():  # batch norm's counters
+            for mine, theirs in zip(averaged, current, strict=True):
+                mine.copy_(theirs)
+            return
         keep = min(decay, (1 + int(n)) / (10 + int(n)))
-        return keep * averaged + (1 - keep) * current
+        torch._foreach_lerp_(averaged, current, 1 - keep)
 
     return average
 

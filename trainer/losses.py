@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.world import ALONE, World
+
 LossName = Literal["ce", "ce+dice"]
 
 BORDER_WEIGHT = 10.0
@@ -22,21 +24,22 @@ BORDER_SIGMA = 5.0
 FloatArray = npt.NDArray[np.float32]
 
 
-def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName) -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName, world: World = ALONE) -> Tensor:
     """Logits (B, K, H, W), class indices (B, H, W), weights (B, H, W) or none -> a scalar.
 
-    Cross-entropy, the binary one for K = 1, averaged by weight; with `ce+dice`, soft Dice is added.
+    Cross-entropy, the binary one for K = 1, averaged by weight; with `ce+dice`, soft Dice is added. The mean over the
+    processes is that of the whole batch: sums that stand in a denominator are over all of them.
     """
     logits = logits.float()
     if logits.shape[1] == 1:
         ce = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), reduction="none")
     else:
         ce = F.cross_entropy(logits, labels, reduction="none")
-    loss = ce.mean() if weights is None else (ce * weights).sum() / weights.sum()
-    return loss + soft_dice_loss(logits, labels) if name == "ce+dice" else loss
+    loss = ce.mean() if weights is None else world.size * (ce * weights).sum() / world.sum(weights.sum())
+    return loss + soft_dice_loss(logits, labels, world) if name == "ce+dice" else loss
 
 
-def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def soft_dice_loss(logits: Tensor, labels: Tensor, world: World = ALONE) -> Tensor:
     """1 - the mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), sums over the whole batch.
 
     Both classes of a binary problem count, so that it does not matter which one is called foreground.
@@ -47,7 +50,7 @@ def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     else:
         p = logits.softmax(dim=1)
     y = F.one_hot(labels, p.shape[1]).permute(0, 3, 1, 2).to(p.dtype)  # (B, K, H, W)
-    overlap, total = (p * y).sum((0, 2, 3)), (p + y).sum((0, 2, 3))
+    overlap, total = world.sum((p * y).sum((0, 2, 3))), world.sum((p + y).sum((0, 2, 3)))
     return 1 - ((2 * overlap + 1) / (total + 1)).mean()  # + 1: a class that is nowhere is perfect
 
 

@@ -22,6 +22,7 @@ from trainer.folder import RunFolder
 from trainer.metrics import object_scores
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
+from trainer.world import World, claim_gpu, join
 from unet import NetworkConfig, Predictor, UNet
 from unet.checkpoint import Checkpoint
 from unet.device import device_name, resolve_device
@@ -30,12 +31,19 @@ from unet.pixels import Preprocessing
 
 def run(settings: TrainSettings) -> None:
     """Does what `unet-train` says. Raises a ValueError or OSError for what the user can mend."""
+    claim_gpu()
     device = resolve_device(settings.device)
+    with join(device) as world:
+        _run(settings, device, world)
+
+
+def _run(settings: TrainSettings, device: torch.device, world: World) -> None:
     recipe = settings.resolved_recipe()
     settings.out.mkdir(parents=True, exist_ok=True)
-    data = _read(settings)
+    data = world.in_turn(lambda: _read(settings))
     train, val = _split(settings, data)
-    _introduce(settings, recipe, device, data, len(train), len(val))
+    if world.first:
+        _introduce(settings, recipe, device, data, len(train), len(val))
 
     torch.manual_seed(settings.seed)
     network = NetworkConfig(
@@ -45,7 +53,8 @@ def run(settings: TrainSettings) -> None:
         base_channels=recipe.base_channels,
         variant=recipe.variant,
     ).build()
-    learner = Learner(network.to(device, memory_format=torch.channels_last), recipe)  # type: ignore[call-overload]
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learner = Learner(world.synchronise(network), recipe, world)
     preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
     predictor = Predictor(cast(UNet, learner.result), preprocessing, class_values=data.class_values, device=device)
     batches = Batches(
@@ -57,15 +66,18 @@ def run(settings: TrainSettings) -> None:
         margin=network.margin,
         seed=settings.seed,
         device=device,
+        world=world,
     )
     folder = RunFolder(settings.out, _identity(settings, recipe, data))
     progress = Progress() if settings.force else folder.restore(learner)
     if progress.finished:
-        print(f"already finished: {_outcome(progress, folder)}. To train again: --force")
+        if world.first:
+            print(f"already finished: {_outcome(progress, folder)}. To train again: --force")
         return
-    if progress.epoch:
-        print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
-    folder.save_last(progress, learner)  # finds out now, not after an epoch, that nothing can be written
+    if world.first:
+        if progress.epoch:
+            print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
+        folder.save_last(progress, learner)  # finds out now, not after an epoch, that nothing can be written
 
     def save(improved: bool) -> None:
         if improved:  # before last.pth: a run that dies between the two repeats this epoch and saves the same again
@@ -81,7 +93,8 @@ def run(settings: TrainSettings) -> None:
             f"{device} ran out of memory: lower --batch-size ({recipe.batch_size}), --image-size ({recipe.image_size}) "
             f"or --base-channels ({recipe.base_channels})"
         ) from error
-    _account(folder, recipe, data, val, progress, device)
+    if world.first:
+        _account(folder, recipe, data, val, progress, device)
 
 
 def _read(settings: TrainSettings) -> DataSet:

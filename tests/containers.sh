@@ -145,7 +145,8 @@ stays_finished() {
 }
 takes_flags() { # in a folder of its own; narrow, so that it takes seconds
   dc run --rm -T trainer --recipe tutorial --epochs 1 --base-channels 4 --out /tmp/flags | tee "$TMP/flags"
-  grep -q "name tutorial.* epochs 1," "$TMP/flags"
+  grep -q "^recipe  *tutorial:" "$TMP/flags"
+  grep -q "^epoch  *1/1 " "$TMP/flags"
 }
 reloads() {
   local old started end=$((SECONDS + 300))

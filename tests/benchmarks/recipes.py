@@ -1,8 +1,8 @@
 """Recipes against each other at equal time and width:  python tests/benchmarks/recipes.py DATA --minutes 10 --out DIR
 
 Trains each on all but the last fifth of the images and prints the scores on that fifth, as accuracy.py does.
-`no-elastic` is `default` without the elastic deformation, `flips` is `default` with the tutorials' augmentation. What is
-trained already in DIR is not trained again.
+`no-elastic` is `default` without the elastic deformation, `flips` is `default` with the tutorials' augmentation. What
+is trained already in DIR is not trained again.
 """
 
 import argparse

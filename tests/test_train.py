@@ -3,9 +3,14 @@
 import csv
 import json
 import re
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,29 +106,59 @@ def test_more_than_two_values_train_one_class_each(data: Path, tmp_path: Path) -
     assert set(np.unique(predictor.mask(np.zeros((20, 20), np.uint8)))) <= {0, 1, 7}
 
 
+Interrupt = Callable[[int], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
+    """`with interrupt(3): ...`: SIGTERM comes in epoch 3."""
+    run_epoch = fitting.run_epoch
+
+    @contextmanager
+    def interrupted(epoch: int) -> Iterator[None]:
+        def run(*args: Any) -> dict[str, float]:
+            if args[2] == epoch:
+                raise Terminated
+            return run_epoch(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fitting, "run_epoch", run)
+            yield
+
+    return interrupted
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert same(weights(one / "last.pth"), weights(other / "last.pth"))
+    first, second = (checkpoints.load(out / "best_model.pth") for out in (one, other))
+    assert first.training["epoch"] == second.training["epoch"]
+    assert same(dict(first.state_dict), dict(second.state_dict))
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, interrupt: Interrupt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*TINY, "--data", str(data), "--epochs", "4", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
-
-    run_epoch = fitting.run_epoch
-
-    def killed(*args: object) -> dict[str, float]:
-        if args[2] == 3:
-            raise Terminated
-        return run_epoch(*args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "run_epoch", killed)
+    with interrupt(3):
         assert main([*command, str(tmp_path / "parts")]) == 143
     capsys.readouterr()
     assert main([*command, str(tmp_path / "parts")]) == 0
     assert "going on after epoch 2" in capsys.readouterr().out
-    assert same(weights(tmp_path / "whole" / "last.pth"), weights(tmp_path / "parts" / "last.pth"))
-    one, other = (checkpoints.load(tmp_path / part / "best_model.pth") for part in ("whole", "parts"))
-    assert one.training["epoch"] == other.training["epoch"]
-    assert same(dict(one.state_dict), dict(other.state_dict))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_killed_without_warning_does_too(data: Path, tmp_path: Path) -> None:
+    arguments = [*TINY, "--data", str(data), "--epochs", "4", "--out"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    command = [sys.executable, "-m", "trainer", *arguments, str(tmp_path / "parts")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        next(line for line in program.stdout if line.startswith("epoch   2/4"))
+        program.kill()
+    assert program.returncode == -signal.SIGKILL
+    assert main([*arguments, str(tmp_path / "parts")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_finished_run_stays_and_another_one_is_refused(
@@ -220,28 +255,18 @@ def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["default", "paper"])
-def test_every_recipe_trains_and_resumes_exactly(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+def test_every_recipe_resumes_exactly(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Interrupt, recipe: str
 ) -> None:
     """Averages, drop-out, momentum, weights of borders and augmentation: none of it forgets where it was."""
     small = RECIPES[recipe].override(base_channels=2, image_size=36 if recipe == "paper" else 32, batch_size=2)
     monkeypatch.setitem(RECIPES, recipe, replace(small, min_steps=2))
     command = ["--recipe", recipe, "--data", str(data), "--device", "cpu", "--epochs", "3", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
-    run_epoch = fitting.run_epoch
-
-    def killed(*args: object) -> dict[str, float]:
-        if args[2] == 2:
-            raise Terminated
-        return run_epoch(*args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "run_epoch", killed)
+    with interrupt(2):
         assert main([*command, str(tmp_path / "parts")]) == 143
     assert main([*command, str(tmp_path / "parts")]) == 0
-    assert same(weights(tmp_path / "whole" / "last.pth"), weights(tmp_path / "parts" / "last.pth"))
-    one, other = (checkpoints.load(tmp_path / part / "best_model.pth") for part in ("whole", "parts"))
-    assert same(dict(one.state_dict), dict(other.state_dict))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_average_is_what_is_validated_and_saved(

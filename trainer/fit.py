@@ -120,17 +120,19 @@ def fit(
     `save(improved)` is called after every epoch, with `progress` and the predictor's threshold up to date. All
     processes validate, and so agree; the first one saves and prints.
     """
+    started = time.monotonic()
     while not progress.finished:
-        started = time.monotonic()
         epoch = progress.epoch + 1
         row = {"epoch": epoch} | run_epoch(learner, batches, epoch, schedule, progress.elapsed)
         trained = time.monotonic()
         result = validate(predictor, validation)
         predictor.threshold = result.threshold
-        seconds = learner.world.agree(time.monotonic() - started)
+        validated = time.monotonic()
+        seconds = learner.world.agree(validated - started)  # saving the last epoch included
+        started = validated
 
         row |= _columns(result, predictor.class_values)
-        row |= {"validation_seconds": seconds - (trained - started), "seconds": seconds}
+        row |= {"validation_seconds": validated - trained, "seconds": seconds}
         improved = not progress.best or row["score"] > progress.best["score"]
         progress.epoch = epoch
         progress.elapsed += seconds
@@ -144,7 +146,7 @@ def fit(
 
 
 def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedule", elapsed: float) -> dict[str, float]:
-    """One pass, shorter when the time is over; returns its columns of the history.
+    """One pass, shorter when the time is over, but at least one step; returns its columns of the history.
 
     Raises TrainingError on a loss that is no number.
     """
@@ -156,7 +158,7 @@ def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedul
         for step, batch in enumerate(bar):
             augmenting += time.monotonic() - ready
             now = learner.world.agree(elapsed + time.monotonic() - started)
-            if schedule.time_over(now):
+            if step and schedule.time_over(now):
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
             loss = learner.step(batch, lr)
@@ -169,7 +171,7 @@ def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedul
             losses.append(loss)
             bar.set_postfix(loss=f"{loss:.4f}")
     return {
-        "loss": sum(losses) / len(losses) if losses else math.nan,
+        "loss": sum(losses) / len(losses),
         "lr": lr,
         "crops": crops,
         "augmentation_seconds": augmenting,

@@ -45,11 +45,11 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None 
             pages = [] if page is None else [page]
         else:
             pages = list(cv2.imdecodemulti(buffer, _FLAGS)[1])
+        if len(pages) != n_pages:
+            raise ImageError("the image is truncated or damaged")
+        return [cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page for page in pages]
     except cv2.error as error:
         raise ImageError(f"the image cannot be decoded: {error.err}") from error
-    if len(pages) != n_pages:
-        raise ImageError("the image is truncated or damaged")
-    return [cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page for page in pages]
 
 
 def encode_png(image: Array) -> bytes:

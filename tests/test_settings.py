@@ -1,5 +1,8 @@
 """Flags, environment, and one clear line for a mistake."""
 
+import subprocess
+import sys
+
 import pytest
 
 from service.settings import ServeSettings
@@ -65,3 +68,15 @@ def test_help_names_every_flag(settings: type, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     for name in settings.model_fields:  # type: ignore[attr-defined]
         assert f"--{name.replace('_', '-')}" in printed
+
+
+@pytest.mark.parametrize(
+    ("program", "missing", "extra"),
+    [("trainer", "pooch", "train"), ("trainer", "skimage", "train"), ("service", "fastapi", "serve")],
+)
+def test_a_missing_extra_is_named(program: str, missing: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from {program}.__main__ import main; sys.exit(main([]))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"is not installed; expected the extra: pip install 'unet-service[{extra}]'" in ended.stderr
+    assert ended.stderr.count("\n") == 1

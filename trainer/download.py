@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pooch
 
-ISBI2012_URL = (
-    "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train"
-)
-
 REGISTRY = Path(__file__).with_name("isbi2012.txt")
 _REMOTE = {"Training_Images": "image", "Training_Labels": "label"}
 
@@ -20,7 +16,7 @@ class DownloadError(ValueError):
     """The data set cannot be had. Says how to get it by hand."""
 
 
-def isbi2012(base_url: str = ISBI2012_URL) -> Path:
+def isbi2012(base_url: str) -> Path:
     """The data folder, in the user's cache; what is there with the right checksum is not downloaded again."""
     cache = pooch.create(path=pooch.os_cache("unet-service") / "isbi2012", base_url="", registry=None)
     cache.load_registry(REGISTRY)

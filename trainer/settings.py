@@ -6,7 +6,6 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from trainer.dataset import SplitKind
-from trainer.download import ISBI2012_URL
 from trainer.recipes import RECIPES, Recipe, RecipeName
 from unet.device import DeviceChoice
 from unet.settings import ProgramSettings
@@ -36,7 +35,10 @@ class TrainSettings(ProgramSettings):
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
     device: DeviceChoice = Field("auto", description="where to train")
     seed: int = Field(0, ge=0, description="same seed, same data, same machine: same weights")
-    isbi2012_url: str = Field(ISBI2012_URL, description="where --data isbi2012 comes from")
+    isbi2012_url: str = Field(
+        "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train",
+        description="where --data isbi2012 comes from",
+    )
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
 
     def resolved_recipe(self) -> Recipe:

@@ -13,7 +13,7 @@ Shapes: B batch, C channels, H and W height and width in pixels.
 
 from dataclasses import asdict, dataclass
 from math import sqrt
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +57,6 @@ class NetworkConfig:
     def build(self) -> "UNet":
         """A new network with fresh weights."""
         return UNet(**asdict(self))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        return cls(**values)
 
 
 class DoubleConv(nn.Module):

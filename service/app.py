@@ -13,6 +13,7 @@ from service.engine import Engine
 from service.middleware import BodyLimit, RequestId
 from service.models import ModelSlot
 from service.settings import ServeSettings
+from unet.device import resolve_device
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
@@ -22,15 +23,21 @@ def create_app(settings: ServeSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.started = time.monotonic()
         app.state.settings = settings
-        app.state.engine = Engine(settings.max_in_flight, settings.timeout_s)
-        app.state.slot = ModelSlot(settings.model, settings.device, settings.precision, settings.input_range)
+        engine = app.state.engine = Engine(settings.max_in_flight, settings.timeout_s, resolve_device(settings.device))
+        app.state.slot = ModelSlot(
+            settings.model,
+            settings.device,
+            settings.precision,
+            settings.input_range,
+            warm_up=lambda prediction: engine.submit(prediction).result(),
+        )
         await asyncio.to_thread(app.state.slot.refresh)  # a model that is there serves the first request
         watcher = asyncio.create_task(app.state.slot.watch(settings.watch_s))
         yield
         watcher.cancel()
         with suppress(asyncio.CancelledError):
             await watcher
-        app.state.engine.close()
+        engine.close()
 
     app = FastAPI(
         title="unet-service",

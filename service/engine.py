@@ -1,26 +1,70 @@
 """Between HTTP and the model: how many requests at a time, on which threads, for how long."""
 
 import asyncio
+import logging
+import os
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from typing import ParamSpec, TypeVar
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
+
+import numpy.typing as npt
+import torch
 
 from service.problems import ProblemError
+from unet.predictor import Prediction
+
+log = logging.getLogger("uvicorn.error")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MAX_STREAMS = 4
+"""Each needs the memory of a forward pass."""
+BATCH_PIXELS = 2**22
+"""On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
+
+
+class InferenceError(RuntimeError):
+    """The model failed on an image; the reason is in the log."""
+
+
+@dataclass(eq=False)
+class _Job:
+    prediction: Prediction
+    future: "Future[tuple[npt.NDArray[Any], float]]" = field(default_factory=Future)
+    seconds: float = 0.0
+    """Spent computing it."""
+
 
 class Engine:
-    """One thread computes, so that requests do not fight over the cores or the GPU; two more decode and encode."""
+    """Predictions are computed piece by piece, those of different requests in turn, so that a large image does not keep
+    small ones waiting. Each is with one thread at a time: its result does not depend on the others.
 
-    def __init__(self, max_in_flight: int, timeout_s: float) -> None:
+    On a CPU there are several streams of one or few threads, which together do more than one stream of all cores; a
+    prediction that is alone gets all cores. On a GPU there is one stream, and pieces of one shape go as a batch.
+    """
+
+    def __init__(self, max_in_flight: int, timeout_s: float, device: torch.device) -> None:
         self.max_in_flight = max_in_flight
         self.timeout_s = timeout_s
         self.in_flight = 0
-        self._inference = ThreadPoolExecutor(1, "inference")
+        self._batch_pixels = BATCH_PIXELS if device.type == "cuda" else 0
+        self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._n_streams = 1 if device.type == "cuda" else min(self._n_cores, MAX_STREAMS)
+        self._queue: deque[_Job] = deque()
+        self._working = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._streams = [
+            threading.Thread(target=self._stream, name=f"inference-{i}", daemon=True) for i in range(self._n_streams)
+        ]
+        for stream in self._streams:
+            stream.start()
         self._codecs = ThreadPoolExecutor(2, "codec")
 
     @asynccontextmanager
@@ -41,15 +85,86 @@ class Engine:
         """Runs the function on a codec thread."""
         return await asyncio.get_running_loop().run_in_executor(self._codecs, lambda: function(*args, **kwargs))
 
-    async def infer(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R, float]:
-        """Runs the function on the inference thread; also returns the seconds that it ran, without those it waited."""
+    async def infer(self, prediction: Prediction) -> tuple[npt.NDArray[Any], float]:
+        """The result, and the seconds of computing it, without those it waited. Who stops waiting for it, by a time-out
+        or because the client is gone, stops its computation after the piece in hand. Raises InferenceError."""
+        return await asyncio.wrap_future(self.submit(prediction))
 
-        def timed() -> tuple[R, float]:
-            started = time.perf_counter()
-            return function(*args, **kwargs), time.perf_counter() - started
-
-        return await asyncio.get_running_loop().run_in_executor(self._inference, timed)
+    def submit(self, prediction: Prediction) -> "Future[tuple[npt.NDArray[Any], float]]":
+        """`infer` for threads; cancel the future to stop it."""
+        job = _Job(prediction)
+        with self._changed:
+            if self._closed:
+                job.future.cancel()
+            else:
+                self._queue.append(job)
+                self._changed.notify()
+        return job.future
 
     def close(self) -> None:
-        for pool in (self._inference, self._codecs):
-            pool.shutdown(wait=True, cancel_futures=True)
+        """Stops after the pieces in hand; what is not finished is cancelled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for stream in self._streams:
+            stream.join()
+        for job in self._queue:
+            job.future.cancel()
+        self._codecs.shutdown(wait=True, cancel_futures=True)
+
+    def _stream(self) -> None:
+        """A thread's life."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if self._closed:
+                    return
+                batch = self._take()
+                alone = not self._queue and not self._working
+                self._working += 1
+            unfinished = self._advance(batch, self._n_cores if alone else max(1, self._n_cores // self._n_streams))
+            with self._changed:
+                self._working -= 1
+                self._queue.extend(unfinished)
+                self._changed.notify(len(unfinished))
+
+    def _take(self) -> list[_Job]:
+        """The job that has waited longest, and on a GPU others whose next piece has the same shape."""
+        first = self._queue.popleft()
+        if not self._batch_pixels:
+            return [first]
+        shape = first.prediction.next_shape
+        room = self._batch_pixels // (shape[0] * shape[1]) - 1
+        model = first.prediction.predictor
+        same = [j for j in self._queue if j.prediction.predictor is model and j.prediction.next_shape == shape]
+        for job in same[: max(0, room)]:
+            self._queue.remove(job)
+        return [first, *same[: max(0, room)]]
+
+    def _advance(self, jobs: Sequence[_Job], n_threads: int) -> list[_Job]:
+        """Computes the next piece of each; returns those that have more."""
+        jobs = [job for job in jobs if not job.future.cancelled()]
+        if not jobs:
+            return []
+        started = time.perf_counter()
+        try:
+            torch.set_num_threads(n_threads)  # of this thread's computations
+            predictor = jobs[0].prediction.predictor
+            predictor.compute([job.prediction.next() for job in jobs])
+        except Exception:  # whatever it is, the stream goes on
+            log.exception("inference failed")
+            for job in jobs:
+                _settle(job.future.set_exception, InferenceError("inference failed"))
+            return []
+        seconds = time.perf_counter() - started
+        for job in jobs:
+            job.seconds += seconds
+            if job.prediction.finished:
+                _settle(job.future.set_result, (job.prediction.result, job.seconds))
+        return [job for job in jobs if not job.prediction.finished]
+
+
+def _settle(settle: Callable[[R], None], value: R) -> None:
+    """Nobody minds if the future has been cancelled meanwhile."""
+    with suppress(InvalidStateError):
+        settle(value)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from unet import checkpoint as checkpoints
 from unet.checkpoint import CheckpointError
 from unet.device import DeviceChoice, PrecisionChoice
 from unet.pixels import InputRange
+from unet.predictor import Prediction
 
 log = logging.getLogger("uvicorn.error")
 
@@ -36,12 +38,19 @@ class ModelSlot:
     """Holds the current model; loads a new file beside it, then swaps. An unusable file changes nothing."""
 
     def __init__(
-        self, path: Path, device: DeviceChoice, precision: PrecisionChoice, input_range: InputRange = "0-1"
+        self,
+        path: Path,
+        device: DeviceChoice,
+        precision: PrecisionChoice,
+        input_range: InputRange = "0-1",
+        *,
+        warm_up: Callable[[Prediction], object],
     ) -> None:
         self.path = path
         self.device = device
         self.precision = precision
         self.input_range = input_range
+        self.warm_up = warm_up
         self.current: Model | None = None
         self.refusal: str | None = None
         """Why the newest file is not served; None if it is, or if there is none."""
@@ -86,7 +95,7 @@ class ModelSlot:
     def _load(self) -> Model:
         checkpoint = checkpoints.load(self.path, self.input_range)
         predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
-        predictor(np.zeros((256, 256), np.uint8))  # the first call is slow: not with a client waiting
+        self.warm_up(predictor.start(np.zeros((256, 256), np.uint8)))  # the first is slow: not with a client waiting
         return Model(checkpoint.id, predictor, self.path, datetime.now(UTC), dict(checkpoint.training))
 
     def _refuse(self, reason: str) -> None:

@@ -1,24 +1,19 @@
 """POST /segment: an image in, its mask out."""
 
-import logging
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.engine import Engine
+from service.engine import Engine, InferenceError
 from service.models import ModelSlot
 from service.problems import ProblemError, declare
 from service.settings import ServeSettings
 from service.upload import OPENAPI, read_upload
-from unet import Predictor
 from unet.images import ImageError, ImageTooLargeError, decode, encode_png, encode_tiff
 from unet.pixels import PixelError
 
-log = logging.getLogger("uvicorn.error")
 router = APIRouter()
 
 Output = Literal["mask", "probability"]
@@ -72,6 +67,9 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     model = slot.current
     if model is None:
         raise ProblemError(503, slot.refusal or "no model yet: it is still being trained", retry_after=5)
+    predictor = model.predictor
+    if query.threshold is not None and not predictor.binary:
+        raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
 
     async with engine.admit():
         data = await read_upload(request)
@@ -81,38 +79,29 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
             clock.lap("decode")
             masks, infer_s = [], 0.0
             for page in pages:
-                mask, seconds = await engine.infer(predict, model.predictor, page, query)
+                prediction = await engine.codec(
+                    predictor.start, page, query.output, threshold=query.threshold, tta=query.tta
+                )
+                mask, seconds = await engine.infer(prediction)
                 masks.append(mask)
                 infer_s += seconds
             clock.lap("queue", infer=infer_s)
         except ImageTooLargeError as error:
             raise ProblemError(413, str(error)) from error
-        except ImageError as error:
+        except (ImageError, PixelError) as error:
             raise ProblemError(400, str(error)) from error
-        body = await engine.codec(encode_png, masks[0]) if len(masks) == 1 else await engine.codec(encode_tiff, masks)
+        except InferenceError as error:
+            raise ProblemError(503, "the model failed on this image", retry_after=5) from error
+        if len(masks) == 1:
+            body = await engine.codec(encode_png, masks[0], flat=query.output == "mask")
+        else:
+            body = await engine.codec(encode_tiff, masks)
         clock.lap("encode")
     return Response(
         body,
         media_type="image/png" if len(masks) == 1 else "image/tiff",
         headers={"X-Model-Id": model.id, "Server-Timing": str(clock)},
     )
-
-
-def predict(predictor: Predictor, image: npt.NDArray[Any], query: SegmentQuery) -> npt.NDArray[np.uint8]:
-    """(H, W) or (H, W, 3) -> (H, W) uint8. Raises ProblemError: 400, 422, or 503 for what is not the client's fault."""
-    try:
-        if query.threshold is not None and not predictor.binary:
-            raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
-        probabilities = predictor(image, tta=query.tta)
-        if query.output == "mask":
-            return predictor.to_mask(probabilities, query.threshold)
-        likeliest = probabilities if predictor.binary else probabilities.max(axis=0)
-        return np.rint(likeliest * 255).astype(np.uint8)
-    except PixelError as error:
-        raise ProblemError(400, str(error)) from error
-    except (RuntimeError, MemoryError) as error:
-        log.exception("inference failed")
-        raise ProblemError(503, "the model failed on this image", retry_after=5) from error
 
 
 class Clock:

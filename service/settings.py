@@ -19,12 +19,12 @@ class ServeSettings(ProgramSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
     device: DeviceChoice = Field("auto", description="where to compute")
-    precision: PrecisionChoice = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
+    precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
     input_range: InputRange = Field(
         "0-1", description="for a bare state_dict, which cannot say it: how its training images were scaled"
     )
     max_bytes: int = Field(64 * 2**20, ge=1, description="largest upload; above: 413")
-    max_pixels: int = Field(2**22, ge=1, description="most pixels in an upload, all pages together; above: 413")
+    max_pixels: int = Field(2**24, ge=1, description="most pixels in an upload, all pages together; above: 413")
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
     max_in_flight: int = Field(32, ge=1, description="requests worked on or waiting at a time; above: 503")
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Serve, png
 from fastapi.testclient import TestClient
 
 import unet
 from service.models import ModelSlot
+from unet.device import resolve_precision
+from unet.predictor import Prediction
 
 Make = Callable[..., Path]
 
@@ -19,7 +22,11 @@ def test_ok(client: TestClient, trained: Path) -> None:
     assert answer.status_code == 200
     health = answer.json()
     assert health["status"] == "ok"
-    assert (health["device"], health["precision"], health["version"]) == ("cpu", "fp32", unet.__version__)
+    assert (health["device"], health["precision"], health["version"]) == (
+        "cpu",
+        resolve_precision("auto", torch.device("cpu")),
+        unet.__version__,
+    )
     assert health["device_name"]
     assert health["uptime_s"] > 0
     assert health["refused"] is None
@@ -58,9 +65,13 @@ def test_live_and_docs(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
 
 
+def run(prediction: Prediction) -> None:
+    prediction.predictor.run(prediction)
+
+
 def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) -> None:
     path = make_checkpoint(seed=1)
-    slot = ModelSlot(path, "cpu", "auto")
+    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
     slot.refresh()
     first = slot.current
     assert first is not None
@@ -94,7 +105,7 @@ def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) ->
 def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chmod changes neither content nor time of modification."""
     path = make_checkpoint()
-    slot = ModelSlot(path, "cpu", "auto")
+    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
     with monkeypatch.context() as patch:  # who runs the tests as root may read everything
         patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
         slot.refresh()

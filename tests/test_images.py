@@ -10,6 +10,7 @@ import pytest
 from conftest import png
 from PIL import Image
 
+from trainer import sample
 from unet.images import ImageError, ImageTooLargeError, decode, encode_png, encode_tiff
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
@@ -124,3 +125,13 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
     with pytest.raises(ImageTooLargeError):
         decode(bomb, max_pixels=2**22)
+
+
+def test_a_flat_png_holds_the_same_values_in_fewer_bytes() -> None:
+    _, mask = sample.generate(np.random.default_rng(0), size=256)
+    plain, flat = encode_png(mask), encode_png(mask, flat=True)
+    for data in (plain, flat):
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.mode == "L"  # eight bits, whatever reads it
+            np.testing.assert_array_equal(np.asarray(image), mask)
+    assert len(flat) < len(plain)

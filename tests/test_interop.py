@@ -168,7 +168,7 @@ def test_files_of_the_tutorial_see_0_to_255_when_the_setting_says_so(
     image = rng.integers(0, 256, (48, 48), dtype=np.uint8)
     expected = np.rint(own_probabilities(network, image, scale=255) * 255)
     assert np.abs(expected - np.rint(own_probabilities(network, image, scale=1) * 255)).max() > 5  # it matters
-    with serve(model=tmp_path / "bare.pth", input_range="0-255") as client:
+    with serve(model=tmp_path / "bare.pth", input_range="0-255", precision="fp32") as client:
         answer = client.post("/segment?output=probability", content=png(image))
         assert answer.status_code == 200
         assert np.abs(picture(answer.content) - expected).max() <= 1

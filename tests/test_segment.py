@@ -224,7 +224,7 @@ def test_503_when_the_model_fails(client: TestClient, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("/secret/path: out of memory")
 
-    monkeypatch.setattr(Predictor, "__call__", fail)
+    monkeypatch.setattr(Predictor, "compute", fail)
     assert problem(client.post("/segment", content=png(IMAGE)), 503) == "the model failed on this image"
 
 

@@ -50,7 +50,7 @@ class Batches:
         self.margin = margin
         self.seed = seed
         # whole images are prepared once, exactly as at prediction, and stay on the device
-        self.images = [torch.from_numpy(preprocessing(s.image, n_channels)).to(device) for s in samples]
+        self.images = [preprocessing(s.image, n_channels).tensor().contiguous().to(device) for s in samples]
         self.targets = [_target(s, n_classes, recipe).to(device) for s in samples]  # (1 or 2, H, W)
         crops = [max(1, round(s.label.size / recipe.image_size**2)) for s in samples]
         self.order = np.repeat(np.arange(len(samples)), crops)  # large images are seen more often

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet.images import SUFFIXES, ImageError, decode
-from unet.pixels import LUMA, PixelError, to_unit
+from unet.pixels import LUMA, PixelError, to_pixels
 
 IMAGES, LABELS = "Training_Images", "Training_Labels"
 MAX_CLASSES = 64
@@ -179,7 +179,7 @@ def _match_pages(
 
 def _image_problem(image: Array) -> str | None:
     try:
-        to_unit(image)
+        to_pixels(image)
     except PixelError as error:
         return str(error)
     return None

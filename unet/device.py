@@ -27,10 +27,10 @@ def resolve_device(choice: DeviceChoice) -> torch.device:
 
 
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
-    """`auto` is bfloat16 on a GPU that computes it, else float32."""
+    """`auto` is bfloat16 where the device is fast at it, else float32."""
     if choice != "auto":
         return choice
-    return "bf16" if device.type == "cuda" and fast_bf16(device) else "fp32"
+    return "bf16" if fast_bf16(device) else "fp32"
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -15,6 +15,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # any channel count and depth, with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
 _FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
 
+_RUN_LENGTHS = [
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+]
+
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # what is wrong with a file, the exception says
 
 Array = npt.NDArray[Any]
@@ -52,9 +58,13 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None 
         raise ImageError(f"the image cannot be decoded: {error.err}") from error
 
 
-def encode_png(image: Array) -> bytes:
-    """(H, W) or (H, W, 3) RGB, uint8 or uint16 -> PNG."""
-    return _encoded(*cv2.imencode(".png", _bgr(image)))
+def encode_png(image: Array, *, flat: bool = False) -> bytes:
+    """(H, W) or (H, W, 3) RGB, uint8 or uint16 -> PNG.
+
+    `flat` is for masks, areas of one value: compressed as run lengths they take no more time and no more bytes than as
+    one bit per pixel, and any reader finds the values themselves.
+    """
+    return _encoded(*cv2.imencode(".png", _bgr(image), _RUN_LENGTHS if flat else []))
 
 
 def encode_tiff(pages: Sequence[Array]) -> bytes:

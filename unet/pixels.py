@@ -7,8 +7,11 @@ scaled by dtype, never by content: uint8 / 255, uint16 / 65535, bool 0 and 1, fl
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from unet.network import STRIDE
 
@@ -43,59 +46,82 @@ class Preprocessing:
         if not isinstance(self.size_multiple, int) or self.size_multiple < 1:
             raise ValueError(f"size_multiple: expected a whole number of at least 1, found {self.size_multiple!r}")
 
-    def __call__(self, image: npt.NDArray[Any], n_channels: int) -> FloatArray:
-        """Image -> (n_channels, H, W) float32. Raises PixelError."""
-        x = match_channels(to_unit(image), n_channels)  # (H, W, n_channels)
+    def __call__(self, image: npt.NDArray[Any], n_channels: int) -> "Prepared":
+        """What the network sees of an image. Raises PixelError."""
+        pixels, unit = match_channels(*to_pixels(image), n_channels)
         if self.standardise:
-            mean = x.mean(axis=(0, 1), dtype=np.float64)
-            std = x.std(axis=(0, 1), dtype=np.float64)
-            x = ((x - mean) / np.maximum(std, 1e-6)).astype(np.float32)
-        elif self.input_range == "0-255":
-            x = x * np.float32(255)
-        return np.ascontiguousarray(x.transpose(2, 0, 1))
+            mean, std = (each.ravel() for each in cv2.meanStdDev(pixels))  # in double precision
+            offset, scale = mean, 1 / np.maximum(std, 1e-6 * unit)
+        else:
+            offset, scale = (
+                np.zeros(n_channels),
+                np.full(n_channels, (255 if self.input_range == "0-255" else 1) / unit),
+            )
+        return Prepared(pixels, *(torch.from_numpy(each.astype(np.float32)) for each in (offset, scale)))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that an image of (height, width) is mirrored up to."""
         return _next(height, self.size_multiple), _next(width, self.size_multiple)
 
 
-def to_unit(image: npt.NDArray[Any]) -> FloatArray:
-    """Image of any accepted dtype -> (H, W, C) float32, the range of an integer dtype mapped to 0..1."""
+@dataclass(frozen=True)
+class Prepared:
+    """An image of as many channels as the network has, with what is still to be done to its values. That is left to the
+    device that computes: a byte travels there faster than a float."""
+
+    pixels: npt.NDArray[Any]
+    """(H, W, C), uint8 or float32."""
+    offset: Tensor
+    """(C,) float32, to be subtracted first."""
+    scale: Tensor
+    """(C,) float32, to be multiplied with then."""
+
+    def tensor(self) -> Tensor:
+        """The whole image as the network sees it, (C, H, W) float32."""
+        return normalise(torch.from_numpy(self.pixels)[None], self.offset[None], self.scale[None])[0]
+
+
+def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    """(B, H, W, C) pixels of `Prepared`, (B, C) each -> (B, C, H, W) float32, channels last in memory."""
+    x = pixels.permute(0, 3, 1, 2).to(torch.float32)
+    return (x - offset[:, :, None, None]) * scale[:, :, None, None]
+
+
+def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Image of any accepted dtype -> (H, W, C) uint8 or float32, and the value that stands for 1."""
     if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)):
         raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     if image.dtype in _TYPE_MAX:
-        return image.astype(np.float32) / np.float32(_TYPE_MAX[image.dtype])
+        return image if image.dtype == np.uint8 else image.astype(np.float32), _TYPE_MAX[image.dtype]
     if not np.issubdtype(image.dtype, np.floating):
         raise PixelError(f"expected pixels of uint8, uint16, bool or float, found {image.dtype}")
     with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, and is refused
         x = image.astype(np.float32)
     if not np.isfinite(x).all():
         raise PixelError("expected finite pixel values, found NaN or infinity")
-    return x
+    return x, 1
 
 
-def match_channels(x: FloatArray, n_channels: int) -> FloatArray:
-    """(H, W, C) -> (H, W, n_channels): drops alpha, RGB to grey by luminance, grey to RGB by repetition."""
-    if x.shape[2] == n_channels:
-        return x
-    if x.shape[2] in (2, 4):
+def match_channels(x: npt.NDArray[Any], unit: int, n_channels: int) -> tuple[npt.NDArray[Any], int]:
+    """(H, W, C) -> (H, W, n_channels): drops alpha, RGB to grey by luminance (float32), grey to RGB by repetition."""
+    if x.shape[2] in (2, 4) and x.shape[2] != n_channels:
         x = x[:, :, :-1]
     if x.shape[2] == n_channels:
-        return x
+        return np.ascontiguousarray(x), unit
     if x.shape[2] == 3 and n_channels == 1:
-        return (x @ LUMA)[:, :, np.newaxis]
+        return (x @ LUMA)[:, :, np.newaxis], unit
     if x.shape[2] == 1 and n_channels == 3:
-        return np.repeat(x, 3, axis=2)
+        return np.repeat(x, 3, axis=2), unit
     raise PixelError(f"this network takes images of {n_channels} channels, found {x.shape[2]}")
 
 
-def mirror(x: FloatArray, height: int, width: int, margin: int = 0) -> FloatArray:
-    """(C, H, W) -> (C, height + 2 margin, width + 2 margin), continued by reflection: to the right and below up to the
+def mirror(x: npt.NDArray[Any], height: int, width: int, margin: int = 0) -> npt.NDArray[Any]:
+    """(H, W, C) -> (height + 2 margin, width + 2 margin, C), continued by reflection: to the right and below up to the
     size, then by the margin on every side (the paper's overlap-tile border). Images smaller than that repeat."""
-    _, h, w = x.shape
-    pad = ((0, 0), (margin, height - h + margin), (margin, width - w + margin))
+    h, w, _ = x.shape
+    pad = ((margin, height - h + margin), (margin, width - w + margin), (0, 0))
     return np.pad(x, pad, mode="reflect") if np.any(pad) else x
 
 

@@ -1,7 +1,9 @@
 """Image in, probabilities or mask out: the one way to use a network, in validation as in the service."""
 
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,16 @@ from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device, resolve_precision
 from unet.network import STRIDE, UNet
-from unet.pixels import FloatArray, InputRange, PixelError, Preprocessing, mirror
+from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise
+from unet.tiling import CONTEXT, Tile, cut
+
+Output = Literal["probabilities", "mask", "probability"]
+
+TILE = {"cpu": 896, "cuda": 2048}
+"""Side of the largest piece that is computed at once, by kind of device: at base 64 about 1 GiB and 3 GiB."""
+
+VIEWS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
+"""Test-time augmentation: quarter turns, then flipped or not."""
 
 
 class Predictor:
@@ -20,6 +31,8 @@ class Predictor:
 
     >>> predictor = Predictor.load("best_model.pth")
     >>> mask = predictor.mask(image)  # (H, W) or (H, W, C), uint8, uint16 or float -> (H, W) uint8
+
+    Images with a side above `tile` pixels are cut, computed in pieces and put together again (see `unet.tiling`).
     """
 
     def __init__(
@@ -31,14 +44,17 @@ class Predictor:
         threshold: float = 0.5,
         device: torch.device | None = None,
         precision: Precision = "fp32",
+        tile: int | None = None,
     ) -> None:
         self.device = device or next(network.parameters()).device
-        self.network: UNet = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.network: UNet = network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing
         self.class_values = class_values
-        self._mask_values = np.asarray((0, 255) if self.binary else class_values, dtype=np.uint8)
+        self._mask_values = torch.tensor((0, 255) if self.binary else class_values, dtype=torch.uint8)
         self.threshold = threshold
         self.precision: Precision = precision
+        self.tile = tile or TILE[self.device.type]
 
     @classmethod
     def from_checkpoint(
@@ -47,7 +63,7 @@ class Predictor:
         """Raises DeviceError when there is no such device."""
         where = resolve_device(device)
         return cls(
-            checkpoint.build(),
+            checkpoint.build().folded(),
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,
@@ -88,15 +104,7 @@ class Predictor:
 
         `tta`, test-time augmentation: the mean over the image's eight rotations and flips, in eight times the time.
         """
-        x = self.preprocessing(image, self.n_channels)
-        if not tta:
-            probabilities = self._predict(x)
-        else:
-            views = [(turns, flip) for turns in range(4) for flip in (1, -1)]
-            seen = [self._predict(np.rot90(x, turns, (1, 2))[:, :, ::flip]) for turns, flip in views]
-            back = [np.rot90(p[:, :, ::flip], -turns, (1, 2)) for p, (turns, flip) in zip(seen, views, strict=True)]
-            probabilities = np.mean(back, axis=0, dtype=np.float32)
-        return probabilities[0] if self.binary else probabilities
+        return self.run(self.start(image, "probabilities", tta=tta))
 
     def mask(
         self, image: npt.NDArray[Any], threshold: float | None = None, *, tta: bool = False
@@ -105,38 +113,180 @@ class Predictor:
 
         `threshold` (default: the checkpoint's) is for binary networks only. Raises PixelError.
         """
-        return self.to_mask(self(image, tta=tta), threshold)
+        return self.run(self.start(image, "mask", threshold=threshold, tta=tta))
 
-    def to_mask(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.uint8]:
-        """What `mask` makes of probabilities. Raises PixelError for a threshold where there is none."""
-        mask: npt.NDArray[np.uint8] = self._mask_values[self.to_classes(probabilities, threshold)]
-        return mask
+    def start(
+        self,
+        image: npt.NDArray[Any],
+        output: Output = "probabilities",
+        *,
+        threshold: float | None = None,
+        tta: bool = False,
+    ) -> "Prediction":
+        """A prediction that is computed piece by piece, by whoever calls `compute`. Raises PixelError.
 
-    def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
-        """(H, W) indices into `class_values`; for a binary network 0 background, 1 foreground."""
-        if self.binary:
-            return (probabilities > (self.threshold if threshold is None else threshold)).astype(np.intp)
-        if threshold is not None:
-            raise PixelError(f"a threshold is for binary models; this one has {self.n_classes} classes")
-        classes: npt.NDArray[np.intp] = probabilities.argmax(axis=0)
-        return classes
-
-    def _predict(self, x: FloatArray) -> FloatArray:
-        """(C, H, W) -> probabilities (n_classes, H, W)."""
-        _, height, width = x.shape
-        x = mirror(x, *self._input_size(height, width), self.network.margin)
-        return self._forward(torch.from_numpy(np.ascontiguousarray(x)))[:, :height, :width].cpu().numpy()
+        `output`: probabilities as from a call, the mask as from `mask`, or `probability`, (H, W) uint8 with 255 for
+        certain: of the foreground, or of each pixel's likeliest class.
+        """
+        self._check_threshold(threshold)
+        prepared = self.preprocessing(image, self.n_channels)
+        return Prediction(self, prepared, output, threshold, VIEWS if tta else VIEWS[:1])
 
     @torch.inference_mode()
-    def _forward(self, x: Tensor) -> Tensor:
-        """(C, H, W) -> probabilities (n_classes, H', W') in float32, on the device."""
-        x = x.unsqueeze(0).to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            logits: Tensor = self.network(x)[0].float()
-        return logits.sigmoid() if self.binary else logits.softmax(dim=0)
+    def compute(self, pieces: Sequence["Piece"]) -> None:
+        """One forward pass for pieces of one shape, and each one's share to its prediction."""
+        pixels = torch.stack([torch.from_numpy(piece.pixels) for piece in pieces])  # (B, h, w, C)
+        offset, scale = (
+            torch.stack([getattr(piece.prediction.prepared, name) for piece in pieces]) for name in ("offset", "scale")
+        )
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels, offset, scale = (each.to(self.device, non_blocking=True) for each in (pixels, offset, scale))
+        logits = self.network(normalise(pixels, offset, scale).to(self.dtype)).float()  # (B, n_classes, h', w')
+        probabilities = logits.sigmoid() if self.binary else logits.softmax(dim=1)
+        for piece, each in zip(pieces, probabilities, strict=True):
+            piece.prediction.put(piece.place, each)
+
+    def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
+        """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
+        foreground. Raises PixelError for a threshold where there is none."""
+        self._check_threshold(threshold)
+        k_first = torch.from_numpy(probabilities)[None] if self.binary else torch.from_numpy(probabilities)
+        return self._classes(k_first, threshold).numpy()
+
+    def finish(self, probabilities: Tensor, output: Output, threshold: float | None) -> Tensor:
+        """(n_classes, h, w) -> what is wanted of it, on the same device: the same shape, or (1, h, w) uint8."""
+        if output == "mask":
+            return self._mask_values.to(probabilities.device)[self._classes(probabilities, threshold)][None]
+        if output == "probability":
+            likeliest = probabilities if self.binary else probabilities.amax(dim=0, keepdim=True)
+            return (likeliest * 255).round().to(torch.uint8)
+        return probabilities
+
+    def _classes(self, probabilities: Tensor, threshold: float | None) -> Tensor:
+        """(n_classes, h, w) -> (h, w) int64."""
+        if not self.binary:
+            return probabilities.argmax(dim=0)
+        return (probabilities[0] > (self.threshold if threshold is None else threshold)).long()
+
+    def _check_threshold(self, threshold: float | None) -> None:
+        if threshold is not None and not self.binary:
+            raise PixelError(f"a threshold is for binary models; this one has {self.n_classes} classes")
+
+    def run(self, prediction: "Prediction") -> npt.NDArray[Any]:
+        """All of a prediction, here and now."""
+        while not prediction.finished:
+            self.compute([prediction.next()])
+        return prediction.result
+
+
+class Piece(NamedTuple):
+    """What goes through the network at once: a tile of one view of one image."""
+
+    prediction: "Prediction"
+    place: "Place"
+    pixels: npt.NDArray[Any]
+    """(h, w, C), the network's margin included."""
+
+
+class Place(NamedTuple):
+    """Where a piece comes from."""
+
+    view: tuple[int, int]
+    rows: Tile
+    columns: Tile
+
+
+class Prediction:
+    """One image on its way through the network.
+
+    `next` gives its pieces, one after the other; `Predictor.compute` is to have had the last one before the next is
+    asked for. So the result does not depend on who else is being computed.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        prepared: Prepared,
+        output: Output,
+        threshold: float | None,
+        views: Sequence[tuple[int, int]],
+    ) -> None:
+        self.predictor = predictor
+        self.prepared = prepared
+        self._output: Output = output
+        self._threshold = threshold
+        self._n_views = len(views)
+        self._places = deque(place for view in views for place in self._cut(view))
+        self._view: tuple[int, int] | None = None
+        self._seen: npt.NDArray[Any] = prepared.pixels
+        """The current view, mirrored to a size that the network takes."""
+        n_planes = predictor.n_classes if output == "probabilities" or len(views) > 1 else 1
+        dtype = np.float32 if output == "probabilities" or len(views) > 1 else np.uint8
+        # several views are summed up first: the sum cannot be a mask yet
+        self._planes: npt.NDArray[Any] = np.zeros((n_planes, *prepared.pixels.shape[:2]), dtype)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no next piece."""
+        return not self._places
+
+    @property
+    def next_shape(self) -> tuple[int, int]:
+        """Height and width of the next piece, the network's margin included."""
+        _, rows, columns = self._places[0]
+        margin = 2 * self.predictor.network.margin
+        return rows.stop - rows.start + margin, columns.stop - columns.start + margin
+
+    def next(self) -> Piece:
+        """The next piece."""
+        height, width = self.next_shape
+        place = self._places.popleft()
+        if place.view != self._view:
+            self._view = place.view
+            turned = _turned(self.prepared.pixels, place.view)
+            self._seen = mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
+        top, left = place.rows.start, place.columns.start
+        return Piece(self, place, np.ascontiguousarray(self._seen[top : top + height, left : left + width]))
+
+    def put(self, place: Place, probabilities: Tensor) -> None:
+        """(n_classes, h, w) for a piece, on the device."""
+        view, rows, columns = place
+        target = _turned(self._planes.transpose(1, 2, 0), view)  # (H', W', K)
+        target = target[rows.keep_start : rows.keep_stop, columns.keep_start : columns.keep_stop]
+        kept = probabilities[:, rows.kept, columns.kept][:, : target.shape[0], : target.shape[1]]
+        if self._n_views > 1:
+            target += kept.permute(1, 2, 0).cpu().numpy()
+        else:
+            target[:] = self.predictor.finish(kept, self._output, self._threshold).permute(1, 2, 0).cpu().numpy()
+
+    @property
+    def result(self) -> npt.NDArray[Any]:
+        """(H, W), or (K, H, W) probabilities; of use when every piece has been computed."""
+        planes = self._planes
+        if self._n_views > 1:
+            mean = torch.from_numpy(planes / np.float32(self._n_views))
+            planes = self.predictor.finish(mean, self._output, self._threshold).numpy()
+        return planes[0] if len(planes) == 1 else planes
+
+    def _cut(self, view: tuple[int, int]) -> list[Place]:
+        height, width = self.prepared.pixels.shape[:2]
+        height, width = self._input_size(*((width, height) if view[0] % 2 else (height, width)))
+        margin, tile, context = self.predictor.network.margin, self.predictor.tile, CONTEXT
+        if margin:  # unpadded: what comes out has seen all that it depends on
+            tile, context = (tile - 2 * margin - 4) // STRIDE * STRIDE + 4, 0
+        return [
+            Place(view, rows, columns) for rows in cut(height, tile, context) for columns in cut(width, tile, context)
+        ]
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size to mirror an image to (before the margin), such that the network covers it."""
-        if self.network.margin:  # unpadded: only sides of 16 k + 4 can come out
+        """The size to mirror a view to (before the margin), such that the network covers it."""
+        if self.predictor.network.margin:  # unpadded: only sides of 16 k + 4 can come out
             return height + (4 - height) % STRIDE, width + (4 - width) % STRIDE
-        return self.preprocessing.padded_size(height, width)
+        return self.predictor.preprocessing.padded_size(height, width)
+
+
+def _turned(image: npt.NDArray[Any], view: tuple[int, int]) -> npt.NDArray[Any]:
+    """(H, W, C) as seen in a view; shares memory."""
+    turns, flip = view
+    return np.rot90(image, turns)[:, ::flip]

@@ -1,0 +1,137 @@
+"""How fast a model predicts here:  python tests/benchmarks/model.py MODEL DATA [--json FILE]
+
+Each variant runs in a process of its own, and the variants take turns, so that what else the machine does hits all of
+them. `eager` is what a user's script would do: the network as saved, in float32, with threads and allocator as they
+are. Prints for one image of DATA at a time: the fastest and the median time, the gain over eager, arithmetic per
+second, memory, and the share of the pixels of all images of DATA that differ from eager's mask.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROUNDS, SHOTS = 4, 4
+VARIANTS = ("eager", "fp32", "auto")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker, arguments.model, arguments.data)
+        return
+    workers = {name: Worker(name, arguments.model, arguments.data) for name in VARIANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for _ in range(ROUNDS):
+        for name, worker in workers.items():
+            seconds[name] += worker.ask("time")
+    masks = {name: worker.ask("masks") for name, worker in workers.items()}
+    about = {name: worker.ask("about") for name, worker in workers.items()}
+    rows = {
+        name: {
+            "ms": 1000 * min(seconds[name]),
+            "median ms": 1000 * sorted(seconds[name])[len(seconds[name]) // 2],
+            "gain": min(seconds["eager"]) / min(seconds[name]),
+            "gflop/s": about[name]["gflop"] / min(seconds[name]),
+            "rss MiB": about[name]["rss"] / 2**20,
+            "differ %": 100 * differing(masks[name], masks["eager"]),
+        }
+        for name in VARIANTS
+    }
+    print(f"{about['auto']['device']}, {about['auto']['network']}")
+    print("        " + "".join(f"{column:>12}" for column in rows["eager"]))
+    for name, row in rows.items():
+        print(f"{name:8}" + "".join(f"{value:12.4g}" for value in row.values()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"about": about["auto"], "rows": rows}, indent=2) + "\n")
+
+
+class Worker:
+    def __init__(self, name: str, model: Path, data: Path) -> None:
+        command = [sys.executable, __file__, str(model), str(data), "--worker", name]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, what: str) -> Any:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def work(name: str, model: Path, data: Path) -> None:
+    """Answers a JSON line to each line: time, masks, about."""
+    if name == "eager":
+        sys.modules["unet.process"] = ModuleType("unet.process")  # threads and memory as in anybody's script
+    else:
+        import unet.process  # noqa: F401  (before torch)
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from trainer.dataset import read_folder
+    from unet import Predictor
+    from unet import checkpoint as checkpoints
+    from unet.device import device_name
+
+    images = [sample.image for sample in read_folder(data).samples]
+    checkpoint = checkpoints.load(model)
+    network = checkpoint.build()
+    predictor = Predictor.from_checkpoint(checkpoint, precision="fp32" if name == "fp32" else "auto")
+
+    @torch.inference_mode()
+    def eager(image: Any) -> Any:
+        x = checkpoint.preprocessing(image, checkpoint.network.n_channels).tensor().contiguous()[None]
+        height, width = checkpoint.preprocessing.padded_size(*image.shape[:2])
+        x = torch.nn.functional.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="reflect")
+        x = x.to(predictor.device)
+        probabilities = network.to(predictor.device)(x).sigmoid()[0, 0, : image.shape[0], : image.shape[1]]
+        return (probabilities > checkpoint.threshold).to(torch.uint8).mul(255).cpu().numpy()
+
+    predict = eager if name == "eager" else predictor.mask
+    for _ in range(2):
+        predict(images[0])
+    for line in sys.stdin:
+        answer: Any
+        if line.strip() == "time":
+            answer = []
+            for shot in range(SHOTS):
+                started = time.perf_counter()
+                predict(images[shot % len(images)])
+                answer.append(time.perf_counter() - started)
+        elif line.strip() == "masks":
+            answer = [predict(image).tobytes().hex() for image in images]
+        else:
+            with FlopCounterMode(display=False) as counter:
+                eager(images[0])
+            answer = {
+                "gflop": counter.get_total_flops() / 1e9,
+                "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "device": device_name(predictor.device),
+                "network": f"base {checkpoint.network.base_channels}, {images[0].shape}",
+                "torch": torch.__version__,
+            }
+        print(json.dumps(answer), flush=True)
+
+
+def differing(masks: list[str], others: list[str]) -> float:
+    """The share of bytes that differ."""
+    pairs = [(bytes.fromhex(a), bytes.fromhex(b)) for a, b in zip(masks, others, strict=True)]
+    return sum(x != y for a, b in pairs for x, y in zip(a, b, strict=True)) / sum(len(a) for a, _ in pairs)
+
+
+if __name__ == "__main__":
+    main()

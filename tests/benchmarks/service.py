@@ -1,0 +1,193 @@
+"""What the service adds to the model:  python tests/benchmarks/service.py MODEL DATA [--json FILE]
+
+Starts `unet-serve`, then compares, in one run and by turns: the raw loop, the same predictor on the same images in as
+many threads as the service has streams, without HTTP, files or a queue; and N clients that each post an image, wait for
+the mask, and post the next. Prints requests per second, their share of the raw loop's, times, refusals and memory.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import unet.process  # noqa: F401  isort: skip  (before torch)
+import torch
+
+from service.engine import MAX_STREAMS
+from trainer.dataset import read_folder
+from unet import Predictor
+from unet.images import encode_png
+
+ROUNDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 200])
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement, %(default)s; there are three")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    images = [sample.image for sample in read_folder(arguments.data).samples]
+    predictor = Predictor.load(arguments.model)
+    command = [sys.executable, "-m", "service", "--model", str(arguments.model), "--port", "0"]
+    started = time.monotonic()
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = wait_for(server)
+        answer = first(url, encode_png(images[0]))
+        start_s = time.monotonic() - started
+        idle = memory(server.pid)
+        rows = measure(predictor, images, url, server.pid, arguments)
+    finally:
+        server.terminate()
+        server.wait()
+    print(f"start to first answer {start_s:.1f} s ({answer}); idle {idle:.0f} MiB")
+    print("              " + "".join(f"{column:>12}" for column in rows["1"]))
+    for name, row in rows.items():
+        print(f"{name:>6} clients" + "".join(f"{value:>12.4g}" for value in row.values()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"start_s": start_s, "idle MiB": idle, "rows": rows}, indent=2) + "\n")
+
+
+def measure(
+    predictor: Predictor, images: list[Any], url: str, pid: int, arguments: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    files = [encode_png(image) for image in images]
+    raw: list[float] = []
+    found: dict[int, list[dict[str, Any]]] = {n: [] for n in arguments.clients}
+    for _ in range(ROUNDS):
+        for n in arguments.clients:
+            raw.append(raw_loop(predictor, images, arguments.seconds))
+            found[n].append(asyncio.run(load(url, files, n, arguments.seconds)) | {"rss": memory(pid)})
+    rows = {}
+    for n, rounds in found.items():
+        times = sorted(t for each in rounds for t in each["times"])
+        statuses = sum((each["statuses"] for each in rounds), Counter())
+        health = sorted(t for each in rounds for t in each["health"])
+        rate = sum(each["rate"] for each in rounds) / ROUNDS
+        rows[str(n)] = {
+            "requests/s": rate,
+            "share of raw": rate / (sum(raw) / len(raw)),
+            "p50 ms": 1000 * times[len(times) // 2],
+            "p99 ms": 1000 * times[int(0.99 * len(times))],
+            "ok": statuses[200],
+            "503": statuses[503],
+            "others": statuses.total() - statuses[200] - statuses[503],
+            "503 p99 ms": 1000 * percentile(sorted(t for each in rounds for t in each["refused"]), 0.99),
+            "health p99": 1000 * percentile(health, 0.99),
+            "rss MiB": max(each["rss"] for each in rounds),
+        }
+    return rows
+
+
+def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
+    """Images per second of the predictor alone, as many at a time as the service computes on a CPU."""
+    n_streams = 1 if predictor.device.type == "cuda" else min(torch.get_num_threads(), MAX_STREAMS)
+    n_threads = torch.get_num_threads() // n_streams
+    done, end = [0] * n_streams, time.perf_counter() + seconds
+
+    def stream(index: int) -> None:
+        torch.set_num_threads(n_threads)
+        while time.perf_counter() < end:
+            predictor.mask(images[done[index] % len(images)])
+            done[index] += 1
+
+    started = time.perf_counter()
+    threads = [threading.Thread(target=stream, args=(i,)) for i in range(n_streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.perf_counter() - started)
+
+
+async def load(url: str, files: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
+    times: list[float] = []
+    refused: list[float] = []
+    health: list[float] = []
+    statuses: Counter[Any] = Counter()
+    end = time.perf_counter() + seconds
+    last = time.perf_counter()
+
+    async def client(index: int, http: httpx.AsyncClient) -> None:
+        nonlocal last
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            try:
+                answer = await http.post(f"{url}/segment", content=files[index % len(files)])
+                statuses[answer.status_code] += 1
+            except httpx.HTTPError as error:
+                statuses[type(error).__name__] += 1
+                continue
+            took = time.perf_counter() - started
+            (times if answer.status_code == 200 else refused).append(took)
+            if answer.status_code == 200:
+                last = time.perf_counter()
+            else:
+                await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
+
+    async def ask_health(http: httpx.AsyncClient) -> None:
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            await http.get(f"{url}/health")
+            health.append(time.perf_counter() - started)
+            await asyncio.sleep(0.1)
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(limits=limits, timeout=120) as http:
+        started = time.perf_counter()
+        await asyncio.gather(*(client(i, http) for i in range(n_clients)), ask_health(http))
+    print(f"{n_clients} clients: {dict(statuses)}", file=sys.stderr)
+    return {
+        "times": times,
+        "rate": len(times) / (last - started),
+        "statuses": statuses,
+        "refused": refused,
+        "health": health,
+    }
+
+
+def first(url: str, file: bytes) -> int:
+    while (answer := httpx.post(f"{url}/segment", content=file)).status_code == 503:
+        time.sleep(0.01)
+    return answer.status_code
+
+
+def wait_for(server: "subprocess.Popen[str]") -> str:
+    """The address that it prints; the rest of what it says is thrown away."""
+    assert server.stderr
+    for line in server.stderr:
+        if line.startswith("listening on "):
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            address = line.split()[-1]
+            while True:
+                try:
+                    httpx.get(f"{address}/health/live")
+                    return address
+                except httpx.TransportError:
+                    time.sleep(0.01)
+    raise SystemExit("unet-serve did not start")
+
+
+def memory(pid: int) -> float:
+    """Resident, MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    return ordered[int(share * len(ordered))] if ordered else float("nan")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The engine: who is computed when, and that it does not matter to the result."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service import engine as engines
+from service.engine import Engine, InferenceError
+from unet import Predictor
+from unet.predictor import Piece, Prediction
+
+Make = Callable[..., Path]
+CPU = torch.device("cpu")
+
+
+class Spy(Predictor):
+    """Notes what is computed together."""
+
+    def compute(self, pieces: Sequence[Piece]) -> None:
+        self.computed = [*getattr(self, "computed", []), [piece.prediction for piece in pieces]]
+        super().compute(pieces)
+
+
+@pytest.fixture
+def predictor(make_checkpoint: Make) -> Spy:
+    predictor = Spy.load(make_checkpoint(bilinear=False), device="cpu")
+    predictor.tile = 256
+    return predictor
+
+
+@pytest.fixture
+def one_stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr(engines, "MAX_STREAMS", 1)
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    yield engine
+    engine.close()
+
+
+def start(predictor: Predictor, side: int, seed: int = 0) -> Prediction:
+    image = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
+    return predictor.start(image, "mask")
+
+
+def test_among_others_as_alone(predictor: Spy) -> None:
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    sizes = [40, 300, 40, 64, 200, 40, 280, 100]
+    futures = [engine.submit(start(predictor, side, seed)) for seed, side in enumerate(sizes)]
+    found = [future.result(60) for future in futures]
+    engine.close()
+    for (mask, seconds), (seed, side) in zip(found, enumerate(sizes), strict=True):
+        np.testing.assert_array_equal(mask, predictor.run(start(predictor, side, seed)))
+        assert seconds > 0
+
+
+def test_a_small_image_does_not_wait_for_a_large_one(predictor: Spy, one_stream: Engine) -> None:
+    finished: list[str] = []
+    large, small = (one_stream.submit(start(predictor, side)) for side in (1000, 40))
+    large.add_done_callback(lambda _: finished.append("large"))
+    small.add_done_callback(lambda _: finished.append("small"))
+    wait([large, small], 60)
+    assert finished == ["small", "large"]
+
+
+def test_what_is_given_up_is_not_computed(predictor: Spy, one_stream: Engine) -> None:
+    prediction = start(predictor, 1000)
+    assert one_stream.submit(prediction).cancel()
+    one_stream.submit(start(predictor, 40)).result(60)
+    computed = len(predictor.computed)
+    one_stream.submit(start(predictor, 40)).result(60)
+    assert len(predictor.computed) == computed + 1
+    assert not prediction.finished
+
+
+def test_batches_are_of_one_shape(predictor: Spy, one_stream: Engine) -> None:
+    """As on a GPU."""
+    one_stream._batch_pixels = 3 * 48 * 48
+    blocker = start(predictor, 1000)  # keeps the stream busy while the others queue up
+    jobs = [start(predictor, side, seed) for seed, side in enumerate([48, 32, 48, 48, 48])]
+    futures = [one_stream.submit(prediction) for prediction in [blocker, *jobs]]
+    wait(futures, 60)
+    together = [batch for batch in predictor.computed if batch != [blocker]]
+    assert together == [[jobs[0], jobs[2], jobs[3]], [jobs[1]], [jobs[4]]]
+    for future, (seed, side) in zip(futures[1:], enumerate([48, 32, 48, 48, 48]), strict=True):
+        mask, _ = future.result()
+        assert (mask == predictor.run(start(predictor, side, seed))).mean() > 0.99  # bfloat16 may round differently
+
+
+def test_a_failure_is_told_and_the_next_one_works(
+    predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "compute", lambda *_: 1 / 0)
+        with pytest.raises(InferenceError):
+            one_stream.submit(start(predictor, 40)).result(60)
+    mask, _ = one_stream.submit(start(predictor, 40)).result(60)
+    assert mask.shape == (40, 40)
+
+
+def test_closing_cancels_what_waits(predictor: Spy) -> None:
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    futures = [engine.submit(start(predictor, 2000)) for _ in range(3)]
+    engine.close()
+    assert all(future.cancelled() for future in futures)
+    assert engine.submit(start(predictor, 40)).cancelled()

@@ -1,4 +1,4 @@
-"""What the service adds to the model:  python tests/benchmarks/service.py MODEL DATA [--json FILE]
+"""What the service adds to the model:  python tests/benchmarks/serving.py MODEL DATA [--json FILE]
 
 Starts `unet-serve`, then compares, in one run and by turns: the raw loop, the same predictor on the same images in as
 many threads as the service has streams, without HTTP, files or a queue; and N clients that each post an image, wait for
@@ -41,7 +41,7 @@ def main() -> None:
     predictor = Predictor.load(arguments.model)
     command = [sys.executable, "-m", "service", "--model", str(arguments.model), "--port", "0"]
     started = time.monotonic()
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         url = wait_for(server)
         answer = first(url, encode_png(images[0]))

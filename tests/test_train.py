@@ -28,21 +28,6 @@ from unet import checkpoint as checkpoints
 TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Four images of bright discs on a dark ground."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:40, 0:48]
-    for part in ("Training_Images", "Training_Labels"):
-        (tmp_path / "data" / part).mkdir(parents=True)
-    for i in range(4):
-        disc = (y - 20) ** 2 + (x - 10 - 9 * i) ** 2 < 80
-        image = np.where(disc, 180, 60) + rng.normal(0, 8, disc.shape)
-        (tmp_path / "data" / "Training_Images" / f"{i}.png").write_bytes(png(image.astype(np.uint8)))
-        (tmp_path / "data" / "Training_Labels" / f"{i}.png").write_bytes(png(disc.astype(np.uint8)))
-    return tmp_path / "data"
-
-
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["learner"]["network"]  # type: ignore[no-any-return]
 

@@ -22,6 +22,7 @@ from trainer.folder import RunFolder
 from trainer.metrics import object_scores
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
+from trainer.tensorboard import TensorBoard
 from trainer.world import World, claim_gpu, join
 from unet import NetworkConfig, Predictor, UNet
 from unet.checkpoint import Checkpoint
@@ -74,6 +75,7 @@ def _run(settings: TrainSettings, device: torch.device, world: World) -> None:
         if world.first:
             print(f"already finished: {_outcome(progress, folder)}. To train again: --force")
         return
+    board = TensorBoard(settings.out, progress.epoch + 1) if settings.tensorboard and world.first else None
     if world.first:
         if progress.epoch:
             print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
@@ -84,6 +86,8 @@ def _run(settings: TrainSettings, device: torch.device, world: World) -> None:
             folder.save_best(_checkpoint(predictor, _summary(recipe, data, progress)))
         folder.save_last(progress, learner)
         folder.save_picture("training.png", pictures.curves(progress.history))
+        if board:
+            board.add(progress.history[-1])
 
     schedule = Schedule(recipe, len(batches), settings.max_minutes)
     try:

@@ -39,6 +39,7 @@ class TrainSettings(ProgramSettings):
         "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train",
         description="where --data isbi2012 comes from",
     )
+    tensorboard: bool = Field(False, description="also write the history for TensorBoard, into OUT/tensorboard")
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
 
     def resolved_recipe(self) -> Recipe:

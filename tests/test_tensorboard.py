@@ -1,0 +1,32 @@
+"""`--tensorboard`: read again by TensorBoard itself."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.__main__ import main
+
+TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
+
+
+def test_it_shows_the_history(data: Path, tmp_path: Path) -> None:
+    assert main([*TINY, "--epochs", "2", "--data", str(data), "--out", str(tmp_path), "--tensorboard"]) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss", "score", "lr"):
+        shown = {event.step: event.value for event in events.Scalars(name)}
+        assert shown == {int(row["epoch"]): pytest.approx(float(row[name]), rel=1e-4) for row in rows}
+
+
+def test_a_missing_extra_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    assert main([*TINY, "--epochs", "1", "--data", str(data), "--out", str(tmp_path), "--tensorboard"]) == 2
+    assert "unet-service[tensorboard]" in capsys.readouterr().err

@@ -61,8 +61,8 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None 
 def encode_png(image: Array, *, flat: bool = False) -> bytes:
     """(H, W) or (H, W, 3) RGB, uint8 or uint16 -> PNG.
 
-    `flat` is for masks, areas of one value: compressed as run lengths they take no more time and no more bytes than as
-    one bit per pixel, and any reader finds the values themselves.
+    `flat` is for masks, areas of one value: compressed as run lengths they take less than a bit per pixel and as little
+    time as if they were written so, and any reader finds the values themselves.
     """
     return _encoded(*cv2.imencode(".png", _bgr(image), _RUN_LENGTHS if flat else []))
 

@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         import uvicorn
 
         from service.app import create_app
+        from service.server import Server
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")
     try:
@@ -31,10 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     # container engines ask every few seconds
     logging.getLogger("uvicorn.access").addFilter(lambda record: '"GET /health' not in record.getMessage())
-    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes what is in flight, then raises the signal again
+    for stop in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own, and when it is done
         signal.signal(stop, lambda *_: sys.exit(0))
-    uvicorn.Server(uvicorn.Config(create_app(settings), server_header=False)).run(sockets=[listener])
-    return 0
+    app = create_app(settings)
+    server = Server(uvicorn.Config(app, server_header=False, timeout_graceful_shutdown=1), app, settings.grace_s)
+    server.run(sockets=[listener])
+    return 1 if server.lost else 0
 
 
 def _listen(host: str, port: int) -> socket.socket:

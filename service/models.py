@@ -73,7 +73,9 @@ class ModelSlot:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._seen = self.refusal = None  # the model in memory goes on serving
+            self._seen = self.refusal = None
+            if self.current:
+                self._refuse(f"{self.path.name} has vanished; the model in memory goes on serving")
             return
         except OSError as error:
             self._refuse(f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import picture, png
 
-from service.__main__ import main
+from service.__main__ import _listen, main
 from trainer import sample
 
 
@@ -123,6 +123,14 @@ def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
     assert re.fullmatch(
         r"unet-serve: error: cannot listen on 127.0.0.1:\d+: .* in use; expected a free port\n", printed
     )
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Connections have what their listener has; 40 ms of every answer hang on it."""
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_no_gpu_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 Each variant runs in a process of its own, and the variants take turns, so that what else the machine does hits all of
 them. `eager` is what a user's script would do: the network as saved, in float32, with threads and allocator as they
-are. Prints for one image of DATA at a time: the fastest and the median time, the gain over eager, arithmetic per
-second, memory, and the share of the pixels of all images of DATA that differ from eager's mask.
+are. Prints for one image of DATA at a time: the fastest and the median time, the gain over eager, arithmetic per second
+and its share of what the device does in a product of matrices of the same precision, the time to load the model,
+memory, and the share of the pixels of all images of DATA that differ from eager's mask.
 """
 
 import argparse
@@ -33,9 +34,11 @@ def main() -> None:
         return
     workers = {name: Worker(name, arguments.model, arguments.data) for name in VARIANTS}
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    peaks: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(ROUNDS):
         for name, worker in workers.items():
             seconds[name] += worker.ask("time")
+            peaks[name].append(worker.ask("peak"))
     masks = {name: worker.ask("masks") for name, worker in workers.items()}
     about = {name: worker.ask("about") for name, worker in workers.items()}
     rows = {
@@ -44,6 +47,8 @@ def main() -> None:
             "median ms": 1000 * sorted(seconds[name])[len(seconds[name]) // 2],
             "gain": min(seconds["eager"]) / min(seconds[name]),
             "gflop/s": about[name]["gflop"] / min(seconds[name]),
+            "% of peak": 100 * about[name]["gflop"] / min(seconds[name]) / max(peaks[name]),
+            "load ms": 1000 * about[name]["load"],
             "rss MiB": about[name]["rss"] / 2**20,
             "differ %": 100 * differing(masks[name], masks["eager"]),
         }
@@ -88,9 +93,14 @@ def work(name: str, model: Path, data: Path) -> None:
     from unet.device import device_name
 
     images = [sample.image for sample in read_folder(data).samples]
+    started = time.perf_counter()
     checkpoint = checkpoints.load(model)
     network = checkpoint.build()
     predictor = Predictor.from_checkpoint(checkpoint, precision="fp32" if name == "fp32" else "auto")
+    load = time.perf_counter() - started
+    matrix = torch.rand(
+        2048, 2048, device=predictor.device, dtype=torch.float32 if name == "eager" else predictor.dtype
+    )
 
     @torch.inference_mode()
     def eager(image: Any) -> Any:
@@ -114,17 +124,30 @@ def work(name: str, model: Path, data: Path) -> None:
                 answer.append(time.perf_counter() - started)
         elif line.strip() == "masks":
             answer = [predict(image).tobytes().hex() for image in images]
+        elif line.strip() == "peak":
+            answer = peak(matrix)
         else:
             with FlopCounterMode(display=False) as counter:
                 eager(images[0])
             answer = {
                 "gflop": counter.get_total_flops() / 1e9,
+                "load": load,
                 "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "device": device_name(predictor.device),
                 "network": f"base {checkpoint.network.base_channels}, {images[0].shape}",
                 "torch": torch.__version__,
             }
         print(json.dumps(answer), flush=True)
+
+
+def peak(matrix: Any) -> float:
+    """GFLOP/s of its square, the best of a few."""
+    fastest = float("inf")
+    for _ in range(SHOTS):
+        started = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for a GPU
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * len(matrix) ** 3 / fastest / 1e9
 
 
 def differing(masks: list[str], others: list[str]) -> float:

@@ -1,10 +1,10 @@
 """`unet-serve`, or `python -m service`."""
 
-import logging
 import signal
 import socket
 import sys
 
+from service import logs
 from service.settings import ServeSettings
 from unet.device import DeviceError, device_name, resolve_device
 from unet.settings import parse
@@ -29,11 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
     print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    # container engines ask every few seconds
-    logging.getLogger("uvicorn.access").addFilter(lambda record: '"GET /health' not in record.getMessage())
+    logs.configure(settings.log_format)
     for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes what is in flight, then raises the signal again
         signal.signal(stop, lambda *_: sys.exit(0))
-    uvicorn.Server(uvicorn.Config(create_app(settings), server_header=False)).run(sockets=[listener])
+    config = uvicorn.Config(create_app(settings), server_header=False, log_config=None, access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 

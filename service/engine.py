@@ -15,10 +15,11 @@ from typing import Any, ParamSpec, TypeVar
 import numpy.typing as npt
 import torch
 
+from service.logs import request_id
 from service.problems import ProblemError
 from unet.predictor import Prediction
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +40,7 @@ class _Job:
     future: "Future[tuple[npt.NDArray[Any], float]]" = field(default_factory=Future)
     seconds: float = 0.0
     """Spent computing it."""
+    request_id: str = field(default_factory=request_id.get)
 
 
 class Engine:
@@ -49,10 +51,17 @@ class Engine:
     prediction that is alone gets all cores. On a GPU there is one stream, and pieces of one shape go as a batch.
     """
 
-    def __init__(self, max_in_flight: int, timeout_s: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_in_flight: int,
+        timeout_s: float,
+        device: torch.device,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
         self.max_in_flight = max_in_flight
         self.timeout_s = timeout_s
         self.in_flight = 0
+        self._on_batch = on_batch
         self._batch_pixels = BATCH_PIXELS if device.type == "cuda" else 0
         self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._n_streams = 1 if device.type == "cuda" else min(self._n_cores, MAX_STREAMS)
@@ -66,6 +75,11 @@ class Engine:
         for stream in self._streams:
             stream.start()
         self._codecs = ThreadPoolExecutor(2, "codec")
+
+    @property
+    def queued(self) -> int:
+        """Predictions that wait for their next piece to be computed."""
+        return len(self._queue)
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
@@ -152,11 +166,12 @@ class Engine:
             predictor = jobs[0].prediction.predictor
             predictor.compute([job.prediction.next() for job in jobs])
         except Exception:  # whatever it is, the stream goes on
-            log.exception("inference failed")
+            log.exception("inference failed", extra={"request_id": " ".join(job.request_id for job in jobs)})
             for job in jobs:
                 _settle(job.future.set_exception, InferenceError("inference failed"))
             return []
         seconds = time.perf_counter() - started
+        self._on_batch(len(jobs))
         for job in jobs:
             job.seconds += seconds
             if job.prediction.finished:

@@ -18,9 +18,10 @@ from unet.device import DeviceChoice, PrecisionChoice
 from unet.pixels import InputRange
 from unet.predictor import Prediction
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 Status = Literal["ok", "waiting", "failed"]
+Outcome = Literal["loaded", "refused"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class ModelSlot:
         input_range: InputRange = "0-1",
         *,
         warm_up: Callable[[Prediction], object],
+        on_outcome: Callable[[Outcome], object] = lambda outcome: None,
     ) -> None:
         self.path = path
         self.device = device
         self.precision = precision
         self.input_range = input_range
         self.warm_up = warm_up
+        self.on_outcome = on_outcome
         self.current: Model | None = None
         self.refusal: str | None = None
         """Why the newest file is not served; None if it is, or if there is none."""
@@ -76,7 +79,9 @@ class ModelSlot:
             self._seen = self.refusal = None  # the model in memory goes on serving
             return
         except OSError as error:
-            self._refuse(f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}")
+            reason = f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}"
+            if reason != self.refusal:  # once, not at every look
+                self._refuse(reason)
             return
         seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)  # ctime: made readable meanwhile
         if seen == self._seen:
@@ -85,6 +90,7 @@ class ModelSlot:
         try:
             self.current = self._load()
             self.refusal = None
+            self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)
         except CheckpointError as error:
             self._refuse(str(error).replace(str(self.path), self.path.name))  # answers to clients hold no paths
@@ -99,6 +105,6 @@ class ModelSlot:
         return Model(checkpoint.id, predictor, self.path, datetime.now(UTC), dict(checkpoint.training))
 
     def _refuse(self, reason: str) -> None:
-        if reason != self.refusal:
-            log.warning("not served: %s", reason)
+        log.warning("not served: %s", reason)
         self.refusal = reason
+        self.on_outcome("refused")

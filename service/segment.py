@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.account import Notes
 from service.engine import Engine, InferenceError
 from service.models import ModelSlot
 from service.problems import ProblemError, declare
@@ -54,7 +55,7 @@ class SegmentQuery(BaseModel):
                 },
             },
         },
-        **declare(400, 413, 415, 422, 503, 504),
+        **declare(400, 401, 413, 415, 422, 503, 504),
     },
     openapi_extra=OPENAPI,
 )
@@ -64,6 +65,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     settings: ServeSettings = request.app.state.settings
     slot: ModelSlot = request.app.state.slot
     engine: Engine = request.app.state.engine
+    notes: Notes = request.state.notes
     model = slot.current
     if model is None:
         raise ProblemError(503, slot.refusal or "no model yet: it is still being trained", retry_after=5)
@@ -74,6 +76,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     async with engine.admit():
         data = await read_upload(request)
         clock = Clock()
+        notes.model_id, notes.stages = model.id, clock.laps
         try:
             pages = await engine.codec(decode, data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
             clock.lap("decode")
@@ -97,6 +100,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
         else:
             body = await engine.codec(encode_tiff, masks)
         clock.lap("encode")
+        notes.pixels = sum(mask.size for mask in masks)
     return Response(
         body,
         media_type="image/png" if len(masks) == 1 else "image/tiff",

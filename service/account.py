@@ -73,8 +73,6 @@ class Account:
 
     def _log(self, scope: Scope, status: int, seconds: float, notes: Notes, **sizes: int) -> None:
         level = logging.DEBUG if scope["path"] in QUIET else logging.WARNING if status >= 500 else logging.INFO
-        if not log.isEnabledFor(level):
-            return
         path = scope["path"][:256]  # without the query, which may hold what is nobody's business
         fields: dict[str, Any] = {
             "client": (scope.get("client") or ("",))[0],

@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         import uvicorn
 
         from service.app import create_app
+        from service.server import Server
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")
     try:
@@ -30,17 +31,23 @@ def main(argv: list[str] | None = None) -> int:
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
     print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     logs.configure(settings.log_format)
-    for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes what is in flight, then raises the signal again
+    for stop in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own, and when it is done
         signal.signal(stop, lambda *_: sys.exit(0))
-    config = uvicorn.Config(create_app(settings), server_header=False, log_config=None, access_log=False)
-    uvicorn.Server(config).run(sockets=[listener])
-    return 0
+    app = create_app(settings)
+    config = uvicorn.Config(app, server_header=False, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = Server(config, app, settings.grace_s)
+    server.run(sockets=[listener])
+    return 1 if server.lost else 0
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """Bound here, before anything is loaded, so that a taken port is a clear error."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    listener = socket.create_server(address[:2], family=family, backlog=2048)
+    # asyncio does so only for sockets that it has made itself: without it an answer's body waits 40 ms for the client
+    # to acknowledge its head
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _fail(message: str) -> int:

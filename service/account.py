@@ -9,13 +9,12 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
+from service.problems import HUNG_UP
 
 log = logging.getLogger(__name__)
 
 QUIET = {"/health", "/health/live", "/metrics"}
 """Asked every few seconds, by machines: not in the log."""
-CLIENT_GONE = 499
-"""No answer was sent, as nobody was there to take it. nginx' number."""
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Account:
             return
         started = time.perf_counter()
         notes = scope.setdefault("state", {})["notes"] = Notes()
-        status, n_in, n_out = CLIENT_GONE, 0, 0
+        status, n_in, n_out = HUNG_UP, 0, 0  # until there is an answer
 
         async def count_in() -> Message:
             nonlocal n_in

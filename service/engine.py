@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
 import numpy.typing as npt
@@ -17,7 +19,8 @@ import torch
 
 from service.logs import request_id
 from service.problems import ProblemError
-from unet.predictor import Prediction
+from unet.network import STRIDE
+from unet.predictor import Prediction, Predictor
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,9 @@ MAX_STREAMS = 4
 """Each needs the memory of a forward pass."""
 BATCH_PIXELS = 2**22
 """On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
+NICENESS = 10
+SMALLEST_TILE = 256
+"""A device without memory for this much has none for anything."""
 
 
 class InferenceError(RuntimeError):
@@ -62,6 +68,13 @@ class Engine:
         self.timeout_s = timeout_s
         self.in_flight = 0
         self._on_batch = on_batch
+        self.stopping = False
+        """Refuses what is new; what is in flight is finished."""
+        self.failure: str | None = None
+        """What the last computation failed of, and when; None when it worked."""
+        self.lost = False
+        """The device does not answer any more: only a new process can help."""
+        self._device = device
         self._batch_pixels = BATCH_PIXELS if device.type == "cuda" else 0
         self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._n_streams = 1 if device.type == "cuda" else min(self._n_cores, MAX_STREAMS)
@@ -83,7 +96,10 @@ class Engine:
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
-        """A place for one request. Raises ProblemError: 503 when all are taken, 504 when it takes too long."""
+        """A place for one request. Raises ProblemError: 503 when all are taken or the service is stopping, 504 when it
+        takes too long."""
+        if self.stopping:
+            raise ProblemError(503, "the service is stopping; ask another one", retry_after=1, close=True)
         if self.in_flight >= self.max_in_flight:
             raise ProblemError(503, f"{self.in_flight} requests are in flight already; try again", retry_after=1)
         self.in_flight += 1
@@ -128,6 +144,7 @@ class Engine:
 
     def _stream(self) -> None:
         """A thread's life."""
+        _yield_to_others()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
@@ -161,15 +178,19 @@ class Engine:
         if not jobs:
             return []
         started = time.perf_counter()
+        predictor = jobs[0].prediction.predictor
+        side = max(jobs[0].prediction.next_shape)
         try:
             torch.set_num_threads(n_threads)  # of this thread's computations
-            predictor = jobs[0].prediction.predictor
             predictor.compute([job.prediction.next() for job in jobs])
-        except Exception:  # whatever it is, the stream goes on
-            log.exception("inference failed", extra={"request_id": " ".join(job.request_id for job in jobs)})
-            for job in jobs:
-                _settle(job.future.set_exception, InferenceError("inference failed"))
+        except Exception as error:  # whatever it is, the stream goes on
+            if _out_of_memory(error) and self._lower(predictor, len(jobs), side):
+                for job in jobs:
+                    job.prediction.restart()
+                return jobs
+            self._fail(jobs, error)
             return []
+        self.failure = None
         seconds = time.perf_counter() - started
         self._on_batch(len(jobs))
         for job in jobs:
@@ -177,6 +198,48 @@ class Engine:
             if job.prediction.finished:
                 _settle(job.future.set_result, (job.prediction.result, job.seconds))
         return [job for job in jobs if not job.prediction.finished]
+
+    def _lower(self, predictor: Predictor, n_jobs: int, side: int) -> bool:
+        """Out of memory: from now on half as much at a time. False if that is too little."""
+        if n_jobs > 1:
+            self._batch_pixels //= 2
+        elif side // 2 < SMALLEST_TILE:
+            return False
+        else:
+            predictor.tile = side // 2 // STRIDE * STRIDE
+        log.warning("out of memory: from now on tiles of %d, batches of %d pixels", predictor.tile, self._batch_pixels)
+        return True
+
+    def _fail(self, jobs: Sequence[_Job], error: Exception) -> None:
+        ids = " ".join(job.request_id for job in jobs)
+        log.error("inference failed", exc_info=error, extra={"request_id": ids})
+        self.failure = f"{type(error).__name__} at {datetime.now(UTC).isoformat(timespec='seconds')}"
+        self.lost = self.lost or not answers(self._device)
+        for job in jobs:
+            _settle(job.future.set_exception, InferenceError("inference failed"))
+
+
+def answers(device: torch.device) -> bool:
+    """Whether the device still computes. After an error in one of its kernels, a GPU refuses this process for good."""
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
+    return True
+
+
+def _yield_to_others() -> None:
+    """Lowers this thread's priority, and that of the threads it makes: what takes microseconds, such as /health, is not
+    to wait for what takes a second. On Linux niceness is a thread's own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of the GPU's, or of the system's, which torch has no exception of its own for."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _settle(settle: Callable[[R], None], value: R) -> None:

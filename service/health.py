@@ -32,6 +32,7 @@ class Health(BaseModel):
     precision: Precision
     model: ModelInfo | None
     refused: str | None = Field(description="why the newest model file is not served; null when it is")
+    failure: str | None = Field(description="what the last computation failed of, and when; null when it worked")
     version: str
     uptime_s: float
 
@@ -55,6 +56,7 @@ async def health(request: Request, response: Response) -> Health:
         precision=resolve_precision(slot.precision, device),
         model=_info(slot.current) if slot.current else None,
         refused=slot.refusal,
+        failure=request.app.state.engine.failure,
         version=unet.__version__,
         uptime_s=round(time.monotonic() - request.app.state.started, 3),
     )

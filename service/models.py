@@ -76,12 +76,14 @@ class ModelSlot:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._seen = self.refusal = None  # the model in memory goes on serving
+            self._seen = None
+            if self.current:
+                self._refuse(f"{self.path.name} has vanished; the model in memory goes on serving")
+            else:
+                self.refusal = None
             return
         except OSError as error:
-            reason = f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}"
-            if reason != self.refusal:  # once, not at every look
-                self._refuse(reason)
+            self._refuse(f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}")
             return
         seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)  # ctime: made readable meanwhile
         if seen == self._seen:
@@ -93,8 +95,10 @@ class ModelSlot:
             self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)
         except CheckpointError as error:
+            self.on_outcome("refused")
             self._refuse(str(error).replace(str(self.path), self.path.name))  # answers to clients hold no paths
         except Exception:  # a file must not be able to stop the service, whatever is wrong with it
+            self.on_outcome("refused")
             log.exception("loading %s failed", self.path)
             self._refuse(f"{self.path.name} cannot be loaded")
 
@@ -105,6 +109,6 @@ class ModelSlot:
         return Model(checkpoint.id, predictor, self.path, datetime.now(UTC), dict(checkpoint.training))
 
     def _refuse(self, reason: str) -> None:
-        log.warning("not served: %s", reason)
+        if reason != self.refusal:
+            log.warning("not served: %s", reason)
         self.refusal = reason
-        self.on_outcome("refused")

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
+HUNG_UP = 499
+"""nginx's status for an answer that nobody waits for: logs and metrics tell it from a success."""
+
 
 class Problem(BaseModel):
     """Why a request was refused (RFC 9457, section 3)."""
@@ -30,16 +33,22 @@ class Problem(BaseModel):
 class ProblemError(Exception):
     """Ends a request with this status and explanation."""
 
-    def __init__(self, status: int, detail: str, *, retry_after: int | None = None) -> None:
+    def __init__(self, status: int, detail: str, *, retry_after: int | None = None, close: bool = False) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if close:
+            self.headers["Connection"] = "close"
 
 
 def response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    problem = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
+    problem = Problem(type="about:blank", title=_title(status), status=status, detail=detail)
     return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _title(status: int) -> str:
+    return "Client Closed Request" if status == HUNG_UP else HTTPStatus(status).phrase
 
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """POST /segment: an image in, its mask out."""
 
+import asyncio
 import time
-from typing import Annotated, Literal
+from collections.abc import Coroutine
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.account import Notes
 from service.engine import Engine, InferenceError
 from service.models import ModelSlot
-from service.problems import ProblemError, declare
+from service.problems import HUNG_UP, ProblemError, declare
 from service.settings import ServeSettings
 from service.upload import OPENAPI, read_upload
+from unet import Predictor
 from unet.images import ImageError, ImageTooLargeError, decode, encode_png, encode_tiff
 from unet.pixels import PixelError
+
+R = TypeVar("R")
 
 router = APIRouter()
 
@@ -77,35 +82,65 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
         data = await read_upload(request)
         clock = Clock()
         notes.model_id, notes.stages = model.id, clock.laps
-        try:
-            pages = await engine.codec(decode, data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
-            clock.lap("decode")
-            masks, infer_s = [], 0.0
-            for page in pages:
-                prediction = await engine.codec(
-                    predictor.start, page, query.output, threshold=query.threshold, tta=query.tta
-                )
-                mask, seconds = await engine.infer(prediction)
-                masks.append(mask)
-                infer_s += seconds
-            clock.lap("queue", infer=infer_s)
-        except ImageTooLargeError as error:
-            raise ProblemError(413, str(error)) from error
-        except (ImageError, PixelError) as error:
-            raise ProblemError(400, str(error)) from error
-        except InferenceError as error:
-            raise ProblemError(503, "the model failed on this image", retry_after=5) from error
-        if len(masks) == 1:
-            body = await engine.codec(encode_png, masks[0], flat=query.output == "mask")
-        else:
-            body = await engine.codec(encode_tiff, masks)
-        clock.lap("encode")
-        notes.pixels = sum(mask.size for mask in masks)
-    return Response(
-        body,
-        media_type="image/png" if len(masks) == 1 else "image/tiff",
-        headers={"X-Model-Id": model.id, "Server-Timing": str(clock)},
-    )
+        body, media_type = await unless_hung_up(
+            request, _segment(data, predictor, query, settings, engine, clock, notes)
+        )
+    return Response(body, media_type=media_type, headers={"X-Model-Id": model.id, "Server-Timing": str(clock)})
+
+
+async def _segment(
+    data: bytes,
+    predictor: Predictor,
+    query: SegmentQuery,
+    settings: ServeSettings,
+    engine: Engine,
+    clock: "Clock",
+    notes: Notes,
+) -> tuple[bytes, str]:
+    """The answer's body and media type."""
+    try:
+        pages = await engine.codec(decode, data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
+        clock.lap("decode")
+        masks, infer_s = [], 0.0
+        for page in pages:
+            prediction = await engine.codec(
+                predictor.start, page, query.output, threshold=query.threshold, tta=query.tta
+            )
+            mask, seconds = await engine.infer(prediction)
+            masks.append(mask)
+            infer_s += seconds
+        clock.lap("queue", infer=infer_s)
+    except ImageTooLargeError as error:
+        raise ProblemError(413, str(error)) from error
+    except (ImageError, PixelError) as error:
+        raise ProblemError(400, str(error)) from error
+    except InferenceError as error:
+        raise ProblemError(503, "the model failed on this image", retry_after=5) from error
+    if len(masks) == 1:
+        answer = await engine.codec(encode_png, masks[0], flat=query.output == "mask"), "image/png"
+    else:
+        answer = await engine.codec(encode_tiff, masks), "image/tiff"
+    clock.lap("encode")
+    notes.pixels = sum(mask.size for mask in masks)
+    return answer
+
+
+async def unless_hung_up(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """The work's result; its body having been read, the work is given up as soon as the client is gone."""
+
+    async def hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, hanging_up = asyncio.create_task(work), asyncio.create_task(hang_up())
+    try:
+        await asyncio.wait((working, hanging_up), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ProblemError(HUNG_UP, "the client hung up")
+    finally:
+        working.cancel()
+        hanging_up.cancel()
 
 
 class Clock:

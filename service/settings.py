@@ -52,6 +52,7 @@ class ServeSettings(ProgramSettings):
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
     max_in_flight: int = Field(32, ge=1, description="requests worked on or waiting at a time; above: 503")
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
+    grace_s: float = Field(30, ge=0, description="told to stop: longest time to finish what is in flight")
     watch_s: float = Field(1, gt=0, description="seconds between looks at the model file")
     api_keys: Keys = Field(
         [],

@@ -96,8 +96,50 @@ def test_a_failure_is_told_and_the_next_one_works(
         patch.setattr(Predictor, "compute", lambda *_: 1 / 0)
         with pytest.raises(InferenceError):
             one_stream.submit(start(predictor, 40)).result(60)
+        assert one_stream.failure is not None
+        assert one_stream.failure.startswith("ZeroDivisionError at 20")
     mask, _ = one_stream.submit(start(predictor, 40)).result(60)
     assert mask.shape == (40, 40)
+    assert one_stream.failure is None
+
+
+class Small(Spy):
+    """On a device without memory for more than so many pixels at a time."""
+
+    limit = 0
+
+    def compute(self, pieces: Sequence[Piece]) -> None:
+        if sum(piece.pixels.size for piece in pieces) > self.limit:
+            raise torch.OutOfMemoryError("no memory for that many")
+        super().compute(pieces)
+
+
+def test_out_of_memory_is_mended_by_smaller_tiles(make_checkpoint: Make, one_stream: Engine) -> None:
+    predictor = Small.load(make_checkpoint(bilinear=False), device="cpu")
+    predictor.limit = 500 * 500
+    mask, _ = one_stream.submit(start(predictor, 800)).result(60)
+    assert predictor.tile == 400
+    np.testing.assert_array_equal(
+        mask, Predictor.load(make_checkpoint(bilinear=False), device="cpu").run(start(predictor, 800))
+    )
+    assert one_stream.failure is None
+
+
+def test_out_of_memory_is_mended_by_smaller_batches(make_checkpoint: Make, one_stream: Engine) -> None:
+    predictor = Small.load(make_checkpoint(bilinear=False), device="cpu")
+    predictor.limit = 300 * 300  # two of 200 x 200, not four
+    one_stream._batch_pixels = 4 * 200 * 200
+    futures = [one_stream.submit(start(predictor, side)) for side in (1000, 200, 200, 200, 200)]
+    assert [future.result(60)[0].shape for future in futures[1:]] == [(200, 200)] * 4
+
+
+def test_out_of_memory_for_the_smallest_is_a_failure(make_checkpoint: Make, one_stream: Engine) -> None:
+    predictor = Small.load(make_checkpoint(), device="cpu")
+    with pytest.raises(InferenceError):
+        one_stream.submit(start(predictor, 800)).result(60)
+    assert one_stream.failure is not None
+    assert one_stream.failure.startswith("OutOfMemoryError at 20")
+    assert not one_stream.lost  # the device still answers
 
 
 def test_closing_cancels_what_waits(predictor: Spy) -> None:

@@ -4,15 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from conftest import Serve, png
 from fastapi.testclient import TestClient
 
 import unet
-from service.models import ModelSlot
 from unet.device import resolve_precision
-from unet.predictor import Prediction
 
 Make = Callable[..., Path]
 
@@ -63,54 +60,3 @@ def test_failed(tmp_path: Path, serve: Serve) -> None:
 def test_live_and_docs(client: TestClient) -> None:
     assert client.get("/health/live").json() == {"status": "ok"}
     assert client.get("/docs").status_code == 200
-
-
-def run(prediction: Prediction) -> None:
-    prediction.predictor.run(prediction)
-
-
-def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) -> None:
-    path = make_checkpoint(seed=1)
-    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
-    slot.refresh()
-    first = slot.current
-    assert first is not None
-    slot.refresh()
-    assert slot.current is first  # the same file is not loaded again
-
-    make_checkpoint(seed=2)
-    slot.refresh()
-    second = slot.current
-    assert second is not None
-    assert second.id != first.id
-
-    path.write_bytes(b"half a file")
-    slot.refresh()
-    assert slot.current is second
-    assert slot.status == "ok"
-    assert slot.refusal is not None
-
-    path.unlink()
-    slot.refresh()
-    assert slot.current is second
-    assert slot.refusal is None  # nothing is there to be refused
-
-    make_checkpoint(seed=1)
-    slot.refresh()
-    assert slot.current is not None
-    assert slot.current.id == first.id
-    assert slot.refusal is None
-
-
-def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chmod changes neither content nor time of modification."""
-    path = make_checkpoint()
-    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
-    with monkeypatch.context() as patch:  # who runs the tests as root may read everything
-        patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-        slot.refresh()
-    assert slot.status == "failed"
-    assert slot.refusal == "best_model.pth: cannot be read: Permission denied"
-    path.chmod(0o640)
-    slot.refresh()
-    assert slot.status == "ok"

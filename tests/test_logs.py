@@ -120,6 +120,18 @@ def test_our_own_mistake_is_logged_with_its_request(client: TestClient, monkeypa
     assert "POST /segment 503 " in lines()[-1]
 
 
+def test_a_file_that_has_vanished_is_told_once(make_checkpoint: Make, serve: Serve) -> None:
+    """Not at every look."""
+    path = make_checkpoint()
+    with serve(model=path, watch_s=1000) as client, written() as lines:
+        path.unlink()
+        for _ in range(3):
+            client.app.state.slot.refresh()  # type: ignore[attr-defined]
+    assert [json.loads(line)["message"].partition(";")[0] for line in lines()] == [
+        "not served: best_model.pth has vanished"
+    ]
+
+
 def test_a_client_that_goes_away_is_499(client: TestClient) -> None:
     messages: list[Any] = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
 

@@ -138,16 +138,6 @@ def test_the_model_and_its_reloads(tmp_path: Path, make_checkpoint: Make, serve:
         assert model not in info(found)[0]
 
 
-def test_a_file_that_stays_unreadable_is_refused_once(tmp_path: Path, serve: Serve) -> None:
-    """Not at every look."""
-    (tmp_path / "model").touch()  # no folder
-    with serve(model=tmp_path / "model" / "best_model.pth", watch_s=1000) as client:
-        for _ in range(3):
-            client.app.state.slot.refresh()  # type: ignore[attr-defined]
-        assert client.get("/health").json()["status"] == "failed"
-        assert scrape(client)["unet_model_reloads_total{outcome=refused}"] == 1
-
-
 def test_it_is_declared(client: TestClient) -> None:
     answers = client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]
     assert set(answers) == {"200"}

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import picture, png
 
-from service.__main__ import main
+from service.__main__ import _listen, main
 from trainer import sample
 
 
@@ -43,6 +44,78 @@ def test_it_starts_answers_and_stops(trained: Path) -> None:
         assert program.wait(timeout=30) == 0
 
 
+def asking(url: str, image: np.ndarray) -> tuple[threading.Thread, list[httpx.Response]]:
+    """A request under way in a thread, and where its answer will be."""
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(httpx.post(f"{url}/segment?tta=1", content=png(image), timeout=60))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, answers
+
+
+def wait_until_busy(client: httpx.Client) -> None:
+    while "\nunet_in_flight 1.0\n" not in client.get("/metrics").text:
+        pass
+
+
+def test_told_to_stop_it_finishes_what_is_in_flight_and_refuses_the_rest(trained: Path) -> None:
+    model = str(trained / "best_model.pth")
+    with running("--model", model) as (program, url), httpx.Client(base_url=url) as client:
+        thread, answers = asking(url, np.zeros((1200, 1200), np.uint8))
+        wait_until_busy(client)
+        program.send_signal(signal.SIGTERM)
+        while "stopping" not in (refused := client.post("/segment", content=b"")).text:
+            assert refused.status_code == 400  # the signal is still on its way
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+        assert refused.headers["retry-after"]
+        thread.join()
+        assert [answer.status_code for answer in answers] == [200]
+        assert program.wait(timeout=30) == 0
+
+
+def test_told_to_stop_it_does_not_wait_for_ever(trained: Path) -> None:
+    model = str(trained / "best_model.pth")
+    with (
+        running("--model", model, "--grace-s", "0") as (program, url),
+        httpx.Client(base_url=url) as client,
+        socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as slow,
+    ):
+        slow.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n")
+        wait_until_busy(client)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(timeout=30) == 0
+
+
+def test_who_hangs_up_gives_the_place_free(trained: Path) -> None:
+    model = str(trained / "best_model.pth")
+    image = png(np.zeros((4000, 4000), np.uint8))  # eight views of it take longer than this test may
+    with (
+        running("--model", model, "--max-in-flight", "1") as (_, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as impatient:
+            head = f"Host: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}"
+            impatient.sendall(f"POST /segment?tta=1 HTTP/1.1\r\n{head}\r\n\r\n".encode() + image)
+            wait_until_busy(client)
+        while client.post("/segment", content=png(np.zeros((32, 32), np.uint8))).status_code == 503:
+            pass
+
+
+def test_a_lost_device_ends_the_process_with_an_error(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an error in a kernel of CUDA: nothing works any more until a new process is started."""
+    monkeypatch.setattr("unet.Predictor.compute", lambda *_: 1 / 0)
+    monkeypatch.setattr("service.engine.answers", lambda _: False)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert main(["--model", str(trained / "best_model.pth"), "--port", "0"]) == 1
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+
+
 def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--port", str(taken.getsockname()[1])]) == 2
@@ -50,6 +123,14 @@ def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
     assert re.fullmatch(
         r"unet-serve: error: cannot listen on 127.0.0.1:\d+: .* in use; expected a free port\n", printed
     )
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Connections have what their listener has; 40 ms of every answer hang on it."""
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_no_gpu_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

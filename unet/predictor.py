@@ -132,6 +132,12 @@ class Predictor:
         prepared = self.preprocessing(image, self.n_channels)
         return Prediction(self, prepared, output, threshold, VIEWS if tta else VIEWS[:1])
 
+    def run(self, prediction: "Prediction") -> npt.NDArray[Any]:
+        """All of a prediction, here and now."""
+        while not prediction.finished:
+            self.compute([prediction.next()])
+        return prediction.result
+
     @torch.inference_mode()
     def compute(self, pieces: Sequence["Piece"]) -> None:
         """One forward pass for pieces of one shape, and each one's share to its prediction."""
@@ -173,12 +179,6 @@ class Predictor:
         if threshold is not None and not self.binary:
             raise PixelError(f"a threshold is for binary models; this one has {self.n_classes} classes")
 
-    def run(self, prediction: "Prediction") -> npt.NDArray[Any]:
-        """All of a prediction, here and now."""
-        while not prediction.finished:
-            self.compute([prediction.next()])
-        return prediction.result
-
 
 class Piece(NamedTuple):
     """What goes through the network at once: a tile of one view of one image."""
@@ -216,15 +216,21 @@ class Prediction:
         self.prepared = prepared
         self._output: Output = output
         self._threshold = threshold
-        self._n_views = len(views)
-        self._places = deque(place for view in views for place in self._cut(view))
+        self._views = views
+        self._places: deque[Place] = deque()
         self._view: tuple[int, int] | None = None
         self._seen: npt.NDArray[Any] = prepared.pixels
         """The current view, mirrored to a size that the network takes."""
-        n_planes = predictor.n_classes if output == "probabilities" or len(views) > 1 else 1
-        dtype = np.float32 if output == "probabilities" or len(views) > 1 else np.uint8
-        # several views are summed up first: the sum cannot be a mask yet
-        self._planes: npt.NDArray[Any] = np.zeros((n_planes, *prepared.pixels.shape[:2]), dtype)
+        exact = output == "probabilities" or len(views) > 1  # several views are summed up: the sum is no mask yet
+        self._planes: npt.NDArray[Any] = np.empty(
+            (predictor.n_classes if exact else 1, *prepared.pixels.shape[:2]), np.float32 if exact else np.uint8
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """From the beginning, in pieces of the predictor's present `tile`."""
+        self._planes[:] = 0
+        self._places = deque(place for view in self._views for place in self._cut(view))
 
     @property
     def finished(self) -> bool:
@@ -255,7 +261,7 @@ class Prediction:
         target = _turned(self._planes.transpose(1, 2, 0), view)  # (H', W', K)
         target = target[rows.keep_start : rows.keep_stop, columns.keep_start : columns.keep_stop]
         kept = probabilities[:, rows.kept, columns.kept][:, : target.shape[0], : target.shape[1]]
-        if self._n_views > 1:
+        if len(self._views) > 1:
             target += kept.permute(1, 2, 0).cpu().numpy()
         else:
             target[:] = self.predictor.finish(kept, self._output, self._threshold).permute(1, 2, 0).cpu().numpy()
@@ -264,8 +270,8 @@ class Prediction:
     def result(self) -> npt.NDArray[Any]:
         """(H, W), or (K, H, W) probabilities; of use when every piece has been computed."""
         planes = self._planes
-        if self._n_views > 1:
-            mean = torch.from_numpy(planes / np.float32(self._n_views))
+        if len(self._views) > 1:
+            mean = torch.from_numpy(planes / np.float32(len(self._views)))
             planes = self.predictor.finish(mean, self._output, self._threshold).numpy()
         return planes[0] if len(planes) == 1 else planes
 

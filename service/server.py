@@ -1,0 +1,46 @@
+"""How the process ends: what is in flight is finished first."""
+
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.engine import Engine
+
+
+class Server(uvicorn.Server):
+    """Told to stop, it goes on listening until what is in flight is finished, `grace_s` at most, and refuses the rest:
+    a load balancer needs a moment to notice. Told a second time, it stops at once.
+
+    It stops by itself when the device is lost: what supervises it starts a new one.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, grace_s: float) -> None:
+        super().__init__(config)
+        self.app = app
+        self.grace_s = grace_s
+        self.stop_by: float | None = None
+        """On the clock of `time.monotonic`."""
+
+    @property
+    def lost(self) -> bool:
+        engine: Engine | None = getattr(self.app.state, "engine", None)
+        return engine is not None and engine.lost
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.started and self.stop_by is None:
+            self.app.state.engine.stopping = True
+            self.stop_by = time.monotonic() + self.grace_s
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; True ends the process."""
+        if await super().on_tick(counter) or self.lost:
+            return True
+        if self.stop_by is None:
+            return False
+        left = self.stop_by - time.monotonic()
+        self.config.timeout_graceful_shutdown = max(1, int(left))  # for answers that are still being sent
+        return left <= 0 or self.app.state.engine.in_flight == 0

@@ -1,0 +1,194 @@
+"""The model file may change at any time: what is served then, and what is not."""
+
+import gc
+import os
+import re
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Serve, picture, png
+
+from service.models import ModelSlot
+from unet import NetworkConfig
+from unet import checkpoint as checkpoints
+from unet.checkpoint import Checkpoint
+from unet.pixels import Preprocessing
+from unet.predictor import Prediction
+
+Make = Callable[..., Path]
+
+
+def run(prediction: Prediction) -> None:
+    prediction.predictor.run(prediction)
+
+
+def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) -> None:
+    path = make_checkpoint(seed=1)
+    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
+    slot.refresh()
+    first = slot.current
+    assert first is not None
+    slot.refresh()
+    assert slot.current is first  # the same file is not loaded again
+
+    make_checkpoint(seed=2)
+    slot.refresh()
+    second = slot.current
+    assert second is not None
+    assert second.id != first.id
+
+    path.write_bytes(b"half a file")
+    slot.refresh()
+    assert slot.current is second
+    assert slot.status == "ok"
+    assert slot.refusal is not None
+
+    path.unlink()
+    slot.refresh()
+    assert slot.current is second
+    assert slot.refusal == "best_model.pth has vanished; the model in memory goes on serving"
+
+    make_checkpoint(seed=1)
+    slot.refresh()
+    assert slot.current is not None
+    assert slot.current.id == first.id
+    assert slot.refusal is None
+
+
+def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chmod changes neither content nor time of modification."""
+    path = make_checkpoint()
+    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
+    with monkeypatch.context() as patch:  # who runs the tests as root may read everything
+        patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        slot.refresh()
+    assert slot.status == "failed"
+    assert slot.refusal == "best_model.pth: cannot be read: Permission denied"
+    path.chmod(0o640)
+    slot.refresh()
+    assert slot.status == "ok"
+
+
+def plain(path: Path, *, foreground: bool, base_channels: int = 4) -> None:
+    """A model that finds foreground everywhere, or nowhere: its answers say who made them."""
+    network = NetworkConfig(base_channels=base_channels)
+    weights = {name: torch.zeros_like(tensor) for name, tensor in network.build().state_dict().items()}
+    weights["outc.conv.bias"] += 10 if foreground else -10
+    checkpoints.save(Checkpoint(network=network, preprocessing=Preprocessing(), state_dict=weights), path)
+
+
+def test_every_way_to_break_a_file_leaves_the_old_model_serving(
+    tmp_path: Path, serve: Serve, make_checkpoint: Make
+) -> None:
+    path = make_checkpoint()
+    whole = path.read_bytes()
+
+    def foreign() -> None:
+        torch.save({"some": torch.zeros(3)}, path)
+
+    def nan() -> None:
+        content = torch.load(path, weights_only=True)
+        content["state_dict"]["outc.conv.bias"] += float("nan")
+        torch.save(content, path)
+
+    def folder() -> None:
+        path.unlink()
+        path.mkdir()
+
+    breaks: dict[str, tuple[Callable[[], Any], str]] = {
+        "damaged": (lambda: path.write_bytes(whole[:-100] + bytes(100)), "damaged"),
+        "truncated": (lambda: path.write_bytes(whole[: len(whole) // 2]), "damaged"),
+        "empty": (lambda: path.write_bytes(b""), "damaged"),
+        "foreign": (foreign, "nor a bare state_dict|not a U-Net"),
+        "not a number": (nan, "NaN"),
+        "vanished": (path.unlink, "vanished"),
+        "a folder": (folder, "cannot be read"),
+    }
+    with serve(model=path, watch_s=1000) as client:
+        slot = client.app.state.slot  # type: ignore[attr-defined]
+        first = client.get("/health").json()["model"]["id"]
+        for name, (damage, said) in breaks.items():
+            damage()
+            slot.refresh()
+            health = client.get("/health")
+            assert health.status_code == 200, name
+            assert health.json()["status"] == "ok"
+            assert re.search(said, health.json()["refused"]), (name, health.json()["refused"])
+            assert str(tmp_path) not in health.json()["refused"]
+            answer = client.post("/segment", content=png(np.zeros((20, 20), np.uint8)))
+            assert (answer.status_code, answer.headers["x-model-id"]) == (200, first), name
+            if path.is_dir():
+                path.rmdir()
+            path.write_bytes(whole)
+            slot.refresh()
+            assert client.get("/health").json()["refused"] is None, name
+
+
+@pytest.mark.parametrize(("requests", "swaps"), [(60, 4), pytest.param(1000, 20, marks=pytest.mark.slow)])
+def test_no_request_fails_while_models_are_swapped(tmp_path: Path, serve: Serve, requests: int, swaps: int) -> None:
+    path = tmp_path / "best_model.pth"
+    plain(path, foreground=False)
+    image = png(np.zeros((32, 32), np.uint8))
+    answers: list[tuple[int, str, float]] = []
+    ids = {}
+    with serve(model=path, watch_s=1000) as client:
+        slot: ModelSlot = client.app.state.slot  # type: ignore[attr-defined]
+
+        def ask() -> None:
+            for _ in range(requests // 4):
+                answer = client.post("/segment", content=image)
+                answers.append((answer.status_code, answer.headers["x-model-id"], picture(answer.content).mean()))
+
+        clients = [threading.Thread(target=ask) for _ in range(4)]
+        for each in clients:
+            each.start()
+        for swap in range(swaps):
+            while len(answers) < swap * requests // swaps:  # spread over the requests
+                clients[0].join(0.001)
+            plain(path, foreground=swap % 2 == 0)
+            slot.refresh()
+            assert slot.current
+            ids[slot.current.id] = 255.0 if swap % 2 == 0 else 0.0
+        for each in clients:
+            each.join()
+    assert Counter(status for status, _, _ in answers) == {200: requests}
+    assert len(ids) == 2
+    assert {(model, mean) for _, model, mean in answers} <= set(ids.items())
+
+
+def test_an_old_model_is_freed(make_checkpoint: Make) -> None:
+    slot = ModelSlot(make_checkpoint(seed=1), "cpu", "auto", warm_up=run)
+    slot.refresh()
+    assert slot.current
+    old = weakref.ref(slot.current.predictor.network)
+    make_checkpoint(seed=2)
+    slot.refresh()
+    gc.collect()
+    assert old() is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory where Linux has it")
+def test_memory_after_fifty_swaps(tmp_path: Path) -> None:
+    """Of 15 MB each: kept, they would show."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    path = tmp_path / "best_model.pth"
+    plain(path, foreground=True, base_channels=32)
+    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
+    for swap in range(53):
+        plain(path, foreground=swap % 2 == 0, base_channels=32)
+        slot.refresh()
+        assert slot.refusal is None
+        if swap == 2:
+            before = resident()
+    assert resident() < 1.1 * before

@@ -32,8 +32,9 @@ EXPOSE 8000
 # Healthy = a model is loaded. Until then it is "starting", not "unhealthy": the first training may take days. The first
 # success ends the start period, from then on three failures in a row count. http.client, unlike urllib, knows no proxies.
 HEALTHCHECK --interval=10s --timeout=5s --retries=3 --start-period=720h CMD ["python", "-c", "\
-from http.client import HTTPConnection; \
+from http.client import HTTPConnection; from os import environ; \
 connection = HTTPConnection('127.0.0.1', 8000, timeout=4); \
-connection.request('GET', '/health'); \
+key = environ.get('SERVICE_API_KEYS', '').partition(',')[0]; \
+connection.request('GET', '/health', headers={'X-API-Key': key}); \
 exit(connection.getresponse().status != 200)"]
 ENTRYPOINT ["python", "-m", "service"]

@@ -1,10 +1,10 @@
 """`unet-serve`, or `python -m service`."""
 
-import logging
 import signal
 import socket
 import sys
 
+from service import logs
 from service.settings import ServeSettings
 from unet.device import DeviceError, device_name, resolve_device
 from unet.settings import parse
@@ -30,12 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
     print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    # container engines ask every few seconds
-    logging.getLogger("uvicorn.access").addFilter(lambda record: '"GET /health' not in record.getMessage())
+    logs.configure(settings.log_format)
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own, and when it is done
         signal.signal(stop, lambda *_: sys.exit(0))
     app = create_app(settings)
-    server = Server(uvicorn.Config(app, server_header=False, timeout_graceful_shutdown=1), app, settings.grace_s)
+    config = uvicorn.Config(app, server_header=False, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = Server(config, app, settings.grace_s)
     server.run(sockets=[listener])
     return 1 if server.lost else 0
 

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI
 
 import unet
-from service import health, problems, segment
+from service import access, health, metrics, problems, segment
+from service.account import Account
 from service.engine import Engine
+from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestId
 from service.models import ModelSlot
 from service.settings import ServeSettings
@@ -23,14 +25,20 @@ def create_app(settings: ServeSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.started = time.monotonic()
         app.state.settings = settings
-        engine = app.state.engine = Engine(settings.max_in_flight, settings.timeout_s, resolve_device(settings.device))
+        device = resolve_device(settings.device)
+        counts = app.state.metrics = Metrics()
+        engine = app.state.engine = Engine(
+            settings.max_in_flight, settings.timeout_s, device, on_batch=counts.batch_size.observe
+        )
         app.state.slot = ModelSlot(
             settings.model,
             settings.device,
             settings.precision,
             settings.input_range,
             warm_up=lambda prediction: engine.submit(prediction).result(),
+            on_outcome=lambda outcome: counts.reloads.labels(outcome).inc(),
         )
+        counts.watch(engine, app.state.slot, device)
         await asyncio.to_thread(app.state.slot.refresh)  # a model that is there serves the first request
         watcher = asyncio.create_task(app.state.slot.watch(settings.watch_s))
         yield
@@ -44,10 +52,15 @@ def create_app(settings: ServeSettings) -> FastAPI:
         version=unet.__version__,
         description="Segments images with a trained U-Net.",
         lifespan=lifespan,
+        redoc_url=None,  # one page of documentation is enough
     )
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_bytes)
+    access.install(app, settings)
+    routers = (segment.router, health.router, metrics.router)
+    app.add_middleware(Account, routes={getattr(route, "path", "") for router in routers for route in router.routes})
     app.add_middleware(RequestId)
-    app.include_router(segment.router)
-    app.include_router(health.router)
+    for router in routers:
+        asks = settings.keys_everywhere or router is segment.router
+        app.include_router(router, **(access.declared(settings) if asks else {}))
     return app

@@ -17,11 +17,12 @@ from typing import Any, ParamSpec, TypeVar
 import numpy.typing as npt
 import torch
 
+from service.logs import request_id
 from service.problems import ProblemError
 from unet.network import STRIDE
 from unet.predictor import Prediction, Predictor
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +46,7 @@ class _Job:
     future: "Future[tuple[npt.NDArray[Any], float]]" = field(default_factory=Future)
     seconds: float = 0.0
     """Spent computing it."""
+    request_id: str = field(default_factory=request_id.get)
 
 
 class Engine:
@@ -55,10 +57,17 @@ class Engine:
     prediction that is alone gets all cores. On a GPU there is one stream, and pieces of one shape go as a batch.
     """
 
-    def __init__(self, max_in_flight: int, timeout_s: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_in_flight: int,
+        timeout_s: float,
+        device: torch.device,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
         self.max_in_flight = max_in_flight
         self.timeout_s = timeout_s
         self.in_flight = 0
+        self._on_batch = on_batch
         self.stopping = False
         """Refuses what is new; what is in flight is finished."""
         self.failure: str | None = None
@@ -79,6 +88,11 @@ class Engine:
         for stream in self._streams:
             stream.start()
         self._codecs = ThreadPoolExecutor(2, "codec")
+
+    @property
+    def queued(self) -> int:
+        """Predictions that wait for their next piece to be computed."""
+        return len(self._queue)
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
@@ -178,6 +192,7 @@ class Engine:
             return []
         self.failure = None
         seconds = time.perf_counter() - started
+        self._on_batch(len(jobs))
         for job in jobs:
             job.seconds += seconds
             if job.prediction.finished:
@@ -196,7 +211,8 @@ class Engine:
         return True
 
     def _fail(self, jobs: Sequence[_Job], error: Exception) -> None:
-        log.error("inference failed", exc_info=error)
+        ids = " ".join(job.request_id for job in jobs)
+        log.error("inference failed", exc_info=error, extra={"request_id": ids})
         self.failure = f"{type(error).__name__} at {datetime.now(UTC).isoformat(timespec='seconds')}"
         self.lost = self.lost or not answers(self._device)
         for job in jobs:

@@ -15,7 +15,7 @@ router = APIRouter()
 
 class ModelInfo(BaseModel):
     id: str = Field(description="the first 12 digits of the file's SHA-256")
-    path: str = Field(description="the name of the file")
+    path: str = Field(description="the file, as `--model` names it")
     loaded_at: datetime
     epoch: int | None = Field(description="the epoch that it is from; null for a bare state_dict")
     score: float | None = Field(description="mean Dice of the classes on the validation images, 0..1; null likewise")

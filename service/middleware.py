@@ -6,14 +6,14 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import problems
+from service import logs, problems
 from service.problems import ProblemError
 
 _ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestId:
-    """`X-Request-Id` on every answer: the client's own, or a new one."""
+    """`X-Request-Id` on every answer, and with all that is logged: the client's own, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -24,6 +24,7 @@ class RequestId:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        logs.request_id.set(request_id)  # until the end of the server's task for this request: it may have to log, too
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

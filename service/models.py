@@ -18,9 +18,10 @@ from unet.device import DeviceChoice, PrecisionChoice
 from unet.pixels import InputRange
 from unet.predictor import Prediction
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 Status = Literal["ok", "waiting", "failed"]
+Outcome = Literal["loaded", "refused"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class ModelSlot:
         input_range: InputRange = "0-1",
         *,
         warm_up: Callable[[Prediction], object],
+        on_outcome: Callable[[Outcome], object] = lambda outcome: None,
     ) -> None:
         self.path = path
         self.device = device
         self.precision = precision
         self.input_range = input_range
         self.warm_up = warm_up
+        self.on_outcome = on_outcome
         self.current: Model | None = None
         self.refusal: str | None = None
         """Why the newest file is not served; None if it is, or if there is none."""
@@ -73,9 +76,11 @@ class ModelSlot:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._seen = self.refusal = None
+            self._seen = None
             if self.current:
                 self._refuse(f"{self.path.name} has vanished; the model in memory goes on serving")
+            else:
+                self.refusal = None
             return
         except OSError as error:
             self._refuse(f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}")
@@ -87,10 +92,13 @@ class ModelSlot:
         try:
             self.current = self._load()
             self.refusal = None
+            self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)
         except CheckpointError as error:
+            self.on_outcome("refused")
             self._refuse(str(error).replace(str(self.path), self.path.name))  # answers to clients hold no paths
         except Exception:  # a file must not be able to stop the service, whatever is wrong with it
+            self.on_outcome("refused")
             log.exception("loading %s failed", self.path)
             self._refuse(f"{self.path.name} cannot be loaded")
 

@@ -1,5 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457). The only place where a refusal becomes an HTTP answer."""
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,6 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -62,7 +67,9 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the app, its own and the framework's, a problem."""
+    """Makes every error of the app, its own and the framework's, a problem. Before other middleware is added, so that
+    their headers are on our own mistakes, too."""
+    app.add_middleware(OurMistakes)
 
     @app.exception_handler(ProblemError)
     async def refuse(_: Request, error: ProblemError) -> JSONResponse:
@@ -72,10 +79,31 @@ def install(app: FastAPI) -> None:
     async def framework(_: Request, error: HTTPException) -> JSONResponse:
         return response(error.status_code, str(error.detail), error.headers)
 
-    @app.exception_handler(Exception)  # our own mistakes; the traceback goes to the log, not to the client
-    async def unexpected(_: Request, __: Exception) -> JSONResponse:
-        return response(503, "the service failed on this request", {"Retry-After": "5"})
-
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return response(422, "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()))
+
+
+class OurMistakes:
+    """503 for what nobody expected; the traceback goes to the log, not to the client."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except ClientDisconnect:
+            return  # in the middle of its upload: nobody is left to be answered
+        except Exception:
+            if scope["type"] != "http" or started:
+                raise  # the server cuts the connection
+            log.exception("the service failed on this request")
+            await response(503, "the service failed on this request", {"Retry-After": "5"})(scope, receive, send)

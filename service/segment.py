@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.account import Notes
 from service.engine import Engine, InferenceError
 from service.models import ModelSlot
 from service.problems import HUNG_UP, ProblemError, declare
@@ -59,7 +60,7 @@ class SegmentQuery(BaseModel):
                 },
             },
         },
-        **declare(400, 413, 415, 422, 503, 504),
+        **declare(400, 401, 413, 415, 422, 503, 504),
     },
     openapi_extra=OPENAPI,
 )
@@ -69,6 +70,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     settings: ServeSettings = request.app.state.settings
     slot: ModelSlot = request.app.state.slot
     engine: Engine = request.app.state.engine
+    notes: Notes = request.state.notes
     model = slot.current
     if model is None:
         raise ProblemError(503, slot.refusal or "no model yet: it is still being trained", retry_after=5)
@@ -79,12 +81,21 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     async with engine.admit():
         data = await read_upload(request)
         clock = Clock()
-        body, media_type = await unless_hung_up(request, _segment(data, predictor, query, settings, engine, clock))
+        notes.model_id, notes.stages = model.id, clock.laps
+        body, media_type = await unless_hung_up(
+            request, _segment(data, predictor, query, settings, engine, clock, notes)
+        )
     return Response(body, media_type=media_type, headers={"X-Model-Id": model.id, "Server-Timing": str(clock)})
 
 
 async def _segment(
-    data: bytes, predictor: Predictor, query: SegmentQuery, settings: ServeSettings, engine: Engine, clock: "Clock"
+    data: bytes,
+    predictor: Predictor,
+    query: SegmentQuery,
+    settings: ServeSettings,
+    engine: Engine,
+    clock: "Clock",
+    notes: Notes,
 ) -> tuple[bytes, str]:
     """The answer's body and media type."""
     try:
@@ -110,6 +121,7 @@ async def _segment(
     else:
         answer = await engine.codec(encode_tiff, masks), "image/tiff"
     clock.lap("encode")
+    notes.pixels = sum(mask.size for mask in masks)
     return answer
 
 

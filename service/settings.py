@@ -1,13 +1,37 @@
 """The settings of `unet-serve`, every limit with its one default."""
 
+import json
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from service.logs import Style
 from unet.device import DeviceChoice, PrecisionChoice
 from unet.pixels import InputRange
 from unet.settings import ProgramSettings
+
+
+def _split(value: object) -> object:
+    """`a, b` or `["a", "b"]`."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.startswith('["') else [part.strip() for part in value.split(",")]
+
+
+def _check_key(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
+        raise ValueError("expected keys of printable ASCII characters, separated by commas")
+    return key
+
+
+Keys = Annotated[list[Annotated[SecretStr, AfterValidator(_check_key)]], NoDecode, BeforeValidator(_split)]
+Origins = Annotated[list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]], NoDecode, BeforeValidator(_split)]
+Hosts = Annotated[
+    list[Annotated[str, Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]], NoDecode, BeforeValidator(_split)
+]
 
 
 class ServeSettings(ProgramSettings):
@@ -30,3 +54,19 @@ class ServeSettings(ProgramSettings):
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
     grace_s: float = Field(30, ge=0, description="told to stop: longest time to finish what is in flight")
     watch_s: float = Field(1, gt=0, description="seconds between looks at the model file")
+    api_keys: Keys = Field(
+        [],
+        repr=False,
+        description="keys, separated by commas, of those who may ask (none: anybody may); best in SERVICE_API_KEYS, "
+        "as a flag can be read by others",
+    )
+    keys_everywhere: bool = Field(
+        False, description="health, metrics and docs need a key, too; only /health/live never does"
+    )
+    allowed_hosts: Hosts = Field(
+        ["*"], description="names that the service is called by, like example.org or *.example.org; others: 400"
+    )
+    cors_origins: Origins = Field(
+        [], description="pages that may call it from a browser, like https://example.org, or *"
+    )
+    log_format: Style = Field("json", description="a JSON object a line, or plain lines for people")

@@ -245,7 +245,7 @@ def test_504_when_it_takes_too_long(trained: Path, serve: Serve) -> None:
 
 def test_every_status_is_declared(client: TestClient) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/segment"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "413", "415", "422", "503", "504"}
+    assert set(operation["responses"]) == {"200", "400", "401", "413", "415", "422", "503", "504"}
     assert "multipart/form-data" in operation["requestBody"]["content"]
     for status, response in operation["responses"].items():
         assert status == "200" or set(response["content"]) == {"application/problem+json"}

@@ -4,6 +4,7 @@ Imported by `trainer` and `service` only, so that `from unet import Predictor` n
 """
 
 import sys
+from collections.abc import Set
 from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -35,7 +36,8 @@ def parse(settings: type[S], argv: list[str] | None = None) -> S:
         fail(settings, str(error).removeprefix("error parsing CLI: "))
     except ValidationError as error:
         prefix = settings.model_config.get("env_prefix", "")
-        fail(settings, "; ".join(_explain(prefix, e["loc"], e["msg"], e["input"]) for e in error.errors()))
+        secret = {name for name, field in settings.model_fields.items() if not field.repr}
+        fail(settings, "; ".join(_explain(prefix, e["loc"], e["msg"], e["input"], secret) for e in error.errors()))
 
 
 def fail(settings: type[ProgramSettings], message: str) -> NoReturn:
@@ -45,7 +47,9 @@ def fail(settings: type[ProgramSettings], message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _explain(prefix: str, location: tuple[int | str, ...], message: str, value: object) -> str:
+def _explain(prefix: str, location: tuple[int | str, ...], message: str, value: object, secret: Set[str]) -> str:
     name = str(location[0]) if location else "settings"
     message = message[:1].lower() + message[1:]
-    return f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {message}, found {value!r}"
+    return f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {message}" + (
+        "" if name in secret else f", found {value!r}"
+    )

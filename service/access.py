@@ -1,0 +1,137 @@
+"""Who may ask, from where, and what browsers may do with the answers."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import problems
+from service.settings import ServeSettings
+
+LIVE = {"/health/live"}
+PROBES = LIVE | {"/health", "/metrics"}
+"""Asked by machines, which may know no more of the service than its address."""
+OPEN = PROBES | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+"""What needs no key, unless settings say so: nothing here computes anything or tells of images."""
+
+_CDN = "https://cdn.jsdelivr.net"
+PAGE_POLICY = (
+    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "img-src 'self' blob: data:"
+)
+DOCS_POLICY = (
+    f"{PAGE_POLICY} https://fastapi.tiangolo.com; "
+    f"script-src 'self' 'unsafe-inline' {_CDN}; style-src 'self' 'unsafe-inline' {_CDN}"
+)
+"""FastAPI's /docs has an inline script and loads the rest from elsewhere."""
+
+
+def install(app: FastAPI, settings: ServeSettings) -> None:
+    """The innermost first: who may not ask at all is told so before a key is looked at."""
+    if settings.api_keys:
+        keys = [key.get_secret_value() for key in settings.api_keys]
+        app.add_middleware(Keys, keys=keys, open_paths=LIVE if settings.keys_everywhere else OPEN)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "X-Request-Id"],
+            expose_headers=["X-Model-Id", "X-Request-Id", "Server-Timing", "Retry-After"],
+        )
+    if "*" not in settings.allowed_hosts:
+        app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
+    app.add_middleware(SecurityHeaders)
+
+
+def declared(settings: ServeSettings) -> dict[str, Any]:
+    """For `include_router` of what needs a key: the two ways to send it, in the OpenAPI document. `Keys` checks it."""
+    if not settings.api_keys:
+        return {}
+    schemes = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
+    return {"dependencies": [Depends(scheme) for scheme in schemes], "responses": problems.declare(401)}
+
+
+class Keys:
+    """401 without one of the keys, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, before the body is read."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: set[str]) -> None:
+        self.app = app
+        self._hashes = [_hash(key) for key in keys]
+        self.open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self.open_paths:
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if self._known(given):
+            await self.app(scope, receive, send)
+            return
+        found = "another" if given else "none"
+        await problems.response(
+            401,
+            f"expected a key of this service as `Authorization: Bearer KEY` or `X-API-Key: KEY`, found {found}",
+            {"WWW-Authenticate": "Bearer"},
+        )(scope, receive, send)
+
+    def _known(self, given: str) -> bool:
+        """In a time that tells nothing: hashes have one length, and all are compared."""
+        found = _hash(given)
+        return sum(hmac.compare_digest(found, known) for known in self._hashes) > 0
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class AllowedHosts:
+    """400 for a `Host` that is not ours, so that nobody's name can be pointed at the service."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app = app
+        self.names = {host.lower() for host in hosts if not host.startswith("*")}
+        self.endings = tuple(host[1:].lower() for host in hosts if host.startswith("*"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+            return
+        host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
+        if host in self.names or host.endswith(self.endings):
+            await self.app(scope, receive, send)
+            return
+        await problems.response(400, "Host: expected a name of this service, found another")(scope, receive, send)
+
+
+class SecurityHeaders:
+    """For browsers: nothing is what it does not say it is, and pages load, run and are framed by nothing foreign."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                if headers.get("content-type", "").startswith("text/html"):
+                    docs = scope["path"].startswith("/docs")
+                    headers.setdefault("Content-Security-Policy", DOCS_POLICY if docs else PAGE_POLICY)
+                    headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)

@@ -1,0 +1,61 @@
+"""What the program says while it serves: one line of JSON for each thing, or plain lines for people."""
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Style = Literal["json", "plain"]
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The request that is being worked on here; a thread that works for others passes it as `extra={"request_id": ...}`."""
+
+
+def configure(style: Style) -> None:
+    """Everything that is logged goes to stdout in this form, also what uvicorn and the warnings module say."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines() if style == "json" else PlainLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+class JsonLines(logging.Formatter):
+    """An object a line: `time` (UTC), `level`, `logger`, `message`, `request_id` if there is one, the record's own
+    `fields`, and `exception` with its traceback. JSON escapes what could break a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if name := _request_id(record):
+            entry["request_id"] = name
+        entry |= getattr(record, "fields", {})
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+class PlainLines(logging.Formatter):
+    """`2026-01-31 12:00:00 INFO    message [request id]`, in local time; the lines of a traceback are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).isoformat(" ", "seconds")
+        name = _request_id(record)
+        lines = [f"{time} {record.levelname:<8}{_printable(record.getMessage())}{f' [{name}]' if name else ''}"]
+        if record.exc_info:
+            lines += ["    " + _printable(line) for line in self.formatException(record.exc_info).splitlines()]
+        return "\n".join(lines)
+
+
+def _request_id(record: logging.LogRecord) -> str:
+    return getattr(record, "request_id", "") or request_id.get()
+
+
+def _printable(text: str) -> str:
+    """Line ends, escape sequences and the like as what one would type for them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

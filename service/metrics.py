@@ -1,0 +1,96 @@
+"""GET /metrics: the service in numbers, as text for Prometheus."""
+
+from collections.abc import Iterator
+
+import torch
+from fastapi import APIRouter, Request, Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from service.engine import Engine
+from service.models import ModelSlot
+
+router = APIRouter()
+
+REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+STAGE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+class Metrics:
+    """What is counted as it happens; `watch` adds what is read when Prometheus asks."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second time series for each, of no use here
+        r = self.registry = CollectorRegistry()
+        ProcessCollector(registry=r)
+        self.requests = Counter(
+            "unet_requests", "Requests, by status; 499: the client went away", ["route", "status"], registry=r
+        )
+        self.request_seconds = Histogram(
+            "unet_request_seconds", "Whole requests, upload included", ["route"], registry=r, buckets=REQUEST_SECONDS
+        )
+        self.stage_seconds = Histogram(
+            "unet_stage_seconds",
+            "Parts of a request, as in Server-Timing: decode, queue, infer, encode",
+            ["stage"],
+            registry=r,
+            buckets=STAGE_SECONDS,
+        )
+        self.batch_size = Histogram(
+            "unet_batch_size", "Pieces of images that are computed together", registry=r, buckets=BATCH_SIZES
+        )
+        self.pixels = Counter("unet_pixels", "Pixels segmented", registry=r)
+        self.reloads = Counter("unet_model_reloads", "Model files loaded or refused", ["outcome"], registry=r)
+        for outcome in ("loaded", "refused"):  # from zero, so that the first one is an increase
+            self.reloads.labels(outcome)
+
+    def watch(self, engine: Engine, slot: ModelSlot, device: torch.device) -> None:
+        self.registry.register(_Now(engine, slot, device))
+
+
+class _Now(Collector):
+    def __init__(self, engine: Engine, slot: ModelSlot, device: torch.device) -> None:
+        self.engine = engine
+        self.slot = slot
+        self.device = device
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily("unet_in_flight", "Requests being worked on or waiting", self.engine.in_flight)
+        yield GaugeMetricFamily("unet_queue_length", "Predictions waiting for their next piece", self.engine.queued)
+        info = GaugeMetricFamily(
+            "unet_model_info", "1, for the model that is served", labels=("id", "device", "precision", "classes")
+        )
+        loaded = GaugeMetricFamily("unet_model_loaded_timestamp_seconds", "When the model was loaded, Unix time")
+        if model := self.slot.current:
+            predictor = model.predictor
+            info.add_metric((model.id, str(predictor.device), predictor.precision, str(predictor.n_classes)), 1)
+            loaded.add_metric((), model.loaded_at.timestamp())
+        yield info
+        yield loaded
+        if self.device.type == "cuda":
+            memory = GaugeMetricFamily(
+                "unet_gpu_memory_bytes", "GPU memory in use by tensors, and held for them", labels=("kind",)
+            )
+            memory.add_metric(("allocated",), torch.cuda.memory_allocated(self.device))
+            memory.add_metric(("reserved",), torch.cuda.memory_reserved(self.device))
+            yield memory
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Requests by status, time by stage, queue, batches, model and memory, for Prometheus."""
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

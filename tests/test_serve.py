@@ -89,11 +89,12 @@ def test_told_to_stop_it_does_not_wait_for_ever(trained: Path) -> None:
         assert program.wait(timeout=30) == 0
 
 
+@pytest.mark.timeout(90)
 def test_who_hangs_up_gives_the_place_free(trained: Path) -> None:
     model = str(trained / "best_model.pth")
     image = png(np.zeros((4000, 4000), np.uint8))  # eight views of it take longer than this test may
     with (
-        running("--model", model, "--max-in-flight", "1") as (_, url),
+        running("--model", model, "--max-in-flight", "1", "--timeout-s", "1000") as (_, url),
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as impatient:

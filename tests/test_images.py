@@ -93,7 +93,7 @@ def test_encoding() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"II*\0" + bytes(20), b"GIF89a" + bytes(50)])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
-    with pytest.raises(ImageError, match="expected an image"):
+    with pytest.raises(ImageError, match="expected an image|truncated|no page"):
         decode(data)
 
 
@@ -111,7 +111,7 @@ def test_limits_at_and_above() -> None:
         decode(png(GREY), max_pixels=119)
     two = encode_tiff([GREY, GREY])
     assert len(decode(two, max_pixels=240, max_pages=2)) == 2
-    with pytest.raises(ImageTooLargeError, match="at most 1 pages, found 2"):
+    with pytest.raises(ImageTooLargeError, match="at most 1 pages, found more"):
         decode(two, max_pages=1)
     with pytest.raises(ImageTooLargeError, match="239 pixels"):
         decode(two, max_pixels=239)

@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         import uvicorn
 
         from service.app import create_app
+        from service.connections import limited
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")
     try:
@@ -33,7 +34,14 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("uvicorn.access").addFilter(lambda record: '"GET /health' not in record.getMessage())
     for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes what is in flight, then raises the signal again
         signal.signal(stop, lambda *_: sys.exit(0))
-    uvicorn.Server(uvicorn.Config(create_app(settings), server_header=False)).run(sockets=[listener])
+    config = uvicorn.Config(
+        create_app(settings),
+        http=limited(settings.idle_s, settings.max_connections),
+        ws="none",
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 

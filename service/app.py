@@ -10,7 +10,7 @@ from fastapi import FastAPI
 import unet
 from service import health, problems, segment
 from service.engine import Engine
-from service.middleware import BodyLimit, RequestId
+from service.middleware import RequestId, RequestLimits
 from service.models import ModelSlot
 from service.settings import ServeSettings
 from unet.device import resolve_device
@@ -46,7 +46,9 @@ def create_app(settings: ServeSettings) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_bytes)
+    app.add_middleware(
+        RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s
+    )
     app.add_middleware(RequestId)
     app.include_router(segment.router)
     app.include_router(health.router)

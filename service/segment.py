@@ -54,7 +54,7 @@ class SegmentQuery(BaseModel):
                 },
             },
         },
-        **declare(400, 413, 415, 422, 503, 504),
+        **declare(400, 408, 413, 415, 422, 431, 503, 504),
     },
     openapi_extra=OPENAPI,
 )
@@ -72,7 +72,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
         raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
 
     async with engine.admit():
-        data = await read_upload(request)
+        data = await read_upload(request, settings.max_parts)
         clock = Clock()
         try:
             pages = await engine.codec(decode, data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)

@@ -21,7 +21,7 @@ _RUN_LENGTHS = [
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
 ]
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # what is wrong with a file, the exception says
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a file, the exception says
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +55,7 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None 
             raise ImageError("the image is truncated or damaged")  # sorted: EXIF may turn it
         return [cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page for page in pages]
     except cv2.error as error:
-        raise ImageError(f"the image cannot be decoded: {error.err}") from error
+        raise ImageError(f"the image cannot be decoded: {' '.join(error.err.split())}") from error
 
 
 def encode_png(image: Array, *, flat: bool = False) -> bytes:

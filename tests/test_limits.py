@@ -3,7 +3,6 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
-from conftest import Serve, png
+from conftest import Serve, listening, png
 
 from service.app import create_app
-from service.connections import limited
 from service.settings import ServeSettings
 from trainer import sample
 from unet.images import encode_tiff
@@ -28,22 +25,6 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     body = bytes(int(scope["path"][1:] or 0))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
-
-
-@contextmanager
-def listening(app: Any, idle_s: float = 60, max_connections: int = 99, **config: Any) -> Iterator[tuple[str, int]]:
-    """The app on a real port, with uvicorn set up as `unet-serve` does it."""
-    http = limited(idle_s, max_connections)
-    settings = uvicorn.Config(app, http=http, ws="none", log_level="critical", timeout_graceful_shutdown=1, **config)
-    server = uvicorn.Server(settings)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def connect(address: tuple[str, int]) -> socket.socket:

@@ -293,6 +293,13 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_takes_hours() -> None:
         decode(scans(headers.MAX_SCANS - n_scans + 1))
 
 
+def test_a_png_of_many_chunks_is_refused_before_it_takes_seconds() -> None:
+    with_others = [png_claiming(9, 9, *[chunk(b"teSt", b"")] * (headers.MAX_CHUNKS - n)) for n in (3, 2)]
+    assert decode(with_others[0])
+    with pytest.raises(ImageError, match="at most 100000 chunks"):
+        decode(with_others[1])
+
+
 def test_strips_that_overlap_are_refused() -> None:
     """Each would be read again, from the same megabyte."""
     pixels = bytes(range(200))

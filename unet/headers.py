@@ -17,6 +17,8 @@ MAX_SCANS = 100
 """Of a progressive JPEG, which has about ten. Each takes the time of a whole image and may have only a few bytes."""
 MAX_SEGMENTS = 10_000
 """Of a JPEG."""
+MAX_CHUNKS = 100_000
+"""Of a PNG, which usually has one for 8 or more KiB."""
 MAX_TAGS = 4096
 """Of a page of a TIFF; libtiff's."""
 
@@ -93,13 +95,15 @@ def _png(data: bytes) -> Iterator[Page]:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name, start, end. A decoder takes memory for the length before it looks whether as much is there."""
-    name, end = b"", len(_PNG)
+    name, end, n_chunks = b"", len(_PNG), 0
     while name != b"IEND":
-        start = end
+        start, n_chunks = end, n_chunks + 1
         length, name = struct.unpack_from(">I4s", data, start)
         end = start + length + 12
         if end > len(data):
             raise HeaderError("the image is truncated or damaged")
+        if n_chunks > MAX_CHUNKS:
+            raise HeaderError(f"expected a PNG of at most {MAX_CHUNKS} chunks, found more")
         yield name, start, end
 
 

@@ -1,12 +1,16 @@
 """What a connection may do before and after its requests: uvicorn limits neither."""
 
 import asyncio
+import socket
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LINGER_S = 2.0
 """What a client goes on sending after its answer is thrown away for so long: it may not read before it has sent."""
+
+SEND_BUFFER = 2**18
+"""Bytes. The kernel's own may be megabytes, and its reader would seem to take nothing for as long as they last."""
 
 
 def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
@@ -24,6 +28,7 @@ def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             if len(self.connections) > max_connections:
                 transport.abort()
             else:

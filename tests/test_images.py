@@ -216,18 +216,26 @@ HUGE = {
     "webp": webp_claiming(16000, 16000),
 }
 STRANGE = {
-    "a PNG's chunk of 4 GB": png(GREY)[:33] + b"\xff\xff\xff\xf0tEXt" + png(GREY)[33:],
-    "two PNG headers": png_claiming(60, 60, chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 0))),
-    "two JPEG sizes": jpeg_claiming(9, 9)[:20] + jpeg_claiming(60000, 60000)[2:],
-    "two TIFF widths": tiff_claiming(*tiff_of(60000, 60000), (WIDTH, 4, 1, 9)),
-    "two TIFF heights": tiff_claiming(*tiff_of(9, 9), (HEIGHT, 3, 1, 60000)),
-    "a TIFF width of text": tiff_claiming(*tiff_of(9, 9)[1:], (WIDTH, 2, 1, 9)),
-    "small tiles": tiff_claiming(*tiff_of(4000, 4000), (TILE_WIDTH, 3, 1, 1), (TILE_HEIGHT, 3, 1, 1)),
-    "an old compression": tiff_claiming(*tiff_of(9, 9), (COMPRESSION, 3, 1, 6)),
-    "a loop of pages": tiff_claiming(*tiff_of(9, 9))[:-4] + struct.pack("<I", 8),
-    "no pixels": tiff_claiming(*tiff_of(0, 9)),
-    "no pixels in a PNG": png_claiming(0, 9),
-    "no pixels in a BMP": bmp_claiming(0, 0),
+    "a PNG's chunk of 4 GB": (png(GREY)[:33] + b"\xff\xff\xff\xf0tEXt" + png(GREY)[33:], "truncated"),
+    "two PNG headers": (
+        png_claiming(60, 60, chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 0))),
+        "begins with its one header",
+    ),
+    "two JPEG sizes": (jpeg_claiming(9, 9)[:-2] + jpeg_claiming(600, 600)[2:], "one size"),
+    "two TIFF widths": (tiff_claiming(*tiff_of(600, 600), (WIDTH, 4, 1, 9)), "twice what its tag 256"),
+    "two TIFF heights": (tiff_claiming(*tiff_of(9, 9), (HEIGHT, 3, 1, 600)), "twice what its tag 257"),
+    "a TIFF width of text": (tiff_claiming(*tiff_of(9, 9)[1:], (WIDTH, 2, 1, 9)), "a number as the TIFF's tag 256"),
+    "two widths in one": (tiff_claiming(*tiff_of(9, 9)[1:], (WIDTH, 3, 2, 9)), "a number as the TIFF's tag 256"),
+    "small tiles": (
+        tiff_claiming(*tiff_of(4000, 4000), (TILE_WIDTH, 3, 1, 1), (TILE_HEIGHT, 3, 1, 1)),
+        "multiples of 16",
+    ),
+    "an old compression": (tiff_claiming(*tiff_of(9, 9), (COMPRESSION, 3, 1, 6)), "found 6"),
+    "a loop of pages": (tiff_claiming(*tiff_of(9, 9))[:-4] + struct.pack("<I", 8), "no end"),
+    "no pixels": (tiff_claiming(*tiff_of(0, 9)), "found 0 x 9"),
+    "no pixels in a PNG": (png_claiming(0, 9), "found 0 x 9"),
+    "no pixels in a BMP": (bmp_claiming(0, 0), "found 0 x 0"),
+    "less than no pixels in a BMP": (bmp_claiming(-9, 9), "width is negative"),
 }
 
 
@@ -240,8 +248,9 @@ def test_a_bomb_is_refused_by_its_header(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", STRANGE)
 def test_what_two_readers_could_understand_differently_is_refused(kind: str) -> None:
-    with pytest.raises(ImageError):
-        decode(STRANGE[kind], max_pixels=2**24)
+    data, said = STRANGE[kind]
+    with pytest.raises(ImageError, match=said):
+        decode(data, max_pixels=2**24)
 
 
 def test_what_is_refused_takes_no_memory() -> None:
@@ -265,7 +274,7 @@ def test_what_is_refused_takes_no_memory() -> None:
             sys.exit("read")
         print(peak() - before)
     """
-    files = pickle.dumps([*HUGE.values(), *STRANGE.values()])
+    files = pickle.dumps([*HUGE.values(), *(data for data, _ in STRANGE.values())])
     ended = subprocess.run([sys.executable, "-c", code], input=files, capture_output=True, check=True)
     assert int(ended.stdout) < 4096
 

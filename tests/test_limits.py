@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_an_answer_that_nobody_reads_ends_the_connection() -> None:
 
 
 def test_a_slow_reader_gets_its_answer() -> None:
-    with listening(echo, idle_s=0.3) as address, connect(address) as connection:
+    with listening(echo, idle_s=1) as address, connect(address) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
         connection.sendall(b"GET /8000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         n_bytes, pause = 0, threading.Event()
@@ -132,14 +133,18 @@ def test_headers_without_end_are_refused_before_they_fill_the_memory() -> None:
 # the service
 
 
+@contextmanager
+def service(trained: Path, **settings: Any) -> Iterator[tuple[str, int]]:
+    model = trained / "best_model.pth"
+    with listening(create_app(ServeSettings(model=model, device="cpu", **settings))) as address:
+        assert httpx.get(f"http://127.0.0.1:{address[1]}/health", timeout=60).status_code == 200
+        yield address
+
+
 @pytest.fixture
 def address(trained: Path) -> Iterator[tuple[str, int]]:
     """A service with one place and little patience."""
-    settings = ServeSettings(
-        model=trained / "best_model.pth", device="cpu", max_bytes=50_000, max_in_flight=1, idle_s=0.5
-    )
-    with listening(create_app(settings)) as address:
-        assert httpx.get(f"http://127.0.0.1:{address[1]}/health", timeout=60).status_code == 200
+    with service(trained, max_bytes=50_000, max_in_flight=1, idle_s=0.5) as address:
         yield address
 
 
@@ -219,6 +224,29 @@ def test_hanging_up_in_the_middle_leaves_nothing_behind(
         else:
             raise AssertionError("the place is still taken")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_503_above_the_places_and_200_when_there_is_one_again(trained: Path) -> None:
+    with service(trained, max_in_flight=2) as address:
+        body = png(IMAGE)
+        head = HEAD + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with connect(address) as one, connect(address) as two:
+            for connection in (one, two):
+                connection.sendall(head)
+                assert connection.recv(999).startswith(b"HTTP/1.1 100 ")  # it has its place, and waits for the body
+            refused = httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=body)
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) > 0
+            for connection in (one, two):
+                connection.sendall(body)
+                assert received(connection).startswith(b"HTTP/1.1 200 ")
+        assert is_free(address)
+
+
+def test_504_for_an_upload_that_is_steady_but_too_slow(trained: Path) -> None:
+    with service(trained, timeout_s=0.5) as address, connect(address) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert drip(connection, b"800\r\n" + bytes(2048) + b"\r\n").startswith(b"HTTP/1.1 504 ")
 
 
 # numbers at, below and above

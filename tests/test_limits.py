@@ -91,7 +91,7 @@ def test_headers_that_drip_end_the_connection(before: bytes) -> None:
 
 def test_an_answer_that_nobody_reads_ends_the_connection() -> None:
     with listening(echo, idle_s=0.3, max_connections=1) as address, connect(address) as connection:
-        connection.sendall(b"GET /50000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /50000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         wait_for_a_place(address)
         assert len(received(connection)) < 50_000_000
 

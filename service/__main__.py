@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         import uvicorn
 
         from service.app import create_app
+        from service.connections import limited
         from service.server import Server
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")
@@ -34,7 +35,16 @@ def main(argv: list[str] | None = None) -> int:
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own, and when it is done
         signal.signal(stop, lambda *_: sys.exit(0))
     app = create_app(settings)
-    config = uvicorn.Config(app, server_header=False, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        http=limited(settings.idle_s, settings.max_connections),
+        ws="none",
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
     server = Server(config, app, settings.grace_s)
     server.run(sockets=[listener])
     return 1 if server.lost else 0

@@ -12,7 +12,7 @@ from service import access, health, metrics, problems, segment
 from service.account import Account
 from service.engine import Engine
 from service.metrics import Metrics
-from service.middleware import BodyLimit, RequestId
+from service.middleware import RequestId, RequestLimits
 from service.models import ModelSlot
 from service.settings import ServeSettings
 from unet.device import resolve_device
@@ -55,7 +55,9 @@ def create_app(settings: ServeSettings) -> FastAPI:
         redoc_url=None,  # one page of documentation is enough
     )
     problems.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_bytes)
+    app.add_middleware(
+        RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s
+    )
     access.install(app, settings)
     routers = (segment.router, health.router, metrics.router)
     app.add_middleware(Account, routes={getattr(route, "path", "") for router in routers for route in router.routes})

@@ -1,5 +1,6 @@
-"""Around every request: an id to find it again, and a limit to what it may send."""
+"""Around every request: an id to find it again, and limits to what it may send."""
 
+import asyncio
 import re
 import uuid
 
@@ -34,32 +35,54 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
-class BodyLimit:
-    """413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has come."""
+class RequestLimits:
+    """413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has come. 431
+    for headers above `max_header_bytes`. 408 for a body of which less than a KiB comes in `idle_s`."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_header_bytes: int, idle_s: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_header_bytes = max_header_bytes
+        self.idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if _header_bytes(scope) > self.max_header_bytes:
+            detail = f"expected at most {self.max_header_bytes} bytes of headers, found more"
+            await problems.response(431, detail)(scope, receive, send)
+            return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.max_bytes:
             await problems.response(413, self._detail(announced))(scope, receive, send)
             return
-        received = 0
+        now = asyncio.get_running_loop().time
+        received, in_time, patience = 0, 0, now() + self.idle_s
+        complete = False
 
-        async def count() -> Message:
-            nonlocal received
-            message = await receive()
+        async def limited() -> Message:
+            nonlocal received, in_time, patience, complete
+            try:
+                async with asyncio.timeout_at(None if complete else patience):
+                    message = await receive()
+            except TimeoutError:
+                raise ProblemError(408, f"expected a KiB of the body in {self.idle_s:g} s, found less") from None
             received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if received > self.max_bytes:
                 raise ProblemError(413, self._detail("more"))
+            if received - in_time >= 1024:
+                in_time, patience = received, now() + self.idle_s
             return message
 
-        await self.app(scope, count, send)
+        await self.app(scope, limited, send)
 
     def _detail(self, found: str) -> str:
         return f"expected at most {self.max_bytes} bytes, found {found}"
+
+
+def _header_bytes(scope: Scope) -> int:
+    """As sent, without the protocol's name; `: ` and the end of a line count."""
+    target = len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    return target + sum(len(name) + len(value) + 4 for name, value in scope["headers"])

@@ -60,7 +60,7 @@ class SegmentQuery(BaseModel):
                 },
             },
         },
-        **declare(400, 401, 413, 415, 422, 503, 504),
+        **declare(400, 401, 408, 413, 415, 422, 431, 503, 504),
     },
     openapi_extra=OPENAPI,
 )
@@ -79,7 +79,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
         raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
 
     async with engine.admit():
-        data = await read_upload(request)
+        data = await read_upload(request, settings.max_parts)
         clock = Clock()
         notes.model_id, notes.stages = model.id, clock.laps
         body, media_type = await unless_hung_up(

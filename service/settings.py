@@ -50,9 +50,18 @@ class ServeSettings(ProgramSettings):
     max_bytes: int = Field(64 * 2**20, ge=1, description="largest upload; above: 413")
     max_pixels: int = Field(2**24, ge=1, description="most pixels in an upload, all pages together; above: 413")
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
+    max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")
+    max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431 or 400")
     max_in_flight: int = Field(32, ge=1, description="requests worked on or waiting at a time; above: 503")
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
     grace_s: float = Field(30, ge=0, description="told to stop: longest time to finish what is in flight")
+    idle_s: float = Field(
+        10,
+        gt=0,
+        description="longest time for a request's headers, for the next KiB of its body (above: 408), and for a client "
+        "to take anything of its answer; then the connection is closed",
+    )
+    max_connections: int = Field(512, ge=1, description="open at a time; further ones are closed at once")
     watch_s: float = Field(1, gt=0, description="seconds between looks at the model file")
     api_keys: Keys = Field(
         [],

@@ -1,14 +1,18 @@
 """The image in a request: a multipart field `file`, or the body itself."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
 
-from service.problems import ProblemError
+from service.problems import HUNG_UP, ProblemError
 
 # curl --data-binary calls everything a form
 _RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+_MAX_BOUNDARY = 70  # RFC 2046
+_MAX_HEADERS = 4096  # of a part
 
 _BINARY = {"type": "string", "format": "binary"}
 OPENAPI: dict[str, Any] = {
@@ -34,19 +38,67 @@ OPENAPI: dict[str, Any] = {
 }
 
 
-async def read_upload(request: Request) -> bytes:
-    """The bytes of the image. Raises ProblemError 400, 415 or 422."""
-    media_type = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=8) as form:
-            if not form:
-                raise ProblemError(400, "the form is empty or truncated: expected a field `file` that holds an image")
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise ProblemError(422, "file: expected a multipart field `file` that holds an image, found none")
-            return await file.read()
-    if media_type.startswith(_RAW):
-        return await request.body()
-    raise ProblemError(
-        415, f"expected multipart/form-data, an image type or application/octet-stream, found {media_type}"
-    )
+async def read_upload(request: Request, max_parts: int) -> bytes:
+    """The bytes of the image. Raises ProblemError 400, 413, 415 or 422."""
+    content_type = request.headers.get("content-type", "application/octet-stream")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data" and not media_type.startswith(_RAW):
+        raise ProblemError(
+            415, f"expected multipart/form-data, an image type or application/octet-stream, found {media_type}"
+        )
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise ProblemError(HUNG_UP, "the client hung up") from None
+    return _file(body, content_type, max_parts) if media_type == "multipart/form-data" else body
+
+
+def _file(form: bytes, content_type: str, max_parts: int) -> bytes:
+    """The field `file`. Searched in the whole form, in memory: nothing is written to disk."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not 1 <= len(boundary) <= _MAX_BOUNDARY:
+        raise ProblemError(400, f"expected multipart/form-data with a boundary of 1 to {_MAX_BOUNDARY} bytes")
+    files = []
+    for i, (start, end) in enumerate(_parts(form, b"--" + boundary)):
+        if i == max_parts:
+            raise ProblemError(413, f"expected at most {max_parts} parts in the form, found more")
+        blank = form.find(b"\r\n\r\n", start, min(end, start + _MAX_HEADERS))
+        if blank < 0:
+            raise _broken("a part has no headers, or too long ones")
+        name, is_file = _name(form[start:blank])
+        if name == b"file" and is_file:
+            files.append((blank + 4, end))
+    if not files:
+        raise ProblemError(422, "file: expected a multipart field `file` that holds an image, found none")
+    if len(files) > 1:
+        raise ProblemError(422, f"file: expected one multipart field `file`, found {len(files)}")
+    ((start, end),) = files
+    return form[start:end]
+
+
+def _parts(form: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of what is between the delimiters (RFC 2046, section 5.1.1)."""
+    at = form.find(delimiter)
+    if at < 0:
+        raise _broken("its boundary is not in it")
+    while not form.startswith(b"--", at + len(delimiter)):
+        start = at + len(delimiter)
+        end = form.find(b"\r\n" + delimiter, start)
+        if end < 0:
+            raise _broken("its end is missing")
+        yield start, end
+        at = end + 2
+
+
+def _name(headers: bytes) -> tuple[bytes, bool]:
+    """Of the field, and whether it is a file."""
+    for line in headers.split(b"\r\n"):
+        header, _, value = line.partition(b":")
+        if header.strip().lower() == b"content-disposition":
+            options = parse_options_header(value)[1]
+            return options.get(b"name", b""), b"filename" in options
+    raise _broken("a part has no name")
+
+
+def _broken(reason: str) -> ProblemError:
+    return ProblemError(400, f"the form is empty or truncated: {reason}; expected a field `file` that holds an image")

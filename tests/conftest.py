@@ -1,8 +1,10 @@
 """What the tests share: small models, a served app, and where real data is."""
 
 import os
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.connections import limited
 from service.settings import ServeSettings
 from trainer.__main__ import main as train
 from unet import NetworkConfig
@@ -109,6 +113,22 @@ def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
     """The app, serving the trained model."""
     with serve(model=trained / "best_model.pth") as client:
         yield client
+
+
+@contextmanager
+def listening(app: Any, idle_s: float = 60, max_connections: int = 99, **config: Any) -> Iterator[tuple[str, int]]:
+    """The app on a real port, with uvicorn set up as `unet-serve` does it."""
+    http = limited(idle_s, max_connections)
+    settings = uvicorn.Config(app, http=http, ws="none", log_level="critical", timeout_graceful_shutdown=1, **config)
+    server = uvicorn.Server(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def png(image: np.ndarray, suffix: str = ".png") -> bytes:

@@ -117,6 +117,21 @@ def test_a_lost_device_ends_the_process_with_an_error(trained: Path, monkeypatch
             signal.signal(each, handler)
 
 
+def test_the_limits_of_connections_are_settings(tmp_path: Path) -> None:
+    limits = ["--idle-s", "1", "--max-header-bytes", "2048", "--max-connections", "2"]
+    with running("--model", str(tmp_path / "none.pth"), *limits) as (_, url):
+        port = int(url.rpartition(":")[2])
+        assert httpx.get(f"{url}/health/live", headers={"X": "x" * 1500}, timeout=60).status_code == 200
+        assert httpx.get(f"{url}/health/live", headers={"X": "x" * 2048}).status_code == 431
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(3)]
+        for connection in silent:
+            with connection:
+                assert connection.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as endless:
+            endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 2048)
+            assert endless.recv(99).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--port", str(taken.getsockname()[1])]) == 2

@@ -1,15 +1,15 @@
 """Image files: bytes <-> arrays. Every decoder is behind `decode`, for training files and uploads alike."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+from unet import headers
+from unet.headers import HeaderError, Page
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 # any channel count and depth, with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
@@ -21,7 +21,7 @@ _RUN_LENGTHS = [
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
 ]
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # what is wrong with a file, the exception says
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a file, the exception says
 
 Array = npt.NDArray[Any]
 
@@ -37,25 +37,25 @@ class ImageTooLargeError(ImageError):
 def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None = None) -> list[Array]:
     """The pages of an image file, one unless it is a multi-page TIFF: each (H, W) grey or (H, W, 3) RGB.
 
-    uint8, uint16 or float32 as in the file; 1-bit becomes 0 and 255; palettes are looked up; alpha is dropped; the EXIF
-    orientation is applied. `max_pixels` counts all pages, and is checked before any memory is taken for them.
-    Raises ImageTooLargeError or ImageError.
+    Integers and floats as in the file; 1-bit becomes 0 and 255; palettes are looked up; alpha is dropped; the EXIF
+    orientation is applied; of an animation the first picture counts. `max_pixels` counts all pages, and is checked
+    before any memory is taken for them. Raises ImageTooLargeError or ImageError.
     """
     if not data:
         raise ImageError("expected an image, found nothing (0 bytes)")
-    n_pages = _check_header(data, max_pixels, max_pages)
-    buffer = np.frombuffer(data, np.uint8)
+    claimed = _claimed(data, max_pixels, max_pages)
     try:
-        if n_pages == 1:
+        buffer = np.frombuffer(headers.bare(data), np.uint8)
+        if len(claimed) == 1:
             page = cv2.imdecode(buffer, _FLAGS)
             pages = [] if page is None else [page]
         else:
             pages = list(cv2.imdecodemulti(buffer, _FLAGS)[1])
-        if len(pages) != n_pages:
-            raise ImageError("the image is truncated or damaged")
+        if [sorted(page.shape[:2]) for page in pages] != [sorted((page.height, page.width)) for page in claimed]:
+            raise ImageError("the image is truncated or damaged")  # sorted: EXIF may turn it
         return [cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page for page in pages]
     except cv2.error as error:
-        raise ImageError(f"the image cannot be decoded: {error.err}") from error
+        raise ImageError(f"the image cannot be decoded: {' '.join(error.err.split())}") from error
 
 
 def encode_png(image: Array, *, flat: bool = False) -> bytes:
@@ -72,28 +72,22 @@ def encode_tiff(pages: Sequence[Array]) -> bytes:
     return _encoded(*cv2.imencodemulti(".tiff", [_bgr(page) for page in pages]))
 
 
-def _check_header(data: bytes, max_pixels: int | None, max_pages: int | None) -> int:
-    """The number of pages, from headers alone: nothing is decoded, so a bomb costs nothing."""
+def _claimed(data: bytes, max_pixels: int | None, max_pages: int | None) -> list[Page]:
+    """The pages that the headers claim, if they are within the limits."""
+    claimed: list[Page] = []
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            n_pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            if max_pages is not None and n_pages > max_pages:
-                raise ImageTooLargeError(f"expected at most {max_pages} pages, found {n_pages}")
-            n_pixels = 0
-            for page in range(n_pages):
-                image.seek(page)
-                n_pixels += image.width * image.height
-                if max_pixels is not None and n_pixels > max_pixels:
-                    raise ImageTooLargeError(
-                        f"expected at most {max_pixels} pixels, found {image.width} x {image.height} on page {page + 1}"
-                    )
-            return n_pages
-    except ImageTooLargeError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(str(error)) from error
-    except Exception as error:  # readers of headers raise whatever they like on hostile bytes
-        raise ImageError(f"expected an image ({', '.join(FORMATS)}), found something else") from error
+        for page in headers.pages(data):
+            claimed.append(page)
+            if max_pages is not None and len(claimed) > max_pages:
+                raise ImageTooLargeError(f"expected at most {max_pages} pages, found more")
+            found = f"found {page.width} x {page.height} on page {len(claimed)}"
+            if max_pixels is not None and sum(page.pixels for page in claimed) > max_pixels:
+                raise ImageTooLargeError(f"expected at most {max_pixels} pixels, {found}")
+            if max(page.width, page.height) > headers.MAX_SIDE:
+                raise ImageTooLargeError(f"expected sides of at most {headers.MAX_SIDE} pixels, {found}")
+    except HeaderError as error:
+        raise ImageError(str(error)) from error
+    return claimed
 
 
 def _bgr(image: Array) -> Array:

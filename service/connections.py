@@ -1,0 +1,59 @@
+"""What a connection may do before and after its requests: uvicorn limits neither."""
+
+import asyncio
+import socket
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+LINGER_S = 2.0
+"""What a client goes on sending after its answer is thrown away for so long: it may not read before it has sent."""
+
+SEND_BUFFER = 2**18
+"""Bytes. The kernel's own may be megabytes, and its reader would seem to take nothing for as long as they last."""
+
+
+def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
+    """A protocol for `uvicorn.Config(http=...)` that ends a connection
+
+    - at once, when there are `max_connections` already: each takes a file descriptor;
+    - when the headers of a request are not complete after `idle_s` to twice of it, the first request's after `idle_s`;
+    - when the client takes nothing of its answer for as long;
+    - when it still sends its request `LINGER_S` after the answer.
+    """
+
+    class Limited(H11Protocol):
+        _looks: asyncio.TimerHandle | None = None
+        _seen: object = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            if len(self.connections) > max_connections:
+                transport.abort()
+            else:
+                self._look()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self._looks:
+                self._looks.cancel()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:
+                self.loop.call_later(LINGER_S, self.transport.abort)
+
+        def _look(self) -> None:
+            """Whether anything has changed since the last look, when something should."""
+            unsent = self.transport.get_write_buffer_size()
+            # the request before the one that is waited for tells it from others
+            awaited = ("headers", self.cycle) if self.conn.their_state is h11.IDLE else None
+            seen = ("answer", unsent) if unsent else awaited
+            if seen and seen == self._seen:
+                self.transport.abort()
+            else:
+                self._seen = seen
+                self._looks = self.loop.call_later(idle_s, self._look)
+
+    return Limited

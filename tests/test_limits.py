@@ -1,0 +1,292 @@
+"""What a client may send, how fast, and how many of them: at each limit and above it, over real connections."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import Serve, listening, png
+
+from service.app import create_app
+from service.settings import ServeSettings
+from trainer import sample
+from unet.images import encode_tiff
+
+IMAGE, _ = sample.generate(np.random.default_rng(99), size=64)
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with as many bytes as the path says, without reading the request."""
+    body = bytes(int(scope["path"][1:] or 0))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def connect(address: tuple[str, int]) -> socket.socket:
+    return socket.create_connection(address, timeout=30)
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    data = b""
+    try:
+        while piece := connection.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def drip(connection: socket.socket, piece: bytes) -> bytes:
+    """Sends a piece every tenth of a second until the other side closes; what it said."""
+    said = b""
+    connection.settimeout(0.1)
+    for _ in range(300):
+        try:
+            connection.sendall(piece)
+            if not (data := connection.recv(65536)):
+                return said
+            said += data
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            return said
+    raise AssertionError("the connection is still open after half a minute")
+
+
+def wait_for_a_place(address: tuple[str, int]) -> None:
+    """Until a connection is not closed at once."""
+    for _ in range(300):
+        with connect(address) as connection:
+            try:
+                connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            except ConnectionError:
+                continue
+            if b"200 OK" in received(connection):
+                return
+        threading.Event().wait(0.1)
+    raise AssertionError("no place became free in half a minute")
+
+
+# connections
+
+
+def test_a_silent_connection_is_closed() -> None:
+    with listening(echo, idle_s=0.3) as address, connect(address) as connection:
+        assert received(connection) == b""
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /3 HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
+def test_headers_that_drip_end_the_connection(before: bytes) -> None:
+    with listening(echo, idle_s=0.3) as address, connect(address) as connection:
+        connection.sendall(before + b"GET / HTTP/1.1\r\nX: ")
+        assert drip(connection, b"x").count(b"HTTP/1.1 200") == (1 if before else 0)
+
+
+def test_an_answer_that_nobody_reads_ends_the_connection() -> None:
+    with listening(echo, idle_s=0.3, max_connections=1) as address, connect(address) as connection:
+        connection.sendall(b"GET /50000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        wait_for_a_place(address)
+        assert len(received(connection)) < 50_000_000
+
+
+def test_a_slow_reader_gets_its_answer() -> None:
+    with listening(echo, idle_s=1) as address, connect(address) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        connection.sendall(b"GET /8000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        n_bytes, pause = 0, threading.Event()
+        while piece := connection.recv(2**17):
+            n_bytes += len(piece)
+            pause.wait(0.02)
+        assert n_bytes > 8_000_000
+
+
+def test_who_goes_on_sending_after_the_answer_is_cut_off() -> None:
+    with listening(echo) as address, connect(address) as connection:
+        connection.sendall(b"POST /7 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert b"200 OK" in drip(connection, b"400\r\n" + bytes(1024) + b"\r\n")
+
+
+def test_connections_at_and_above_the_limit() -> None:
+    with listening(echo, max_connections=2) as address, connect(address) as one, connect(address) as two:
+        for connection in (one, two):
+            connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in connection.recv(999)
+        with connect(address) as three:
+            assert received(three) == b""
+        one.close()
+        wait_for_a_place(address)
+
+
+def test_headers_without_end_are_refused_before_they_fill_the_memory() -> None:
+    with listening(echo, h11_max_incomplete_event_size=4096) as address, connect(address) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+        assert b"400 Bad Request" in drip(connection, b"x" * 512)
+
+
+# the service
+
+
+@contextmanager
+def service(trained: Path, **settings: Any) -> Iterator[tuple[str, int]]:
+    model = trained / "best_model.pth"
+    with listening(create_app(ServeSettings(model=model, device="cpu", **settings))) as address:
+        assert httpx.get(f"http://127.0.0.1:{address[1]}/health", timeout=60).status_code == 200
+        yield address
+
+
+@pytest.fixture
+def address(trained: Path) -> Iterator[tuple[str, int]]:
+    """A service with one place and little patience."""
+    with service(trained, max_bytes=50_000, max_in_flight=1, idle_s=0.5) as address:
+        yield address
+
+
+HEAD = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+
+
+def is_free(address: tuple[str, int]) -> bool:
+    """The one place is: a good request gets its answer."""
+    return httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=png(IMAGE), timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("before", [b"Content-Length: 40000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"])
+def test_408_for_a_body_that_drips(address: tuple[str, int], before: bytes) -> None:
+    with connect(address) as connection:
+        connection.sendall(HEAD + before)
+        answer = drip(connection, b"1\r\nx\r\n")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"expected a KiB of the body in 0.5 s" in answer
+    assert is_free(address)
+
+
+def test_a_slow_but_steady_body_is_read(address: tuple[str, int]) -> None:
+    body = png(IMAGE) + bytes(8192)
+    with connect(address) as connection:
+        connection.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+        pause = threading.Event()
+        for start in range(0, len(body), 1024):
+            connection.sendall(body[start : start + 1024])
+            pause.wait(0.1)
+        assert received(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_413_comes_before_the_rest_of_a_body_without_end(address: tuple[str, int]) -> None:
+    with connect(address) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        answer = drip(connection, b"2710\r\n" + bytes(10_000) + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert is_free(address)
+
+
+def test_413_for_an_announced_length_before_any_of_it(address: tuple[str, int]) -> None:
+    for length in (b"50001", b"9" * 18):
+        with connect(address) as connection:
+            connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: " + length + b"\r\n\r\n")
+            assert received(connection).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        b"Content-Length: -1\r\n\r\n",
+        b"Content-Length: 1e3\r\n\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+    ],
+)
+def test_lengths_that_are_none(address: tuple[str, int], lie: bytes) -> None:
+    with connect(address) as connection:
+        connection.sendall(HEAD + lie)
+        connection.shutdown(socket.SHUT_WR)
+        assert received(connection)[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 501")
+    assert is_free(address)
+
+
+def test_hanging_up_in_the_middle_leaves_nothing_behind(
+    address: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    form = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 40000\r\n\r\n--b\r\n"
+    for rest in (b"Content-Length: 40000\r\n\r\nhalf a picture", form):
+        with connect(address) as connection:
+            connection.sendall(HEAD + rest)
+        for _ in range(100):  # until the server knows of it
+            if is_free(address):
+                break
+        else:
+            raise AssertionError("the place is still taken")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_503_above_the_places_and_200_when_there_is_one_again(trained: Path) -> None:
+    with service(trained, max_in_flight=2) as address:
+        body = png(IMAGE)
+        head = HEAD + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with connect(address) as one, connect(address) as two:
+            for connection in (one, two):
+                connection.sendall(head)
+                assert connection.recv(999).startswith(b"HTTP/1.1 100 ")  # it has its place, and waits for the body
+            refused = httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=body)
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) > 0
+            for connection in (one, two):
+                connection.sendall(body)
+                assert received(connection).startswith(b"HTTP/1.1 200 ")
+        assert is_free(address)
+
+
+def test_504_for_an_upload_that_is_steady_but_too_slow(trained: Path) -> None:
+    with service(trained, timeout_s=0.5) as address, connect(address) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert drip(connection, b"800\r\n" + bytes(2048) + b"\r\n").startswith(b"HTTP/1.1 504 ")
+
+
+# numbers at, below and above
+
+
+def test_bytes(trained: Path, serve: Serve) -> None:
+    data = png(IMAGE)
+    for max_bytes, status in [(len(data) + 1, 200), (len(data), 200), (len(data) - 1, 413)]:
+        with serve(model=trained / "best_model.pth", max_bytes=max_bytes) as client:
+            for body in (data, iter([data[:9], data[9:]])):
+                assert client.post("/segment", content=body).status_code == status
+
+
+def test_parts(trained: Path, serve: Serve) -> None:
+    with serve(model=trained / "best_model.pth", max_parts=3) as client:
+
+        def post(n_parts: int) -> httpx.Response:
+            fields = {f"field{i}": "x" for i in range(n_parts - 1)}
+            return client.post("/segment", files={"file": png(IMAGE)}, data=fields)
+
+        assert [post(n).status_code for n in (1, 2, 3, 4, 1000)] == [200, 200, 200, 413, 413]
+        assert "at most 3 parts" in post(4).text
+
+
+def test_headers(serve: Serve, tmp_path: Path) -> None:
+    with serve(model=tmp_path / "none.pth", max_header_bytes=2048) as client:
+
+        def get(n_bytes: int) -> httpx.Response:
+            return client.get("/health/live", headers={"X-Filler": "x" * n_bytes})
+
+        below = next(n for n in range(2048, 0, -1) if get(n).status_code == 200)
+        assert 2048 - 300 < below < 2048
+        assert get(below + 1).status_code == 431
+        assert get(below + 1).headers["content-type"] == "application/problem+json"
+        assert get(20_000).status_code == 431
+        assert client.get("/health/live", params={"x": "y" * 2048}).status_code == 431
+
+
+def test_pages_and_pixels(trained: Path, serve: Serve) -> None:
+    for n_pages, side, status in [(1, 10, 200), (2, 10, 200), (3, 10, 413), (1, 20, 200), (2, 15, 413), (1, 21, 413)]:
+        with serve(model=trained / "best_model.pth", max_pages=2, max_pixels=400) as client:
+            body = encode_tiff(list(repeat(IMAGE[:side, :side], n_pages)))
+            assert client.post("/segment", content=body).status_code == status

@@ -1,0 +1,96 @@
+"""Multipart forms: well-formed ones of every make, and hostile ones."""
+
+import tempfile
+
+import httpx
+import numpy as np
+import pytest
+from conftest import picture, png
+from fastapi.testclient import TestClient
+
+from trainer import sample
+
+IMAGE, _ = sample.generate(np.random.default_rng(99), size=40)
+FILE = b'Content-Disposition: form-data; name="file"; filename="a.png"\r\n'
+
+
+def form(*parts: bytes, boundary: bytes = b"b", end: bytes = b"--\r\n") -> bytes:
+    return b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + end
+
+
+def post(client: TestClient, body: bytes, boundary: str = "boundary=b") -> httpx.Response:
+    return client.post("/segment", content=body, headers={"Content-Type": f"multipart/form-data; {boundary}"})
+
+
+DATA = FILE + b"\r\n" + png(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("body", "boundary"),
+    [
+        (form(DATA), "boundary=b"),
+        (form(DATA), 'charset=utf-8; boundary="b"'),
+        (form(DATA, boundary=b"-" * 70), "boundary=" + "-" * 70),
+        (b"a preamble\r\n" + form(DATA) + b"an epilogue", "boundary=b"),
+        (form(b"content-disposition:form-data;name=x\r\n\r\nx--b", DATA), "boundary=b"),
+        (form(b"Content-Type: image/png\r\n" + DATA), "boundary=b"),
+        (form(DATA, end=b"--"), "boundary=b"),
+        (form(DATA + b"\r\n--", boundary=b"b"), "boundary=b"),
+    ],
+    ids=["plain", "quoted", "long boundary", "preamble", "another field", "headers", "no last line", "after the image"],
+)
+def test_forms_that_are_right(client: TestClient, body: bytes, boundary: str) -> None:
+    answer = post(client, body, boundary)
+    assert answer.status_code == 200, answer.text
+    assert picture(answer.content).shape == IMAGE.shape
+
+
+@pytest.mark.parametrize(
+    ("body", "boundary", "status"),
+    [
+        (form(DATA), "", 400),
+        (form(DATA), "boundary=", 400),
+        (form(DATA), "boundary=" + "b" * 71, 400),
+        (form(DATA), "boundary=other", 400),
+        (b"", "boundary=b", 400),
+        (b"\0" * 1000, "boundary=b", 400),
+        (form(DATA)[:-5], "boundary=b", 400),
+        (form(DATA, end=b"\r\n"), "boundary=b", 400),
+        (form(DATA[:-200], end=b"")[:-9], "boundary=b", 400),
+        (form(png(IMAGE)), "boundary=b", 400),
+        (form(FILE), "boundary=b", 400),
+        (form(b"X-Filler: " + b"x" * 5000 + b"\r\n" + DATA), "boundary=b", 400),
+        (form(b"\r\n" + png(IMAGE)), "boundary=b", 400),
+        (form(FILE + b"\r\n"), "boundary=b", 400),
+        (form(), "boundary=b", 422),
+        (form(DATA.replace(b'"file"', b'"image"')), "boundary=b", 422),
+        (form(DATA.replace(b'"file"', b'"fi\xff\xfe"')), "boundary=b", 422),
+        (form(DATA.replace(b'; filename="a.png"', b"")), "boundary=b", 422),
+        (form(DATA, DATA), "boundary=b", 422),
+        (form(b'Content-Type: multipart/mixed; boundary=c\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+              + form(DATA, boundary=b"c")), "boundary=b", 422),
+        (form(*[DATA] * 5000), "boundary=b", 413),
+    ],
+    ids=[
+        "no boundary", "empty boundary", "too long boundary", "another boundary", "empty", "zeros", "no end",
+        "no final end", "truncated", "no headers", "no blank line", "huge headers", "no name", "empty file", "no parts",
+        "another name", "name of bytes", "no file", "two files", "nested", "thousands of parts",
+    ],
+)  # fmt: skip
+def test_forms_that_are_not(client: TestClient, body: bytes, boundary: str, status: int) -> None:
+    answer = post(client, body, boundary)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_form_needs_no_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    answer = client.post("/segment", files={"file": png(IMAGE, ".bmp") + bytes(3 * 2**20)})
+    assert answer.status_code == 200
+
+
+def test_a_form_of_nothing_but_near_ends_takes_no_time(client: TestClient) -> None:
+    """Megabytes of what almost ends a part: linear, or this test does not come to its end."""
+    boundary = b"b" * 70
+    body = form(FILE + b"\r\n" + (b"\r\n--" + boundary[:-1]) * 100_000, boundary=boundary)
+    assert post(client, body, "boundary=" + boundary.decode()).status_code == 400

@@ -41,8 +41,7 @@ def claim(path: Path) -> Iterator[None]:
     with lock:
         with suppress(OSError):  # a full disk is better told of a file that matters
             lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
             checkpoints.remove_leftovers(path / name)
         try:

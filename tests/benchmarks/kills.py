@@ -29,7 +29,7 @@ TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--ba
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=12, help="of each run")
+    parser.add_argument("--epochs", type=int, default=4, help="of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     chance = np.random.default_rng(arguments.seed)
@@ -44,13 +44,15 @@ def main() -> int:
         print(f"a run that nobody kills: {seconds:.1f} s", flush=True)
 
         kills, broken, finished, different = Counter[str](), Counter[str](), 0, 0
-        while kills.total() < arguments.kills or not finished:
+        moment = "not started yet"
+        while kills.total() < arguments.kills or moment:  # the last run is let finish
             out = folder / f"run{finished}"
             aimed = kills.total() % 2 == 1 if kills.total() < arguments.kills else None
             moment = start_and_kill([*command, str(out)], out, chance.uniform(0, seconds * 0.7), aimed)
             if moment:
                 kills[moment] += 1
                 broken.update(unreadable(out))
+                print(f"kill {kills.total()}: {moment}", file=sys.stderr, flush=True)
             else:
                 finished += 1
                 different += list(result(out)) != list(result(folder / "whole"))
@@ -76,13 +78,14 @@ def start_and_kill(command: list[str], out: Path, after: float, aimed: bool | No
 
     Returns when that was; nothing if it had finished.
     """
+    left_before = set(out.glob(".*.tmp"))  # by the kill before this one
     log = out.with_suffix(".log")
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as program:
         if aimed is not None:
             try:
                 program.wait(after)
             except subprocess.TimeoutExpired:
-                while aimed and program.poll() is None and not any(out.glob(".*.tmp")):
+                while aimed and program.poll() is None and not set(out.glob(".*.tmp")) - left_before:
                     pass
                 program.kill()
     said = log.read_text()
@@ -90,7 +93,7 @@ def start_and_kill(command: list[str], out: Path, after: float, aimed: bool | No
         return ""
     if program.returncode != -9:
         sys.exit(f"expected a run that is killed or finishes, found status {program.returncode}:\n{said}")
-    if any(out.glob(".*.tmp")):
+    if set(out.glob(".*.tmp")) - left_before:
         return "while a file was written"
     if "finished: " in said or "epoch" not in said.partition("device")[2]:
         return "at the start"

@@ -177,14 +177,6 @@ def test_a_model_that_it_did_not_make_is_not_overwritten(
     assert "best_model.pth is there" in capsys.readouterr().err
 
 
-def test_a_damaged_last_pth_is_said_so(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "last.pth").write_bytes(b"half a file")
-    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out")]) == 2
-    assert re.search(r"last\.pth: .* damaged", capsys.readouterr().err)
-    assert (tmp_path / "out" / "last.pth").read_bytes() == b"half a file"
-
-
 def test_a_loss_that_is_no_number_stops_the_run_before_the_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,12 @@
 
 import os
 import pickle
+import resource
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +57,46 @@ def test_another_user_may_read_it_and_nothing_else_is_left_behind(make_checkpoin
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failed_write_leaves_the_old_file(make_checkpoint: Make) -> None:
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The system refuses to make files longer than this many bytes, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_failed_write_names_the_file_and_leaves_the_old_one(make_checkpoint: Make) -> None:
     path = make_checkpoint()
     before = path.read_bytes()
-
-    def fail(file: Any) -> None:
-        file.write(b"half of")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.replace_atomically(path, fail)
+    checkpoint = checkpoints.load(path)
+    with files_up_to(10_000), pytest.raises(OSError, match="cannot be written: File too large") as failed:
+        checkpoints.save(checkpoint, path)
+    assert failed.value.filename == str(path)
     assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_who_reads_during_200_saves_sees_whole_files(make_checkpoint: Make) -> None:
+    path = make_checkpoint(base_channels=1)
+    checkpoint = checkpoints.load(path)
+    saved, seen = {path.read_bytes()}, set()
+
+    def save() -> None:
+        for k in range(200):
+            checkpoints.save(replace(checkpoint, threshold=k / 400), path)
+            saved.add(path.read_bytes())
+
+    with ThreadPoolExecutor() as threads:
+        saving = threads.submit(save)
+        while not saving.done():
+            seen.add(path.read_bytes())
+        saving.result()
+    assert len(saved) == 201
+    assert len(seen) > 10
+    assert seen <= saved
     assert list(path.parent.iterdir()) == [path]
 
 

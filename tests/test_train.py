@@ -18,7 +18,7 @@ import torch
 from conftest import picture, png
 
 from trainer import fit as fitting
-from trainer.__main__ import Terminated, main
+from trainer.__main__ import main
 from trainer.augment import Augmentation
 from trainer.metrics import confusion, scores
 from trainer.recipes import RECIPES
@@ -103,7 +103,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     def interrupted(epoch: int) -> Iterator[None]:
         def run(*args: Any) -> dict[str, float]:
             if args[2] == epoch:
-                raise Terminated
+                signal.raise_signal(signal.SIGTERM)
             return run_epoch(*args)
 
         with monkeypatch.context() as patch:
@@ -133,13 +133,18 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_killed_without_warning_does_too(data: Path, tmp_path: Path) -> None:
+def test_a_run_killed_without_warning_does_too_and_until_then_keeps_others_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [*TINY, "--data", str(data), "--epochs", "4", "--out"]
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-m", "trainer", *arguments, str(tmp_path / "parts")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         next(line for line in program.stdout if line.startswith("epoch   2/4"))
+        program.send_signal(signal.SIGSTOP)
+        assert main([*arguments, str(tmp_path / "parts")]) == 2
+        assert f"parts: another unet-train is writing there (process {program.pid} on " in capsys.readouterr().err
         program.kill()
     assert program.returncode == -signal.SIGKILL
     assert main([*arguments, str(tmp_path / "parts")]) == 0
@@ -158,7 +163,7 @@ def test_a_finished_run_stays_and_another_one_is_refused(
     assert "recipe.lr: was 0.002, is 0.5; seed: was 0, is 1" in capsys.readouterr().err
     (data / "Training_Labels" / "0.png").write_bytes((data / "Training_Labels" / "1.png").read_bytes())
     assert main(command) == 2
-    assert "data: was" in capsys.readouterr().err
+    assert "Training_Labels/0.png has changed" in capsys.readouterr().err
     assert (tmp_path / "out" / "best_model.pth").read_bytes() == before
     assert main([*command, "--force"]) == 0
     assert (tmp_path / "out" / "best_model.pth").read_bytes() != before
@@ -170,14 +175,6 @@ def test_a_model_that_it_did_not_make_is_not_overwritten(
     make_checkpoint()
     assert main([*TINY, "--data", str(data), "--out", str(tmp_path), "--epochs", "1"]) == 2
     assert "best_model.pth is there" in capsys.readouterr().err
-
-
-def test_a_damaged_last_pth_is_said_so(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "last.pth").write_bytes(b"half a file")
-    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out")]) == 2
-    assert "last.pth is damaged" in capsys.readouterr().err
-    assert (tmp_path / "out" / "last.pth").read_bytes() == b"half a file"
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_the_step(

@@ -1,46 +1,43 @@
-"""`unet-train`, or `python -m trainer`."""
+"""`unet-train`, or `python -m trainer`. Exit status: 0; 2 for what the user can mend; 143 after SIGTERM, 130 after
+SIGINT (see `trainer.stop`)."""
 
-import signal
 import sys
-from types import FrameType
 
-from trainer.settings import TrainSettings
-from unet.settings import parse
-
-STOPPED = "stopped; the same command goes on after the last finished epoch"
-
-
-class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt, no `except Exception` may hold it up."""
+from trainer.stop import Stop, Stopped
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = parse(TrainSettings, argv)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    stop = Stop()
     try:
-        from trainer.run import run
-    except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[train]'")
-    try:
-        run(settings)
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail(STOPPED, status=130)
-    except Terminated:
-        return _fail(STOPPED, status=143)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with stop.listen():  # before the imports, which take seconds
+            _train(argv, stop)
+    except (Exception, Stopped) as error:
+        if stop.signal:  # whatever a library, or another process of this run that is gone already, made of it
+            print(f"unet-train: {stop}", file=sys.stderr)
+            return 128 + stop.signal
+        if isinstance(error, ModuleNotFoundError):
+            return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[train]'")
+        if isinstance(error, OSError) and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}")
+        if isinstance(error, ValueError | OSError):
+            return _fail(str(error))
+        raise
     return 0
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _train(argv: list[str] | None, stop: Stop) -> None:
+    from trainer.settings import TrainSettings
+    from unet.settings import parse
+
+    settings = parse(TrainSettings, argv)
+    from trainer.run import run
+
+    run(settings, stop)
 
 
-def _fail(message: str, status: int = 2) -> int:
+def _fail(message: str) -> int:
     print(f"unet-train: error: {message}", file=sys.stderr)
-    return status
+    return 2
 
 
 if __name__ == "__main__":

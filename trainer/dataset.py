@@ -49,8 +49,14 @@ class Sample:
 class DataSet:
     samples: list[Sample]
     class_values: tuple[int, ...]
-    fingerprint: str
-    """SHA-256 over names and contents of all files."""
+    files: dict[str, str]
+    """SHA-256 of each file, by its name in the folder."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and contents of all files."""
+        listing = "".join(f"{digest}  {name}\n" for name, digest in self.files.items())
+        return hashlib.sha256(listing.encode()).hexdigest()
 
     @property
     def n_classes(self) -> int:
@@ -67,10 +73,10 @@ def read_folder(folder: Path) -> DataSet:
     """Reads and checks all of it. Raises DataError listing every problem, by file name."""
     problems: list[str] = []
     pairs = _pair(folder, problems)
-    digest = hashlib.sha256()
+    files: dict[str, str] = {}
     pages: list[tuple[str, Array, Array]] = []
     for image_path, label_path in pairs:
-        images, labels = (_read(folder, path, digest, problems) for path in (image_path, label_path))
+        images, labels = (_read(folder, path, files, problems) for path in (image_path, label_path))
         if images is not None and labels is not None:
             pages += _match_pages(image_path, label_path, images, [_grey(label) for label in labels], problems)
 
@@ -82,7 +88,7 @@ def read_folder(folder: Path) -> DataSet:
     if problems:
         raise DataError(folder, problems)
     samples = [Sample(name, image, np.searchsorted(values, label).astype(np.uint8)) for name, image, label in pages]
-    return DataSet(samples, tuple(values), digest.hexdigest())
+    return DataSet(samples, tuple(values), files)
 
 
 def split(n_samples: int, fraction: float, kind: SplitKind, seed: int) -> tuple[list[int], list[int]]:
@@ -143,12 +149,11 @@ def _by_stem(folder: Path, name: str, problems: list[str]) -> dict[str, Path]:
     return found
 
 
-def _read(folder: Path, path: Path, digest: Any, problems: list[str]) -> list[Array] | None:
+def _read(folder: Path, path: Path, files: dict[str, str], problems: list[str]) -> list[Array] | None:
     name = path.relative_to(folder)
     try:
         data = path.read_bytes()
-        digest.update(f"{name}\0{len(data)}\0".encode())
-        digest.update(data)
+        files[name.as_posix()] = hashlib.sha256(data).hexdigest()
         return decode(data)
     except (OSError, ImageError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from signal import SIGTERM
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from trainer.dataset import Sample
 from trainer.losses import loss_of
 from trainer.metrics import Scores, ThresholdCurve, confusion, scores
 from trainer.recipes import Recipe
+from trainer.stop import Stop, Stopped
 from trainer.world import ALONE, World
 from unet.device import fast_bf16
 from unet.predictor import Predictor
@@ -114,18 +116,26 @@ def fit(
     schedule: "Schedule",
     progress: Progress,
     save: Callable[[bool], None],
+    stop: Stop,
 ) -> None:
     """Trains from `progress` to the end of the schedule, an epoch at a time. `predictor` is of the learner's result.
 
     `save(improved)` is called after every epoch, with `progress` and the predictor's threshold up to date. All
-    processes validate, and so agree; the first one saves and prints.
+    processes validate, and so agree; the first one saves and prints. Told to stop, it raises Stopped before the next
+    step or validated image, in all processes: none waits for one that is gone.
     """
+
+    def check() -> None:
+        if learner.world.mean(float(stop.signal is not None)):
+            stop.signal = stop.signal or SIGTERM
+            raise Stopped
+
     started = time.monotonic()
     while not progress.finished:
         epoch = progress.epoch + 1
-        row = {"epoch": epoch} | run_epoch(learner, batches, epoch, schedule, progress.elapsed)
+        row = {"epoch": epoch} | run_epoch(learner, batches, epoch, schedule, progress.elapsed, check)
         trained = time.monotonic()
-        result = validate(predictor, validation)
+        result = validate(predictor, validation, check)
         predictor.threshold = result.threshold
         validated = time.monotonic()
         seconds = learner.world.agree(validated - started)  # saving the last epoch included
@@ -143,12 +153,20 @@ def fit(
         if learner.world.first:
             save(improved)
             _print(row, schedule.recipe.epochs, improved)
+        stop.epoch = epoch
 
 
-def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedule", elapsed: float) -> dict[str, float]:
+def run_epoch(
+    learner: Learner,
+    batches: Batches,
+    epoch: int,
+    schedule: "Schedule",
+    elapsed: float,
+    check: Callable[[], None],
+) -> dict[str, float]:
     """One pass, shorter when the time is over, but at least one step; returns its columns of the history.
 
-    Raises TrainingError on a loss that is no number.
+    `check()` is called before every step. Raises TrainingError on a loss that is no number.
     """
     torch.manual_seed(batches.seed * 1_000_003 + epoch)  # drop-out repeats after a resume
     started, losses, lr = time.monotonic(), [], 0.0
@@ -157,6 +175,7 @@ def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedul
     with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, unit="step", disable=quiet) as bar:
         for step, batch in enumerate(bar):
             augmenting += time.monotonic() - ready
+            check()
             now = learner.world.agree(elapsed + time.monotonic() - started)
             if step and schedule.time_over(now):
                 break
@@ -179,12 +198,16 @@ def run_epoch(learner: Learner, batches: Batches, epoch: int, schedule: "Schedul
     }
 
 
-def validate(predictor: Predictor, samples: list[Sample]) -> Validation:
-    """The predictor's answers for whole images against their labels, counted over the whole set."""
+def validate(predictor: Predictor, samples: list[Sample], check: Callable[[], None]) -> Validation:
+    """The predictor's answers for whole images against their labels, counted over the whole set.
+
+    `check()` is called before every image.
+    """
     predictor.network.eval()
     n_classes = len(predictor.class_values)
     matrix, curve = np.zeros((n_classes, n_classes), np.int64), ThresholdCurve()
     for sample in tqdm(samples, "validation", leave=False, unit="image", disable=None):
+        check()
         probabilities = predictor(sample.image)
         if predictor.binary:
             curve.add(probabilities, sample.label)

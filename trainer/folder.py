@@ -1,24 +1,74 @@
 """The `--out` folder of a run: what is written there, and how an interrupted run is found again."""
 
 import csv
+import fcntl
 import io
 import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import IO, Any
 
 from trainer.fit import Learner, Progress
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint, CheckpointError
 
 BEST, LAST, HISTORY, REPORT = "best_model.pth", "last.pth", "history.csv", "report.json"
+CURVES, SAMPLES = "training.png", "samples.png"
+LOCK = ".lock"
+
+WAYS_OUT = "put the file back, choose another --out, or start over with --force"
 
 
 class FolderError(ValueError):
     """The folder holds something that this run must not overwrite, or cannot be written."""
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Makes the folder and keeps other trainers out of it. Raises FolderError if it is taken or cannot be written.
+
+    The kernel lets go of the lock however this process ends. Where the file system has no locks, there is none.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path / LOCK)
+    except OSError as error:
+        raise FolderError(f"{path}: cannot be written: {error.strerror}; expected a folder for the results") from error
+    with lock:
+        with suppress(OSError):  # a full disk is better told of a file that matters
+            lock.truncate(0)
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
+            checkpoints.remove_leftovers(path / name)
+        try:
+            yield
+        finally:
+            (path / LOCK).unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> IO[str]:
+    """The file, locked. In it is who holds it. Raises FolderError if that is another process."""
+    while True:
+        lock = path.open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with lock:
+                lock.seek(0)
+                raise FolderError(
+                    f"{path.parent}: another unet-train is writing there ({lock.read()}): wait for it, or choose "
+                    "another --out"
+                ) from None
+        except OSError:
+            pass  # this file system has no locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                return lock
+        lock.close()  # its holder has removed it meanwhile
 
 
 class RunFolder:
@@ -27,7 +77,7 @@ class RunFolder:
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
         self.run = dict(run)
-        self.best, self.last = path / BEST, path / LAST
+        self.best, self.last, self.report = path / BEST, path / LAST, path / REPORT
 
     def restore(self, learner: Learner) -> Progress:
         """Fills the learner as it was where the same run stopped; a new run begins at epoch 0. Raises FolderError."""
@@ -42,10 +92,16 @@ class RunFolder:
             changed = _differences(state["run"], self.run)
             if not changed:
                 learner.load_state_dict(state["learner"])
-                return Progress(**state["progress"])
-        except (CheckpointError, KeyError, TypeError, RuntimeError, ValueError) as error:
+                progress = Progress(**state["progress"])
+                if progress.best:  # if no later epoch is better, the run ends with this file
+                    checkpoints.load(self.best)
+                return progress
+        except CheckpointError as error:
+            raise FolderError(f"{error}. Nothing was changed: {WAYS_OUT}") from error
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
             raise FolderError(
-                f"{self.last} is damaged ({error}): choose another --out, or start over with --force"
+                f"{self.last} is damaged, or of another program or version ({reason}). Nothing was changed: {WAYS_OUT}"
             ) from error
         raise FolderError(
             f"{self.path} holds another run ({'; '.join(changed)}): "
@@ -56,20 +112,21 @@ class RunFolder:
         checkpoints.save(checkpoint, self.best)
 
     def save_last(self, progress: Progress, learner: Learner) -> None:
-        """`last.pth`: all that is needed to go on; and `history.csv`, which repeats part of it for people."""
+        """`last.pth`: all that is needed to go on."""
         state = {"run": self.run, "progress": asdict(progress), "learner": learner.state_dict()}
-        checkpoints.replace_atomically(self.last, lambda file: torch.save(state, file))
-        if progress.history:
-            self._write(HISTORY, _csv(progress.history))
+        checkpoints.replace_atomically(self.last, checkpoints.to_bytes(state))
+
+    def save_history(self, rows: list[dict[str, float]]) -> None:
+        self._write(HISTORY, _csv(rows))
 
     def save_report(self, report: Mapping[str, Any]) -> None:
         self._write(REPORT, json.dumps(report, indent=2) + "\n")
 
     def save_picture(self, name: str, png: bytes) -> None:
-        checkpoints.replace_atomically(self.path / name, lambda file: file.write(png))
+        checkpoints.replace_atomically(self.path / name, png)
 
     def _write(self, name: str, text: str) -> None:
-        checkpoints.replace_atomically(self.path / name, lambda file: file.write(text.encode()))
+        checkpoints.replace_atomically(self.path / name, text.encode())
 
 
 def _csv(rows: list[dict[str, float]]) -> str:
@@ -81,12 +138,22 @@ def _csv(rows: list[dict[str, float]]) -> str:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`name: was a, is b` for each leaf that differs."""
+    """`name: was a, is b` for each leaf that differs; of the data, which files."""
     found = []
     for name in sorted(then.keys() | now.keys()):
         a, b = then.get(name), now.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if name == "data":
+            found += _changed_files(then[name], now[name])
+        elif isinstance(a, Mapping) and isinstance(b, Mapping):
             found += _differences(a, b, f"{prefix}{name}.")
         elif a != b:
             found.append(f"{prefix}{name}: was {a}, is {b}")
     return found
+
+
+def _changed_files(then: Mapping[str, str], now: Mapping[str, str], most: int = 5) -> list[str]:
+    names = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    found = [
+        f"{name} {'is gone' if name not in now else 'is new' if name not in then else 'has changed'}" for name in names
+    ]
+    return found if len(found) <= most else [*found[:most], f"and {len(found) - most} more files"]

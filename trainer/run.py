@@ -4,6 +4,7 @@ import platform
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,11 @@ from trainer import download, pictures, sample
 from trainer.batches import Batches
 from trainer.dataset import DataSet, Sample, read_folder, split, split_fold
 from trainer.fit import Learner, Progress, Schedule, TrainingError, fit
-from trainer.folder import RunFolder
+from trainer.folder import CURVES, SAMPLES, RunFolder, claim
 from trainer.metrics import object_scores
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
+from trainer.stop import Stop
 from trainer.tensorboard import TensorBoard
 from trainer.world import World, claim_gpu, join
 from unet import NetworkConfig, Predictor, UNet
@@ -30,17 +32,24 @@ from unet.device import device_name, resolve_device
 from unet.pixels import Preprocessing
 
 
-def run(settings: TrainSettings) -> None:
-    """Does what `unet-train` says. Raises a ValueError or OSError for what the user can mend."""
+def run(settings: TrainSettings, stop: Stop | None = None) -> None:
+    """Does what `unet-train` says. Raises a ValueError or OSError for what the user can mend, and Stopped."""
     claim_gpu()
     device = resolve_device(settings.device)
-    with join(device) as world:
-        _run(settings, device, world)
-
-
-def _run(settings: TrainSettings, device: torch.device, world: World) -> None:
     recipe = settings.resolved_recipe()
-    settings.out.mkdir(parents=True, exist_ok=True)
+    with join(device) as world, claim(settings.out) if world.first else nullcontext():
+        try:
+            _run(settings, recipe, device, world, stop or Stop())
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"{device} ran out of memory: lower --batch-size ({recipe.batch_size}), --image-size "
+                f"({recipe.image_size}) or --base-channels ({recipe.base_channels})"
+            ) from error
+
+
+def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: World, stop: Stop) -> None:
     data = world.in_turn(lambda: _read(settings))
     train, val = _split(settings, data)
     if world.first:
@@ -71,7 +80,7 @@ def _run(settings: TrainSettings, device: torch.device, world: World) -> None:
     )
     folder = RunFolder(settings.out, _identity(settings, recipe, data))
     progress = Progress() if settings.force else folder.restore(learner)
-    if progress.finished:
+    if progress.finished and folder.report.exists():
         if world.first:
             print(f"already finished: {_outcome(progress, folder)}. To train again: --force")
         return
@@ -80,23 +89,22 @@ def _run(settings: TrainSettings, device: torch.device, world: World) -> None:
         if progress.epoch:
             print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
         folder.save_last(progress, learner)  # finds out now, not after an epoch, that nothing can be written
+        folder.report.unlink(missing_ok=True)  # from an earlier run; if it is there, this one is over
 
     def save(improved: bool) -> None:
-        if improved:  # before last.pth: a run that dies between the two repeats this epoch and saves the same again
+        if improved:
             folder.save_best(_checkpoint(predictor, _summary(recipe, data, progress)))
-        folder.save_last(progress, learner)
-        folder.save_picture("training.png", pictures.curves(progress.history))
+        folder.save_history(progress.history)
+        folder.save_picture(CURVES, pictures.curves(progress.history))
         if board:
             board.add(progress.history[-1])
+        # at the end: a run that dies before repeats the epoch and saves all of it again
+        folder.save_last(progress, learner)
 
     schedule = Schedule(recipe, len(batches), settings.max_minutes)
-    try:
-        fit(learner, batches, predictor, val, schedule, progress, save)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"{device} ran out of memory: lower --batch-size ({recipe.batch_size}), --image-size ({recipe.image_size}) "
-            f"or --base-channels ({recipe.base_channels})"
-        ) from error
+    stop.epoch = progress.epoch
+    with stop.hold():
+        fit(learner, batches, predictor, val, schedule, progress, save, stop)
     if world.first:
         _account(folder, recipe, data, val, progress, device)
 
@@ -107,7 +115,10 @@ def _read(settings: TrainSettings) -> DataSet:
     if settings.data != "sample":
         return read_folder(Path(settings.data))
     folder = settings.out / "sample"
-    sample.write(folder)
+    try:
+        sample.write(folder)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(folder)) from error
     return read_folder(folder)
 
 
@@ -142,7 +153,7 @@ def _identity(settings: TrainSettings, recipe: Recipe, data: DataSet) -> dict[st
         "folds": settings.folds,
         "fold": settings.fold,
         "seed": settings.seed,
-        "data": data.fingerprint,
+        "data": data.files,
     }
 
 
@@ -201,8 +212,8 @@ def _account(
         "peak_memory_mib": _peak_memory(device) / 2**20,
     }
     report = _summary(recipe, data, progress) | {"objects": objects, "timings": timings, "device": device_name(device)}
+    folder.save_picture(SAMPLES, pictures.samples(predictor, val))
     folder.save_report(report)
-    folder.save_picture("samples.png", pictures.samples(predictor, val))
 
     best = progress.best
     for value in predictor.class_values:
@@ -223,6 +234,11 @@ def _account(
         f"prediction, {timings['peak_memory_mib']:.0f} MiB at most, on {device_name(device)}"
     )
     print(f"finished: {_outcome(progress, folder)}")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Torch has a class of its own for a GPU's memory only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -17,10 +17,10 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes the file atomically. Raises OSError when that cannot be done; the old file is then unchanged."""
+    """Writes the file atomically, as `replace_atomically` does, and raises OSError as it does."""
     content = {
         "format": FORMAT,
         "network": asdict(checkpoint.network),
@@ -82,7 +82,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "training": dict(checkpoint.training),
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()},
     }
-    replace_atomically(path, lambda file: torch.save(content, file))
+    replace_atomically(path, to_bytes(content))
 
 
 def load(path: Path, input_range: InputRange = "0-1") -> Checkpoint:
@@ -122,19 +122,38 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
     return content, hashlib.sha256(data).hexdigest()
 
 
-def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """A reader sees the old file or the new one, whole, even if this process or the machine dies meanwhile."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+def to_bytes(content: Mapping[str, Any]) -> memoryview:
+    """As torch.save writes it; in memory, as it does not say why a file could not be written."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getbuffer()
+
+
+def replace_atomically(path: Path, content: bytes | memoryview) -> None:
+    """A reader sees the old file or the new one, whole, even if this process or the machine dies meanwhile.
+
+    Raises OSError, which names the file, when that cannot be done; the old file is then unchanged.
+    """
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would lock out a service with another user id
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would lock out a service with another user id
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """What `replace_atomically(path, ...)` left behind where it was killed. Nobody else may be writing the file."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _read_own(content: dict[str, Any]) -> Checkpoint:

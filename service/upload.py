@@ -5,9 +5,8 @@ from typing import Any
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect
 
-from service.problems import HUNG_UP, ProblemError
+from service.problems import ProblemError
 
 # curl --data-binary calls everything a form
 _RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -46,10 +45,7 @@ async def read_upload(request: Request, max_parts: int) -> bytes:
         raise ProblemError(
             415, f"expected multipart/form-data, an image type or application/octet-stream, found {media_type}"
         )
-    try:
-        body = await request.body()
-    except ClientDisconnect:
-        raise ProblemError(HUNG_UP, "the client hung up") from None
+    body = await request.body()
     return _file(body, content_type, max_parts) if media_type == "multipart/form-data" else body
 
 

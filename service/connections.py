@@ -2,15 +2,21 @@
 
 import asyncio
 import socket
+import sys
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service import problems
 
 LINGER_S = 2.0
 """What a client goes on sending after its answer is thrown away for so long: it may not read before it has sent."""
 
 SEND_BUFFER = 2**18
 """Bytes. The kernel's own may be megabytes, and its reader would seem to take nothing for as long as they last."""
+
+HEADERS = {"Connection": "close", "X-Content-Type-Options": "nosniff"}
+"""Of an answer that no middleware sees."""
 
 
 def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
@@ -43,6 +49,23 @@ def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
             super().on_response_complete()
             if self.conn.their_state is h11.SEND_BODY:
                 self.loop.call_later(LINGER_S, self.transport.abort)
+
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP never gets to the application; its answer is a problem all the same. 431 for headers
+            without end, 501 for an unknown transfer encoding."""
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of an answer
+                self.transport.abort()
+                return
+            error = sys.exception()  # this is called where it is caught
+            status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+            answer = problems.response(status, f"expected an HTTP/1.1 request, found: {error or msg}", HEADERS)
+            for event in (
+                h11.Response(status_code=status, headers=answer.raw_headers),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def _look(self) -> None:
             """Whether anything has changed since the last look, when something should."""

@@ -11,6 +11,8 @@ from service.models import Model, ModelSlot, Status
 from unet.device import Precision, device_name, resolve_device, resolve_precision
 
 router = APIRouter()
+live_router = APIRouter()
+"""Apart, as it never needs a key."""
 
 
 class ModelInfo(BaseModel):
@@ -62,7 +64,7 @@ async def health(request: Request, response: Response) -> Health:
     )
 
 
-@router.get("/health/live")
+@live_router.get("/health/live")
 async def live() -> Live:
     """200 while the process runs."""
     return Live()

@@ -1,8 +1,8 @@
 """The model that is being served, and the file it comes from."""
 
 import asyncio
+import errno
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,7 +57,7 @@ class ModelSlot:
         self.current: Model | None = None
         self.refusal: str | None = None
         """Why the newest file is not served; None if it is, or if there is none."""
-        self._seen: tuple[int, ...] | None = None
+        self._seen: tuple[int, ...] = ()
 
     @property
     def status(self) -> Status:
@@ -73,22 +73,13 @@ class ModelSlot:
 
     def refresh(self) -> None:
         """Loads the file if it is another one than last time. Blocks; never raises."""
-        try:
-            stat = self.path.stat()
-        except FileNotFoundError:
-            self._seen = None
-            if self.current:
-                self._refuse(f"{self.path.name} has vanished; the model in memory goes on serving")
-            else:
-                self.refusal = None
-            return
-        except OSError as error:
-            self._refuse(f"{self.path.name} cannot be read: {os.strerror(error.errno or 0)}")
-            return
-        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)  # ctime: made readable meanwhile
+        seen = _identity(self.path)
         if seen == self._seen:
             return
         self._seen = seen
+        if seen == (errno.ENOENT,) and not self.current:  # it is still being trained
+            self.refusal = None
+            return
         try:
             self.current = self._load()
             self.refusal = None
@@ -112,3 +103,12 @@ class ModelSlot:
         if reason != self.refusal:
             log.warning("not served: %s", reason)
         self.refusal = reason
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one at the same place, or the number of the error that there is none."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # ctime: made readable meanwhile

@@ -51,7 +51,7 @@ class ServeSettings(ProgramSettings):
     max_pixels: int = Field(2**24, ge=1, description="most pixels in an upload, all pages together; above: 413")
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
     max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")
-    max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431 or 400")
+    max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431")
     max_in_flight: int = Field(32, ge=1, description="requests worked on or waiting at a time; above: 503")
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
     grace_s: float = Field(30, ge=0, description="told to stop: longest time to finish what is in flight")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import Serve, png
 from fastapi.testclient import TestClient
@@ -55,6 +56,20 @@ def test_failed(tmp_path: Path, serve: Serve) -> None:
         refused = client.post("/segment", content=png(np.zeros((32, 32), np.uint8)))
         assert refused.status_code == 503
         assert str(tmp_path) not in refused.text
+
+
+def test_a_failed_computation_is_told_until_one_works(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = png(np.zeros((32, 32), np.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr("unet.Predictor.compute", lambda *_: 1 / 0)
+        answer = client.post("/segment", content=image)
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+        assert answer.headers["retry-after"]
+        health = client.get("/health")
+        assert health.status_code == 200  # the next image may be another matter
+        assert health.json()["failure"].startswith("ZeroDivisionError at 20")
+    assert client.post("/segment", content=image).status_code == 200
+    assert client.get("/health").json()["failure"] is None
 
 
 def test_live_and_docs(client: TestClient) -> None:

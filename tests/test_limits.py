@@ -1,5 +1,6 @@
 """What a client may send, how fast, and how many of them: at each limit and above it, over real connections."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -127,7 +128,42 @@ def test_connections_at_and_above_the_limit() -> None:
 def test_headers_without_end_are_refused_before_they_fill_the_memory() -> None:
     with listening(echo, h11_max_incomplete_event_size=4096) as address, connect(address) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
-        assert b"400 Bad Request" in drip(connection, b"x" * 512)
+        said = drip(connection, b"x" * 512)
+    assert said.startswith(b"HTTP/1.1 431 ")
+    assert b"application/problem+json" in said
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /3 HTTP/1.1\r\n\r\n", 400),  # has no Host
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),  # is TLS
+        (b"POST /3 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    ],
+)
+def test_what_is_no_request_is_a_problem_too(request_: bytes, status: int) -> None:
+    with listening(echo) as address, connect(address) as connection:
+        connection.sendall(request_)
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"content-type: application/problem+json" in head.lower()
+    assert json.loads(body)["status"] == status
+
+
+def test_a_body_that_breaks_during_its_answer_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer_early(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with listening(answer_early) as address, connect(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while b"so far" not in connection.recv(999):
+            pass
+        connection.sendall(b"no length\r\n")
+        assert received(connection) == b""
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # the service

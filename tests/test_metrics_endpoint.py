@@ -137,6 +137,11 @@ def test_the_model_and_its_reloads(tmp_path: Path, make_checkpoint: Make, serve:
         assert len(info(found)) == 1  # the former is gone
         assert model not in info(found)[0]
 
+        (tmp_path / "best_model.pth").unlink()
+        slot.refresh()
+        slot.refresh()  # it has vanished once
+        assert reloads(scrape(client)) == (2, 3)
+
 
 def test_it_is_declared(client: TestClient) -> None:
     answers = client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]

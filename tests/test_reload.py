@@ -53,7 +53,7 @@ def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) ->
     path.unlink()
     slot.refresh()
     assert slot.current is second
-    assert slot.refusal == "best_model.pth has vanished; the model in memory goes on serving"
+    assert slot.refusal == "best_model.pth: no such file"
 
     make_checkpoint(seed=1)
     slot.refresh()
@@ -108,7 +108,7 @@ def test_every_way_to_break_a_file_leaves_the_old_model_serving(
         "empty": (lambda: path.write_bytes(b""), "damaged"),
         "foreign": (foreign, "nor a bare state_dict|not a U-Net"),
         "not a number": (nan, "NaN"),
-        "vanished": (path.unlink, "vanished"),
+        "vanished": (path.unlink, "no such file"),
         "a folder": (folder, "cannot be read"),
     }
     with serve(model=path, watch_s=1000) as client:

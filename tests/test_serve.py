@@ -129,7 +129,7 @@ def test_the_limits_of_connections_are_settings(tmp_path: Path) -> None:
                 assert connection.recv(1) == b""
         with socket.create_connection(("127.0.0.1", port), timeout=30) as endless:
             endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 2048)
-            assert endless.recv(99).startswith(b"HTTP/1.1 400 ")
+            assert endless.recv(99).startswith(b"HTTP/1.1 431 ")
 
 
 def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,10 @@
 """What the tests share: small models, a served app, and where real data is."""
 
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -129,6 +132,20 @@ def listening(app: Any, idle_s: float = 60, max_connections: int = 99, **config:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The program on a free port, and its address. It may still be loading: who asks now, waits."""
+    command = [sys.executable, "-m", "service", "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as program:
+        try:
+            assert program.stderr is not None
+            lines = iter(program.stderr.readline, "")
+            url = next(found[1] for line in lines if (found := re.search(r"listening on (http://\S+)", line)))
+            yield program, url
+        finally:
+            program.kill()
 
 
 def png(image: np.ndarray, suffix: str = ".png") -> bytes:

@@ -1,6 +1,7 @@
 """The model file may change at any time: what is served then, and what is not."""
 
 import gc
+import hashlib
 import os
 import re
 import threading
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import Serve, picture, png
+from conftest import Serve, picture, png, running
 
 from service.models import ModelSlot
 from unet import NetworkConfig
@@ -176,19 +178,22 @@ def test_an_old_model_is_freed(make_checkpoint: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory where Linux has it")
-def test_memory_after_fifty_swaps(tmp_path: Path) -> None:
+def test_memory_of_the_service_after_fifty_swaps(tmp_path: Path) -> None:
     """Of 15 MB each: kept, they would show."""
+    path = tmp_path / "best_model.pth"
+    image = png(np.zeros((64, 64), np.uint8))
 
     def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{program.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    path = tmp_path / "best_model.pth"
-    plain(path, foreground=True, base_channels=32)
-    slot = ModelSlot(path, "cpu", "auto", warm_up=run)
-    for swap in range(53):
-        plain(path, foreground=swap % 2 == 0, base_channels=32)
-        slot.refresh()
-        assert slot.refusal is None
-        if swap == 2:
-            before = resident()
-    assert resident() < 1.1 * before
+    with running("--model", str(path), "--watch-s", "0.05") as (program, url), httpx.Client(base_url=url) as client:
+        for swap in range(53):
+            plain(path, foreground=swap % 2 == 0, base_channels=32)
+            wanted = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            while (client.get("/health").json()["model"] or {}).get("id") != wanted:
+                pass
+            answer = client.post("/segment", content=image)
+            assert (answer.status_code, answer.headers["x-model-id"]) == (200, wanted)
+            if swap == 2:
+                before = resident()
+        assert resident() < 1.1 * before

@@ -3,34 +3,16 @@
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from conftest import picture, png
+from conftest import picture, png, running
 
 from service.__main__ import _listen, main
 from trainer import sample
-
-
-@contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The program on a free port, and its address. It may still be loading: who asks now, waits."""
-    command = [sys.executable, "-m", "service", "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as program:
-        try:
-            assert program.stderr is not None
-            lines = iter(program.stderr.readline, "")
-            url = next(found[1] for line in lines if (found := re.search(r"listening on (http://\S+)", line)))
-            yield program, url
-        finally:
-            program.kill()
 
 
 def test_it_starts_answers_and_stops(trained: Path) -> None:

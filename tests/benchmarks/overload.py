@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,17 @@ def main() -> None:
 async def flood(url: str, files: list[bytes], n: int, rate: float, pid: int) -> dict[str, Any]:
     """`n` requests at `rate` a second, each on a connection that has nothing else to do."""
     address = httpx.URL(url)
-    idle: list[Connection] = []
+    idle: deque[Connection] = deque()
     times: list[float] = []
     refused: list[float] = []
     statuses: Counter[int] = Counter()
     requests = [post(file) for file in files]
 
     async def ask(index: int) -> None:
-        connection = idle.pop() if idle else await Connection(address).__aenter__()
+        while idle and idle[0].ended:
+            await idle.popleft().__aexit__()
+        # in turn, so that none is idle for so long that the service closes it
+        connection = idle.popleft() if idle else await Connection(address).__aenter__()
         asked = time.perf_counter()
         status, _ = await connection.ask(requests[index % len(requests)])
         statuses[status] += 1

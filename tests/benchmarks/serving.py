@@ -167,6 +167,11 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         self.writer.close()
 
+    @property
+    def ended(self) -> bool:
+        """By the service, which does not keep connections that nobody uses."""
+        return self.reader.at_eof()
+
     async def ask(self, request: bytes) -> tuple[int, float]:
         """Status, and the seconds of Retry-After."""
         self.writer.write(request)

@@ -59,8 +59,12 @@ def _cell_centres(rng: np.random.Generator, size: int, spacing: int = 36) -> Fie
 
 def _two_nearest(yx: Field, centres: Field) -> tuple[Field, Field]:
     """(2, H, W) positions -> (H, W) distances to the nearest and to the second nearest centre."""
-    distances = np.linalg.norm(yx[np.newaxis] - centres[:, :, np.newaxis, np.newaxis], axis=1)  # (N, H, W)
-    nearest, second = np.partition(distances, 1, axis=0)[:2]
+    nearest = np.full(yx.shape[1:], np.inf)
+    second = nearest
+    for centre in centres:
+        distance = np.linalg.norm(yx - centre[:, np.newaxis, np.newaxis], axis=0)
+        second = np.minimum(second, np.maximum(nearest, distance))
+        nearest = np.minimum(nearest, distance)
     return nearest, second
 
 

@@ -104,9 +104,13 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
 def test_a_truncated_file_is_refused_or_read_but_never_crashes(suffix: str) -> None:
     whole = png(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8), suffix)
-    for tenth in range(10):
-        with pytest.raises(ImageError):
-            decode(whole[: len(whole) * tenth // 10])
+    for end in range(0, len(whole), 10):
+        try:
+            (page,) = decode(whole[:end])
+        except ImageError:
+            continue
+        assert page.shape == (64, 64)
+        assert end > 0.9 * len(whole)  # some formats end with what is no part of the picture
 
 
 def test_limits_at_and_above() -> None:

@@ -62,13 +62,13 @@ def main() -> None:
 def measure(
     predictor: Predictor, images: list[Any], url: str, pid: int, arguments: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    files = [encode_png(image) for image in images]
+    requests = [post(encode_png(image)) for image in images]
     raw: list[float] = []
     found: dict[int, list[dict[str, Any]]] = {n: [] for n in arguments.clients}
     for _ in range(ROUNDS):
         for n in arguments.clients:
             raw.append(raw_loop(predictor, images, arguments.seconds))
-            found[n].append(asyncio.run(load(url, files, n, arguments.seconds)) | {"rss": memory(pid)})
+            found[n].append(asyncio.run(load(url, requests, n, arguments.seconds)) | {"rss": memory(pid)})
     rows = {}
     for n, rounds in found.items():
         times = sorted(t for each in rounds for t in each["times"])
@@ -111,11 +111,14 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
     return sum(done) / (time.perf_counter() - started)
 
 
-async def load(url: str, files: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
-    """N clients for some seconds; who is refused comes back when it has been told to."""
+async def load(
+    url: str, requests: list[bytes], n_clients: int, seconds: float, *, health: bool = True
+) -> dict[str, Any]:
+    """N clients for some seconds; who is refused comes back when it has been told to. With `health`, one more that asks
+    for nothing but that."""
     times: list[float] = []
     refused: list[float] = []
-    health: list[float] = []
+    health_s: list[float] = []
     statuses: Counter[int] = Counter()
     address = httpx.URL(url)
     started = last = time.perf_counter()
@@ -123,7 +126,7 @@ async def load(url: str, files: list[bytes], n_clients: int, seconds: float) -> 
 
     async def client(index: int) -> None:
         nonlocal last
-        request = post(files[index % len(files)])
+        request = requests[index % len(requests)]
         async with Connection(address) as connection:
             while (asked := time.perf_counter()) < end:
                 status, retry_after = await connection.ask(request)
@@ -139,17 +142,17 @@ async def load(url: str, files: list[bytes], n_clients: int, seconds: float) -> 
         async with Connection(address) as connection:
             while (asked := time.perf_counter()) < end:
                 await connection.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                health.append(time.perf_counter() - asked)
+                health_s.append(time.perf_counter() - asked)
                 await asyncio.sleep(0.05)
 
-    await asyncio.gather(*(client(i) for i in range(n_clients)), ask_health())
+    await asyncio.gather(*(client(i) for i in range(n_clients)), *([ask_health()] if health else []))
     print(f"{n_clients} clients: {dict(statuses)}", file=sys.stderr)
     return {
         "times": times,
         "rate": len(times) / (last - started),
         "statuses": statuses,
         "refused": refused,
-        "health": health,
+        "health": health_s,
     }
 
 

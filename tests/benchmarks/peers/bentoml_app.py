@@ -1,0 +1,33 @@
+"""BentoML:  MODEL=... bentoml serve bentoml_app:Unet --port PORT"""
+
+import os
+
+import bentoml
+from segmenter import WORKERS, Segmenter
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+
+class _Raw:
+    """The body as it is: BentoML's own routes want forms or JSON."""
+
+    segmenter: Segmenter
+
+
+async def segment(request: Request) -> Response:
+    mask = await run_in_threadpool(_Raw.segmenter, await request.body())
+    return Response(mask, media_type="image/png")
+
+
+@bentoml.asgi_app(Starlette(routes=[Route("/segment", segment, methods=["POST"])]), path="/")
+@bentoml.service(workers=WORKERS, traffic={"timeout": 600})
+class Unet:
+    def __init__(self) -> None:
+        _Raw.segmenter = Segmenter(os.environ["MODEL"])
+
+    @bentoml.api
+    def unused(self) -> str:
+        return ""

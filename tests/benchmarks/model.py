@@ -2,24 +2,30 @@
 
 Each variant runs in a process of its own, and the variants take turns, so that what else the machine does hits all of
 them. `eager` is what a user's script would do: the network as saved, in float32, with threads and allocator as they
-are. Prints for one image of DATA at a time: the fastest and the median time, the gain over eager, arithmetic per second
+are; ONNX Runtime and OpenVINO, if they are installed (`pip install '.[peers]'`), run the same network instead of torch.
+Prints for one image of DATA at a time: the fastest and the median time, the gain over eager, arithmetic per second
 and its share of what the device does in a product of matrices of the same precision, the time to load the model,
 memory, and the share of the pixels of all images of DATA that differ from eager's mask.
 """
 
 import argparse
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 ROUNDS, SHOTS = 4, 4
-VARIANTS = ("eager", "fp32", "auto")
+OURS = ("eager", "fp32", "auto")
+ENGINES = ("onnxruntime", "openvino")
+VARIANTS = (*OURS, *(name for name in ENGINES if find_spec(name)))
 
 
 def main() -> None:
@@ -55,9 +61,9 @@ def main() -> None:
         for name in VARIANTS
     }
     print(f"{about['auto']['device']}, {about['auto']['network']}")
-    print("        " + "".join(f"{column:>12}" for column in rows["eager"]))
+    print(" " * 12 + "".join(f"{column:>12}" for column in rows["eager"]))
     for name, row in rows.items():
-        print(f"{name:8}" + "".join(f"{value:12.4g}" for value in row.values()))
+        print(f"{name:12}" + "".join(f"{value:12.4g}" for value in row.values()))
     if arguments.json:
         arguments.json.write_text(json.dumps({"about": about["auto"], "rows": rows}, indent=2) + "\n")
 
@@ -103,15 +109,19 @@ def work(name: str, model: Path, data: Path) -> None:
     )
 
     @torch.inference_mode()
-    def eager(image: Any) -> Any:
+    def eager(image: Any, compute: Any = network) -> Any:
         x = checkpoint.preprocessing(image, checkpoint.network.n_channels).tensor().contiguous()[None]
         height, width = checkpoint.preprocessing.padded_size(*image.shape[:2])
         x = torch.nn.functional.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="reflect")
-        x = x.to(predictor.device)
-        probabilities = network.to(predictor.device)(x).sigmoid()[0, 0, : image.shape[0], : image.shape[1]]
+        probabilities = compute(x.to(predictor.device)).sigmoid()[0, 0, : image.shape[0], : image.shape[1]]
         return (probabilities > checkpoint.threshold).to(torch.uint8).mul(255).cpu().numpy()
 
-    predict = eager if name == "eager" else predictor.mask
+    network.to(predictor.device)
+    if name in ENGINES:
+        compute = engine(name, network, checkpoint, images[0])
+        predict = partial(eager, compute=compute)
+    else:
+        predict = eager if name == "eager" else predictor.mask
     for _ in range(2):
         predict(images[0])
     for line in sys.stdin:
@@ -138,6 +148,27 @@ def work(name: str, model: Path, data: Path) -> None:
                 "torch": torch.__version__,
             }
         print(json.dumps(answer), flush=True)
+
+
+def engine(name: str, network: Any, checkpoint: Any, image: Any) -> Any:
+    """The network in another engine, for images of this size: (1, C, H, W) tensor -> logits."""
+    import torch
+
+    example = torch.zeros(
+        1, checkpoint.network.n_channels, *checkpoint.preprocessing.padded_size(*image.shape[:2]), dtype=torch.float32
+    )
+    network = network.cpu()
+    if name == "openvino":
+        import openvino
+
+        compiled = openvino.compile_model(openvino.convert_model(network, example_input=example), "CPU")
+        return lambda x: torch.from_numpy(compiled(x.numpy())[0])
+    import onnxruntime
+
+    file = io.BytesIO()
+    torch.onnx.export(network, (example,), file, dynamo=False)
+    session = onnxruntime.InferenceSession(file.getvalue())
+    return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
 def peak(matrix: Any) -> float:

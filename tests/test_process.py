@@ -1,0 +1,33 @@
+"""What `unet.process` does for threads that compute."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+from concurrent.futures import ThreadPoolExecutor
+from unet import NetworkConfig, Predictor
+from unet.pixels import Preprocessing
+import numpy as np, resource, torch
+
+predictor = Predictor(NetworkConfig(base_channels=16).build(), Preprocessing())
+image = np.zeros((512, 512), np.uint8)
+
+def work(_):
+    torch.set_num_threads(1)
+    predictor.mask(image)
+
+with ThreadPoolExecutor(2) as streams:
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        list(streams.map(work, range(2)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_threads_keep_the_memory_of_a_forward_pass() -> None:
+    """And do not get it from the system again, page by page: 25,000 of them for two images."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2000

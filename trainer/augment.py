@@ -48,6 +48,7 @@ class Augmentation:
 PATCH = 8, 40
 """Least and largest side of a patch, pixels."""
 PATCH_BLUR = 5.0
+"""Standard deviation of the blur in a patch, pixels."""
 
 
 class Draw(NamedTuple):
@@ -67,7 +68,7 @@ class Draw(NamedTuple):
     noise_seed: Tensor
     """(B,) each; the seed an integer."""
     patches: Tensor
-    """(B, N, 3): place of the centre in the crop, 0..1, and side, pixels."""
+    """(B, N, 3), 0..1: x and y of the centre in the crop, and the side between the least and the largest."""
 
     def of(self, share: slice, device: torch.device) -> "Draw":
         """Those of some of the crops, on the device."""
@@ -146,7 +147,7 @@ def adjust_grey(images: Tensor, drawn: Draw, how: Augmentation) -> Tensor:
 
 
 def patch_mask(patches: Tensor, size: int) -> Tensor:
-    """(B, N, 3) -> (B, S, S) bool."""
+    """`Draw.patches` (B, N, 3) -> (B, S, S) bool: where a patch is."""
     axis = (torch.arange(size, device=patches.device) + 0.5) / size
     half = (PATCH[0] + (PATCH[1] - PATCH[0]) * patches[..., 2:]) / (2 * size)
     inside = [(axis - patches[..., i : i + 1]).abs() < half for i in (0, 1)]  # (B, N, S)

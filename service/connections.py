@@ -48,7 +48,12 @@ def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self.conn.their_state is h11.SEND_BODY:
-                self.loop.call_later(LINGER_S, self.transport.abort)
+                self.loop.call_later(LINGER_S, self._end, self.cycle)
+
+        def _end(self, answered: object) -> None:
+            """Unless the body of the request that was answered has come to its end."""
+            if self.cycle is answered and self.conn.their_state is h11.SEND_BODY:
+                self.transport.abort()
 
         def send_400_response(self, msg: str) -> None:
             """What is no HTTP never gets to the application; its answer is a problem all the same. 431 for headers

@@ -1,5 +1,6 @@
 """What a client may send, how fast, and how many of them: at each limit and above it, over real connections."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import Serve, listening, png
 
+from service import connections
 from service.app import create_app
 from service.settings import ServeSettings
 from trainer import sample
@@ -112,6 +114,22 @@ def test_who_goes_on_sending_after_the_answer_is_cut_off() -> None:
     with listening(echo) as address, connect(address) as connection:
         connection.sendall(b"POST /7 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert b"200 OK" in drip(connection, b"400\r\n" + bytes(1024) + b"\r\n")
+
+
+def test_who_ends_its_body_after_the_answer_may_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As who is refused with 503 does: the answer comes before a large upload has been sent."""
+    monkeypatch.setattr(connections, "LINGER_S", 0.1)
+
+    async def work(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "GET":  # until the first request's time is over
+            await asyncio.sleep(2 * connections.LINGER_S)
+        await echo(scope, receive, send)
+
+    with listening(work) as address, connect(address) as connection:
+        connection.sendall(b"POST /7 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+        assert b"200 OK" in connection.recv(999)
+        connection.sendall(b"cdGET /3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"200 OK" in received(connection)
 
 
 def test_connections_at_and_above_the_limit() -> None:

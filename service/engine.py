@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import cycle
 from typing import Any, ParamSpec, TypeVar
 
 import numpy.typing as npt
@@ -34,6 +35,8 @@ BATCH_PIXELS = 2**22
 NICENESS = 10
 SMALLEST_TILE = 256
 """A device without memory for this much has none for anything."""
+RETRY_AFTER = (1, 2, 3)
+"""Seconds, in turn: those who are refused together shall not come back together."""
 
 
 class InferenceError(RuntimeError):
@@ -67,6 +70,7 @@ class Engine:
         self.max_in_flight = max_in_flight
         self.timeout_s = timeout_s
         self.in_flight = 0
+        self._retry_after = cycle(RETRY_AFTER)
         self._on_batch = on_batch
         self.stopping = False
         """Refuses what is new; what is in flight is finished."""
@@ -101,7 +105,8 @@ class Engine:
         if self.stopping:
             raise ProblemError(503, "the service is stopping; ask another one", retry_after=1, close=True)
         if self.in_flight >= self.max_in_flight:
-            raise ProblemError(503, f"{self.in_flight} requests are in flight already; try again", retry_after=1)
+            detail = f"{self.in_flight} requests are in flight already; try again"
+            raise ProblemError(503, detail, retry_after=next(self._retry_after))
         self.in_flight += 1
         try:
             async with asyncio.timeout(self.timeout_s):

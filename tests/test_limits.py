@@ -288,9 +288,10 @@ def test_503_above_the_places_and_200_when_there_is_one_again(trained: Path) -> 
             for connection in (one, two):
                 connection.sendall(head)
                 assert connection.recv(999).startswith(b"HTTP/1.1 100 ")  # it has its place, and waits for the body
-            refused = httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=body)
-            assert refused.status_code == 503
-            assert int(refused.headers["retry-after"]) > 0
+            refused = [httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=body) for _ in range(4)]
+            assert [answer.status_code for answer in refused] == [503] * 4
+            # those who are refused together do not come back together
+            assert [answer.headers["retry-after"] for answer in refused] == ["1", "2", "3", "1"]
             for connection in (one, two):
                 connection.sendall(body)
                 assert received(connection).startswith(b"HTTP/1.1 200 ")

@@ -2,7 +2,7 @@
 
 First finds the capacity, with eight clients that each wait for their answer; then sends requests at twice that rate
 whether or not earlier ones have been answered, in squares cut from the images of DATA. Prints what came of them, and
-what the service's process held after a tenth of them and at the end.
+what the service's process held after each tenth of them; growth is from the first tenth to the last.
 """
 
 import argparse
@@ -63,13 +63,13 @@ def main() -> None:
         "503": found["statuses"][503],
         "others": found["statuses"].total() - found["statuses"][200] - found["statuses"][503],
         "503 p99 ms": 1000 * percentile(found["refused"], 0.99),
-        "rss MiB": found["rss"],
-        "rss growth %": 100 * (found["rss at the end"] / found["rss"] - 1),
+        "rss growth %": 100 * (found["rss"][-1] / found["rss"][0] - 1),
         "more files": more["files"],
         "more threads": more["threads"],
+        "rss MiB, tenth by tenth": found["rss"],
     }
     for name, value in row.items():
-        print(f"{name:16}{value:12.4g}")
+        print(f"{name:24}{value:12.4g}" if isinstance(value, (int, float)) else f"{name}: {value}")
     if arguments.json:
         arguments.json.write_text(json.dumps(row, indent=2) + "\n")
 
@@ -95,12 +95,12 @@ async def flood(url: str, requests: list[bytes], n: int, rate: float, pid: int) 
 
     started = time.perf_counter()
     tasks = []
-    rss = memory(pid)
+    rss = []
     for i in range(n):
         await asyncio.sleep(max(0, started + i / rate - time.perf_counter()))
         tasks.append(asyncio.create_task(ask(i)))
-        if i == n // 10:
-            rss = memory(pid)
+        if i % (n // 10) == n // 10 - 1:
+            rss.append(round(memory(pid), 1))
     await asyncio.gather(*tasks)
     seconds = time.perf_counter() - started
     for connection in idle:
@@ -111,7 +111,6 @@ async def flood(url: str, requests: list[bytes], n: int, rate: float, pid: int) 
         "statuses": statuses,
         "seconds": seconds,
         "rss": rss,
-        "rss at the end": memory(pid),
     }
 
 

@@ -8,6 +8,7 @@ the mask, and post the next. Prints requests per second, their share of the raw 
 import argparse
 import asyncio
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -56,7 +57,8 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:>6} clients" + "".join(f"{value:>12.4g}" for value in row.values()))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"start_s": start_s, "idle MiB": idle, "rows": rows}, indent=2) + "\n")
+        known = {n: {name: value for name, value in row.items() if not math.isnan(value)} for n, row in rows.items()}
+        arguments.json.write_text(json.dumps({"start_s": start_s, "idle MiB": idle, "rows": known}, indent=2) + "\n")
 
 
 def measure(

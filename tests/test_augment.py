@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer import augment
-from trainer.augment import Augmentation, adjust_grey, blur, draw, elastic_displacement, patch_mask, sample
+from trainer.augment import Augmentation, adjust_grey, blur, draw, elastic_displacement, sample
 from trainer.recipes import STRONG
 
 NOTHING = Augmentation(flip=False)
@@ -107,19 +107,6 @@ def test_blur_is_gaussian_and_each_image_has_its_own() -> None:
     torch.testing.assert_close(sharp, images[0, 0])
     assert blurred.sum().item() == pytest.approx(1)
     assert (blurred[10, 11] / blurred[10, 10]).item() == pytest.approx(math.exp(-0.5), rel=1e-5)
-
-
-def test_patches_are_blurred_and_nothing_else() -> None:
-    images = torch.randn(40, 1, 128, 128, generator=rng(2))
-    how = Augmentation(patches=1)
-    mask = patch_mask(draw(40, 128, how, rng()).patches, 128)
-    rows, columns = mask.any(2).sum(1), mask.any(1).sum(1)
-    assert max(rows.max(), columns.max()) <= 41
-    assert min(rows.min(), columns.min()) >= 3  # of the 8 pixels that are inside, wherever it lies
-    assert torch.equal(mask.sum((1, 2)), rows * columns)  # each is a rectangle
-    changed = adjusted(images, how)
-    assert torch.equal(changed[:, 0][~mask], images[:, 0][~mask])
-    assert changed[:, 0][mask].std() < 0.2 * images[:, 0][mask].std()
 
 
 def test_the_same_seed_gives_the_same() -> None:

@@ -41,15 +41,6 @@ class Augmentation:
     noise: float = 0.0
     """Largest standard deviation of added noise, in standard deviations of the image; half of the crops get some."""
 
-    patches: int = 0
-    """Squares of a crop in which it is hard to see: strongly blurred, so that what is there follows from around it."""
-
-
-PATCH = 8, 40
-"""Least and largest side of a patch, pixels."""
-PATCH_BLUR = 5.0
-"""Standard deviation of the blur in a patch, pixels."""
-
 
 class Draw(NamedTuple):
     """The random numbers of B crops. Drawn on the CPU, so that they are the same on every device."""
@@ -67,8 +58,6 @@ class Draw(NamedTuple):
     noise: Tensor
     noise_seed: Tensor
     """(B,) each; the seed an integer."""
-    patches: Tensor
-    """(B, N, 3), 0..1: x and y of the centre in the crop, and the side between the least and the largest."""
 
     def of(self, share: slice, device: torch.device) -> "Draw":
         """Those of some of the crops, on the device."""
@@ -94,7 +83,6 @@ def draw(n: int, size: int, how: Augmentation, rng: torch.Generator) -> Draw:
         blur=how.blur * torch.rand(n, generator=rng) * _coin(n, rng),
         noise=how.noise * torch.rand(n, generator=rng) * _coin(n, rng),
         noise_seed=torch.randint(2**62, (n,), generator=rng),
-        patches=torch.rand(n, how.patches, 3, generator=rng),
     )
 
 
@@ -131,9 +119,6 @@ def adjust_grey(images: Tensor, drawn: Draw, how: Augmentation) -> Tensor:
         images = ((images - low) / (high - low + 1e-6)) ** each(drawn.gamma) * (high - low) + low
     if how.contrast or how.brightness:
         images = images * each(drawn.contrast) + each(drawn.brightness)
-    if how.patches:
-        strong = blur(images, torch.full_like(drawn.blur, PATCH_BLUR), radius=math.ceil(2 * PATCH_BLUR))
-        images = torch.where(patch_mask(drawn.patches, images.shape[-1])[:, None], strong, images)
     if how.blur:
         images = blur(images, drawn.blur, radius=math.ceil(2 * how.blur))
     if how.noise:
@@ -144,14 +129,6 @@ def adjust_grey(images: Tensor, drawn: Draw, how: Augmentation) -> Tensor:
         ]
         images = images + each(drawn.noise) * torch.stack(noise)
     return images
-
-
-def patch_mask(patches: Tensor, size: int) -> Tensor:
-    """`Draw.patches` (B, N, 3) -> (B, S, S) bool: where a patch is."""
-    axis = (torch.arange(size, device=patches.device) + 0.5) / size
-    half = (PATCH[0] + (PATCH[1] - PATCH[0]) * patches[..., 2:]) / (2 * size)
-    inside = [(axis - patches[..., i : i + 1]).abs() < half for i in (0, 1)]  # (B, N, S)
-    return (inside[1][..., :, None] & inside[0][..., None, :]).any(1)
 
 
 def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:

@@ -29,7 +29,6 @@ VARIANTS = {
     "default": DEFAULT,
     "no-elastic": replace(DEFAULT, augmentation=replace(DEFAULT.augmentation, elastic=0.0)),
     "flips": replace(DEFAULT, augmentation=Augmentation()),
-    "patches": replace(DEFAULT, augmentation=replace(DEFAULT.augmentation, patches=12)),
     "borders": replace(DEFAULT, border_weights=True),
     "tutorial": RECIPES["tutorial"],
     "paper": RECIPES["paper"],

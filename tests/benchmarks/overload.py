@@ -66,12 +66,12 @@ def main() -> None:
         "rss growth %": 100 * (found["rss"][-1] / found["rss"][0] - 1),
         "more files": more["files"],
         "more threads": more["threads"],
-        "rss MiB, tenth by tenth": found["rss"],
     }
     for name, value in row.items():
-        print(f"{name:24}{value:12.4g}" if isinstance(value, (int, float)) else f"{name}: {value}")
+        print(f"{name:16}{value:12.4g}")
+    print("rss MiB, tenth by tenth:", *found["rss"])
     if arguments.json:
-        arguments.json.write_text(json.dumps(row, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(row | {"rss MiB": found["rss"]}, indent=2) + "\n")
 
 
 async def flood(url: str, requests: list[bytes], n: int, rate: float, pid: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ async def flood(url: str, requests: list[bytes], n: int, rate: float, pid: int) 
     for i in range(n):
         await asyncio.sleep(max(0, started + i / rate - time.perf_counter()))
         tasks.append(asyncio.create_task(ask(i)))
-        if i % (n // 10) == n // 10 - 1:
+        if 10 * (i + 1) // n > len(rss):
             rss.append(round(memory(pid), 1))
     await asyncio.gather(*tasks)
     seconds = time.perf_counter() - started

@@ -76,20 +76,3 @@ def test_every_parameter_gets_a_gradient(bilinear: bool) -> None:
 def test_a_senseless_configuration_is_refused_by_name(config: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         NetworkConfig(**config)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("config", [{}, {"variant": "pytorch-unet", "conv_bias": False}, {"bilinear": False}])
-def test_folded_computes_the_same_without_batch_norm(config: dict[str, object]) -> None:
-    torch.manual_seed(0)
-    network = NetworkConfig(base_channels=4, **config).build()  # type: ignore[arg-type]
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # as if trained
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -1, 1)
-            module.running_mean = torch.rand(module.num_features)
-            module.running_var = torch.rand(module.num_features) + 0.5
-    x = torch.rand(2, 1, 40, 33)
-    folded = network.folded()
-    torch.testing.assert_close(folded(x), network.eval()(x), rtol=1e-4, atol=1e-4)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())  # a copy was folded

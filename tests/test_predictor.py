@@ -44,13 +44,15 @@ def test_grey_and_colour_fit_every_network(make_checkpoint: Make, shape: tuple[i
 
 
 def test_the_threshold(make_checkpoint: Make, rng: np.random.Generator) -> None:
-    predictor = Predictor.load(make_checkpoint(), device="cpu")
+    predictor = Predictor.load(make_checkpoint(), device="cpu", precision="fp32")
     image = rng.integers(0, 256, (32, 32), dtype=np.uint8)
     probabilities = predictor(image)
     for threshold in (0.0, float(np.median(probabilities)), 1.0):
         expected = np.where(probabilities > threshold, 255, 0)
         np.testing.assert_array_equal(predictor.mask(image, threshold), expected)
     np.testing.assert_array_equal(predictor.mask(image), np.where(probabilities > 0.5, 255, 0))
+    deep = Predictor(predictor.network, Preprocessing(), class_values=(0, 65535))  # trained on 16-bit labels
+    np.testing.assert_array_equal(deep.mask(image), predictor.mask(image))
     several = Predictor.load(make_checkpoint(n_classes=3), device="cpu")
     with pytest.raises(PixelError, match="3 classes"):
         several.mask(image, 0.5)

@@ -62,7 +62,7 @@ class NetworkConfig:
 
 
 class DoubleConv(nn.Module):
-    """(3x3 convolution, batch norm, ReLU) twice."""
+    """(3x3 convolution, batch norm, ReLU) twice; of several tensors, joined along the channels."""
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class DoubleConv(nn.Module):
             layers.append(nn.ReLU(inplace=True))
         self.double_conv = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.double_conv(x)  # type: ignore[no-any-return]
+    def forward(self, *parts: Tensor) -> Tensor:
+        return self.double_conv(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))  # type: ignore[no-any-return]
 
 
 class Down(nn.Module):
@@ -132,7 +132,7 @@ class Up(nn.Module):
             x = _fit(x, skip)
         else:  # the paper's "copy and crop"
             skip = _fit(skip, x)
-        return self.conv(torch.cat([skip, x], dim=1))  # type: ignore[no-any-return]
+        return self.conv(skip, x)  # type: ignore[no-any-return]
 
 
 class OutConv(nn.Module):
@@ -229,6 +229,8 @@ class UNet(nn.Module):
 def _fit(x: Tensor, like: Tensor) -> Tensor:
     """Pads `x` with zeros, or crops it, about its centre to the height and width of `like`."""
     dh, dw = like.shape[-2] - x.shape[-2], like.shape[-1] - x.shape[-1]
+    if dh == dw == 0:  # F.pad would copy it
+        return x
     return F.pad(x, [dw // 2, dw - dw // 2, dh // 2, dh - dh // 2])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device, resolve_precision
+from unet.fused import fused
 from unet.network import STRIDE, UNet
 from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise
 from unet.tiling import CONTEXT, Tile, cut
@@ -21,6 +22,8 @@ Output = Literal["probabilities", "mask", "probability"]
 
 TILE = {"cpu": 896, "cuda": 2048}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 1 GiB and 3 GiB."""
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 VIEWS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
 """Test-time augmentation: quarter turns, then flipped or not."""
@@ -47,11 +50,10 @@ class Predictor:
         tile: int | None = None,
     ) -> None:
         self.device = device or next(network.parameters()).device
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = DTYPES[precision]
         self.network: UNet = network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing
         self.class_values = class_values
-        self._mask_values = torch.tensor((0, 255) if self.binary else class_values, dtype=torch.uint8)
         self.threshold = threshold
         self.precision: Precision = precision
         self.tile = tile or TILE[self.device.type]
@@ -62,13 +64,15 @@ class Predictor:
     ) -> Self:
         """Raises DeviceError when there is no such device."""
         where = resolve_device(device)
+        resolved = resolve_precision(precision, where)
+        network = checkpoint.build().folded().to(where, DTYPES[resolved], memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
-            checkpoint.build().folded(),
+            fused(network),
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,
             device=where,
-            precision=resolve_precision(precision, where),
+            precision=resolved,
         )
 
     @classmethod
@@ -162,8 +166,11 @@ class Predictor:
 
     def finish(self, probabilities: Tensor, output: Output, threshold: float | None) -> Tensor:
         """(n_classes, h, w) -> what is wanted of it, on the same device: the same shape, or (1, h, w) uint8."""
+        if output == "mask" and self.binary:
+            return (probabilities > self._threshold(threshold)).to(torch.uint8) * 255
         if output == "mask":
-            return self._mask_values.to(probabilities.device)[self._classes(probabilities, threshold)][None]
+            values = torch.tensor(self.class_values, dtype=torch.uint8, device=probabilities.device)
+            return values[self._classes(probabilities, threshold)][None]
         if output == "probability":
             likeliest = probabilities if self.binary else probabilities.amax(dim=0, keepdim=True)
             return (likeliest * 255).round().to(torch.uint8)
@@ -173,7 +180,10 @@ class Predictor:
         """(n_classes, h, w) -> (h, w) int64."""
         if not self.binary:
             return probabilities.argmax(dim=0)
-        return (probabilities[0] > (self.threshold if threshold is None else threshold)).long()
+        return (probabilities[0] > self._threshold(threshold)).long()
+
+    def _threshold(self, given: float | None) -> float:
+        return self.threshold if given is None else given
 
     def _check_threshold(self, threshold: float | None) -> None:
         if threshold is not None and not self.binary:

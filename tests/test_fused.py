@@ -1,0 +1,71 @@
+"""The network of the service computes what the trained one does, in fewer steps."""
+
+import pytest
+import torch
+from torch import nn
+
+from unet.fused import fused
+from unet.network import NetworkConfig, UNet
+
+CONFIGS: list[tuple[dict[str, object], tuple[int, int]]] = [
+    ({}, (40, 33)),  # odd sizes: a row and a column are lost in the pooling, and padded back
+    ({"bilinear": False, "n_channels": 3, "n_classes": 4}, (64, 48)),
+    ({"variant": "pytorch-unet", "conv_bias": False}, (47, 32)),
+    ({"variant": "pytorch-unet", "bilinear": False}, (33, 47)),
+    ({"variant": "paper", "bilinear": False}, (188, 204)),
+]
+
+
+def trained(config: dict[str, object]) -> UNet:
+    torch.manual_seed(0)
+    network = NetworkConfig(base_channels=4, **config).build()  # type: ignore[arg-type]
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.uniform_(module.bias, -1, 1)
+            module.running_mean = torch.rand(module.num_features)
+            module.running_var = torch.rand(module.num_features) + 0.5
+    return network.eval()
+
+
+@pytest.mark.parametrize("config", [{}, {"variant": "pytorch-unet", "conv_bias": False}, {"bilinear": False}])
+def test_folded_computes_the_same_without_batch_norm(config: dict[str, object]) -> None:
+    network = trained(config)
+    x = torch.rand(2, 1, 40, 33)
+    folded = network.folded()
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())  # a copy was folded
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize(("config", "size"), CONFIGS)
+def test_fused_computes_the_same(config: dict[str, object], size: tuple[int, int]) -> None:
+    network = trained(config)
+    x = torch.rand(2, network.config.n_channels, *size).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = network(x)
+        found = fused(network.folded().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-4)
+    left = {type(module) for module in found.modules()}
+    assert left.isdisjoint({nn.ReLU, nn.MaxPool2d, nn.BatchNorm2d})
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no instructions for bfloat16 here")
+@pytest.mark.parametrize(("config", "size"), CONFIGS)
+def test_in_bfloat16_as_far_as_it_goes(config: dict[str, object], size: tuple[int, int]) -> None:
+    network = trained(config)
+    x = torch.rand(2, network.config.n_channels, *size).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        exact = network(x)
+        folded = network.folded().to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unfused = (folded(x.bfloat16()).float() - exact).abs().mean()
+        error = (fused(folded)(x.bfloat16()).float() - exact).abs().mean()
+    assert 0 < error < 1.2 * unfused
+
+
+def test_what_onednn_does_not_compute_is_left_alone() -> None:
+    network = trained({}).folded().double()
+    assert fused(network) is network
+    assert any(isinstance(module, nn.MaxPool2d) for module in network.modules())
+    assert network(torch.rand(1, 1, 32, 32).double()).shape == (1, 1, 32, 32)

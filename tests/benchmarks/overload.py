@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--side", type=int, default=128, help="of the squares, pixels")
+    parser.add_argument("--side", type=int, default=512, help="of the squares, pixels (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of finding the capacity")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -39,6 +39,16 @@ def test_image_and_label_stay_together_through_every_turn() -> None:
     assert len(corners) == 8
 
 
+def test_no_class_appears_between_two_others() -> None:
+    """Labels are read at the nearest pixel, however the crop is turned and deformed."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, 32:] = 200
+    halves = Sample("halves", image, np.repeat([[0, 2]], 64, axis=0).repeat(32, axis=1).astype(np.uint8))
+    strong = replace(RECIPE, augmentation=RECIPES["default"].augmentation)
+    for _, labels, _ in batches([halves], strong).epoch(1):
+        assert set(labels.unique().tolist()) <= {0, 2}
+
+
 def test_without_rotation_only_flips() -> None:
     recipe = RECIPES["tutorial"].override(image_size=32)
     steps = set()

@@ -20,6 +20,8 @@ def trained(config: dict[str, object]) -> UNet:
     torch.manual_seed(0)
     network = NetworkConfig(base_channels=4, **config).build()  # type: ignore[arg-type]
     for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # so that what comes from below matters
+            nn.init.kaiming_normal_(module.weight)
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.uniform_(module.bias, -1, 1)

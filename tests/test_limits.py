@@ -119,17 +119,23 @@ def test_who_goes_on_sending_after_the_answer_is_cut_off() -> None:
 def test_who_ends_its_body_after_the_answer_may_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As who is refused with 503 does: the answer comes before a large upload has been sent."""
     monkeypatch.setattr(connections, "LINGER_S", 0.1)
+    half = b" HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab"
 
     async def work(scope: Any, receive: Any, send: Any) -> None:
-        if scope["method"] == "GET":  # until the first request's time is over
+        if scope["path"] == "/00":  # until the time of the request before is over
             await asyncio.sleep(2 * connections.LINGER_S)
         await echo(scope, receive, send)
 
-    with listening(work) as address, connect(address) as connection:
-        connection.sendall(b"POST /7 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+    with listening(work) as address, connect(address) as connection, connect(address) as other:
+        connection.sendall(b"POST /0" + half)
         assert b"200 OK" in connection.recv(999)
-        connection.sendall(b"cdGET /3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert b"200 OK" in received(connection)
+        connection.sendall(b"cdPOST /00" + half)  # its time is over in the middle of the next body
+        assert b"200 OK" in connection.recv(999)
+        connection.sendall(b"cd")  # its time is over between two requests
+        other.sendall(b"GET /00 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in other.recv(999)
+        connection.sendall(b"POST /0" + half)
+        assert b"200 OK" in connection.recv(999)
 
 
 def test_connections_at_and_above_the_limit() -> None:

@@ -7,6 +7,8 @@ from torch import nn
 from unet.fused import fused
 from unet.network import NetworkConfig, UNet
 
+ONEDNN = torch.backends.mkldnn.is_available()
+BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 CONFIGS: list[tuple[dict[str, object], tuple[int, int]]] = [
     ({}, (40, 33)),  # odd sizes: a row and a column are lost in the pooling, and padded back
     ({"bilinear": False, "n_channels": 3, "n_classes": 4}, (64, 48)),
@@ -40,7 +42,7 @@ def test_folded_computes_the_same_without_batch_norm(config: dict[str, object]) 
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())  # a copy was folded
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 @pytest.mark.parametrize(("config", "size"), CONFIGS)
 def test_fused_computes_the_same(config: dict[str, object], size: tuple[int, int]) -> None:
     network = trained(config)
@@ -53,7 +55,7 @@ def test_fused_computes_the_same(config: dict[str, object], size: tuple[int, int
     assert left.isdisjoint({nn.ReLU, nn.MaxPool2d, nn.BatchNorm2d})
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no instructions for bfloat16 here")
+@pytest.mark.skipif(not BF16, reason="no instructions for bfloat16 here")
 @pytest.mark.parametrize(("config", "size"), CONFIGS)
 def test_in_bfloat16_as_far_as_it_goes(config: dict[str, object], size: tuple[int, int]) -> None:
     network = trained(config)

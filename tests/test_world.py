@@ -22,7 +22,13 @@ from trainer.__main__ import main
 from trainer.recipes import RECIPES
 from dataclasses import replace
 RECIPES["paper"] = replace(
-    RECIPES["paper"], loss="ce+dice", mixed_precision=False, min_steps=4, image_size=68, batch_size=4, base_channels=2
+    RECIPES["paper"],
+    loss="ce+dice+cldice",
+    mixed_precision=False,
+    min_steps=4,
+    image_size=68,
+    batch_size=4,
+    base_channels=2,
 )
 sys.exit(main())
 """

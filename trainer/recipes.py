@@ -90,7 +90,7 @@ STRONG = Augmentation(
 )
 
 RECIPES: dict[RecipeName, Recipe] = {
-    "default": Recipe(name="default", augmentation=STRONG),
+    "default": Recipe(name="default", augmentation=STRONG, loss="ce+dice+cldice"),
     # minutes on two CPU cores
     "quick": Recipe(
         name="quick",

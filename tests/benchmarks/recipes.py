@@ -30,6 +30,7 @@ VARIANTS = {
     "no-elastic": replace(DEFAULT, augmentation=replace(DEFAULT.augmentation, elastic=0.0)),
     "flips": replace(DEFAULT, augmentation=Augmentation()),
     "borders": replace(DEFAULT, border_weights=True),
+    "dice": replace(DEFAULT, loss="ce+dice"),
     "tutorial": RECIPES["tutorial"],
     "paper": RECIPES["paper"],
 }

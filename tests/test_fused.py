@@ -32,6 +32,11 @@ def trained(config: dict[str, object]) -> UNet:
     return network.eval()
 
 
+def network_and_images(config: dict[str, object], size: tuple[int, int]) -> tuple[UNet, torch.Tensor]:
+    network = trained(config)
+    return network, torch.rand(2, network.config.n_channels, *size).to(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("config", [{}, {"variant": "pytorch-unet", "conv_bias": False}, {"bilinear": False}])
 def test_folded_computes_the_same_without_batch_norm(config: dict[str, object]) -> None:
     network = trained(config)
@@ -45,8 +50,7 @@ def test_folded_computes_the_same_without_batch_norm(config: dict[str, object]) 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 @pytest.mark.parametrize(("config", "size"), CONFIGS)
 def test_fused_computes_the_same(config: dict[str, object], size: tuple[int, int]) -> None:
-    network = trained(config)
-    x = torch.rand(2, network.config.n_channels, *size).to(memory_format=torch.channels_last)
+    network, x = network_and_images(config, size)
     with torch.inference_mode():
         expected = network(x)
         found = fused(network.folded().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
@@ -58,8 +62,7 @@ def test_fused_computes_the_same(config: dict[str, object], size: tuple[int, int
 @pytest.mark.skipif(not BF16, reason="no instructions for bfloat16 here")
 @pytest.mark.parametrize(("config", "size"), CONFIGS)
 def test_in_bfloat16_as_far_as_it_goes(config: dict[str, object], size: tuple[int, int]) -> None:
-    network = trained(config)
-    x = torch.rand(2, network.config.n_channels, *size).to(memory_format=torch.channels_last)
+    network, x = network_and_images(config, size)
     with torch.inference_mode():
         exact = network(x)
         folded = network.folded().to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]

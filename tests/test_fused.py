@@ -71,6 +71,15 @@ def test_in_bfloat16_as_far_as_it_goes(config: dict[str, object], size: tuple[in
     assert 0 < error < 1.2 * unfused
 
 
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+def test_gives_back_what_is_summed_up() -> None:
+    join = fused(trained({}).folded()).up4.conv
+    skip, below = torch.rand(1, 4, 32, 32), torch.rand(1, 4, 32, 32)
+    with torch.inference_mode():
+        assert join(skip, below).shape == (1, 4, 32, 32)
+    assert skip.untyped_storage().size() == below.untyped_storage().size() == 0
+
+
 def test_what_onednn_does_not_compute_is_left_alone() -> None:
     network = trained({}).folded().double()
     assert fused(network) is network

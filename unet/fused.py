@@ -50,6 +50,9 @@ class _FusedDoubleConv(nn.Module):
         x = self._convolved(parts[0], self.parts[0], self.first_bias, "relu" if len(parts) == 1 else "none")
         for i, part in enumerate(parts[1:], 2):
             self._add_convolved(x, part, self.parts[i - 1], "relu" if i == len(parts) else "none")
+        if len(parts) > 1:  # nobody needs them any more, but whoever has called still holds them
+            for part in parts:
+                part.untyped_storage().resize_(0)
         return self._convolved(x, self.second, self.second_bias, "relu")
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, then: str) -> Tensor:

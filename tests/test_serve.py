@@ -1,5 +1,6 @@
 """`unet-serve` as a program: it starts, answers and stops."""
 
+import gc
 import re
 import signal
 import socket
@@ -94,7 +95,9 @@ def test_a_lost_device_ends_the_process_with_an_error(trained: Path, monkeypatch
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         assert main(["--model", str(trained / "best_model.pth"), "--port", "0"]) == 1
+        assert gc.get_freeze_count() > 10_000  # what is imported is not looked through while requests wait
     finally:
+        gc.unfreeze()
         for each, handler in handlers.items():
             signal.signal(each, handler)
 

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         timeout_graceful_shutdown=1,
     )
     server = Server(config, app, settings.grace_s)
-    gc.freeze()  # what is imported stays: a full collection would look through it for 80 ms, and answer nobody meanwhile
+    gc.freeze()  # what is imported stays; to look through it, again and again, holds up everybody for 80 ms
     server.run(sockets=[listener])
     return 1 if server.lost else 0
 

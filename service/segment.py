@@ -17,6 +17,7 @@ from service.upload import OPENAPI, read_upload
 from unet import Predictor
 from unet.images import ImageError, ImageTooLargeError, decode, encode_png, encode_tiff
 from unet.pixels import PixelError
+from unet.predictor import Prediction
 
 R = TypeVar("R")
 
@@ -99,13 +100,10 @@ async def _segment(
 ) -> tuple[bytes, str]:
     """The answer's body and media type."""
     try:
-        pages = await engine.codec(decode, data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
+        predictions = await engine.codec(_start, data, predictor, query, settings)
         clock.lap("decode")
         masks, infer_s = [], 0.0
-        for page in pages:
-            prediction = await engine.codec(
-                predictor.start, page, query.output, threshold=query.threshold, tta=query.tta
-            )
+        for prediction in predictions:
             mask, seconds = await engine.infer(prediction)
             masks.append(mask)
             infer_s += seconds
@@ -123,6 +121,12 @@ async def _segment(
     clock.lap("encode")
     notes.pixels = sum(mask.size for mask in masks)
     return answer
+
+
+def _start(data: bytes, predictor: Predictor, query: SegmentQuery, settings: ServeSettings) -> list[Prediction]:
+    """One for each page. Raises ImageError or PixelError."""
+    pages = decode(data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
+    return [predictor.start(page, query.output, threshold=query.threshold, tta=query.tta) for page in pages]
 
 
 async def unless_hung_up(request: Request, work: Coroutine[Any, Any, R]) -> R:

@@ -12,6 +12,10 @@ from service import problems
 LINGER_S = 2.0
 """What a client goes on sending after its answer is thrown away for so long: it may not read before it has sent."""
 
+READ_SIZE = 2**16
+"""Bytes that are taken from a connection at once. asyncio's 256 KiB of each take much memory when many come together,
+and make the last of them wait."""
+
 SEND_BUFFER = 2**18
 """Bytes. The kernel's own may be megabytes, and its reader would seem to take nothing for as long as they last."""
 
@@ -35,6 +39,7 @@ def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of asyncio's own transport
             if len(self.connections) > max_connections:
                 transport.abort()
             else:

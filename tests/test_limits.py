@@ -85,6 +85,24 @@ def test_a_silent_connection_is_closed() -> None:
         assert received(connection) == b""
 
 
+def test_a_large_body_comes_in_small_pieces() -> None:
+    pieces: list[int] = []
+
+    async def count(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            pieces.append(len(message["body"]))
+            more = message["more_body"]
+        await echo(scope, receive, send)
+
+    with listening(count) as address, connect(address) as connection:
+        connection.sendall(b"POST /3 HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n" + bytes(4_000_000))
+        assert connection.recv(9) == b"HTTP/1.1 "
+    assert sum(pieces) == 4_000_000
+    assert max(pieces) <= 2 * connections.READ_SIZE  # two reads at most, before the server has them wait
+
+
 @pytest.mark.parametrize("before", [b"", b"GET /3 HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
 def test_headers_that_drip_end_the_connection(before: bytes) -> None:
     with listening(echo, idle_s=0.3) as address, connect(address) as connection:

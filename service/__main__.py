@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         app,
         http=limited(settings.idle_s, settings.max_connections),
         ws="none",
+        loop="asyncio",  # uvloop, where it is installed, is no faster here, and cannot be told how much to read at once
         h11_max_incomplete_event_size=settings.max_header_bytes,
         server_header=False,
         log_config=None,

@@ -39,8 +39,7 @@ def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            if hasattr(transport, "max_size"):  # asyncio's own; uvloop, where it is installed, has no such setting
-                transport.max_size = READ_SIZE
+            transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of asyncio's own transport
             if len(self.connections) > max_connections:
                 transport.abort()
             else:

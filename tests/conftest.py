@@ -122,7 +122,8 @@ def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
 def listening(app: Any, idle_s: float = 60, max_connections: int = 99, **config: Any) -> Iterator[tuple[str, int]]:
     """The app on a real port, with uvicorn set up as `unet-serve` does it."""
     http = limited(idle_s, max_connections)
-    settings = uvicorn.Config(app, http=http, ws="none", log_level="critical", timeout_graceful_shutdown=1, **config)
+    as_served = {"http": http, "ws": "none", "loop": "asyncio"}
+    settings = uvicorn.Config(app, **as_served, log_level="critical", timeout_graceful_shutdown=1, **config)
     server = uvicorn.Server(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

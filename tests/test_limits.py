@@ -85,13 +85,6 @@ def test_a_silent_connection_is_closed() -> None:
         assert received(connection) == b""
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_it_answers_on_either_event_loop(loop: str) -> None:
-    with listening(echo, loop=loop) as address, connect(address) as connection:
-        connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert connection.recv(9) == b"HTTP/1.1 "
-
-
 def test_a_large_body_comes_in_small_pieces() -> None:
     pieces: list[int] = []
 
@@ -103,7 +96,7 @@ def test_a_large_body_comes_in_small_pieces() -> None:
             more = message["more_body"]
         await echo(scope, receive, send)
 
-    with listening(count, loop="asyncio") as address, connect(address) as connection:
+    with listening(count) as address, connect(address) as connection:
         connection.sendall(b"POST /3 HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n" + bytes(4_000_000))
         assert connection.recv(9) == b"HTTP/1.1 "
     assert sum(pieces) == 4_000_000

@@ -339,3 +339,6 @@ def test_a_flat_png_holds_the_same_values_in_less_than_a_bit_per_pixel() -> None
             assert image.mode == "L"  # eight bits, whatever reads it
             np.testing.assert_array_equal(np.asarray(image), mask)
     assert len(flat) < mask.size / 8
+    # run lengths are all that is looked for, which saves the time: a pattern of single pixels is not found
+    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))
+    assert len(encode_png(stripes, flat=True)) > stripes.size / 16

@@ -54,6 +54,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,  # one page of documentation is enough
     )
+    app.add_middleware(segment.Doorman)  # the innermost: behind limits and keys
     problems.install(app)
     app.add_middleware(
         RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s

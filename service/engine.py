@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
+from math import log2
 from typing import Any, ParamSpec, TypeVar
 
 import numpy.typing as npt
@@ -91,22 +92,26 @@ class Engine:
         ]
         for stream in self._streams:
             stream.start()
-        self._codecs = ThreadPoolExecutor(2, "codec")
+        n_codecs = max(2, self._n_cores // 2) if device.type == "cuda" else 2  # a GPU is fed by many
+        self._codecs = ThreadPoolExecutor(n_codecs, "codec")
 
     @property
     def queued(self) -> int:
         """Predictions that wait for their next piece to be computed."""
         return len(self._queue)
 
-    @asynccontextmanager
-    async def admit(self) -> AsyncIterator[None]:
-        """A place for one request. Raises ProblemError: 503 when all are taken or the service is stopping, 504 when it
-        takes too long."""
+    def check_room(self) -> None:
+        """Raises ProblemError, 503, when all places are taken or the service is stopping."""
         if self.stopping:
             raise ProblemError(503, "the service is stopping; ask another one", retry_after=1, close=True)
         if self.in_flight >= self.max_in_flight:
             detail = f"{self.in_flight} requests are in flight already; try again"
             raise ProblemError(503, detail, retry_after=next(self._retry_after))
+
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[None]:
+        """A place for one request. Raises ProblemError: 503 as `check_room`, 504 when it takes too long."""
+        self.check_room()
         self.in_flight += 1
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -165,17 +170,19 @@ class Engine:
                 self._changed.notify(len(unfinished))
 
     def _take(self) -> list[_Job]:
-        """The job that has waited longest, and on a GPU others whose next piece has the same shape."""
+        """The job that has waited longest, and on a GPU others whose next piece has the same shape: 1, 2, 4, 8 ... in
+        all, since each number is another shape to the predictor."""
         first = self._queue.popleft()
         if not self._batch_pixels:
             return [first]
         shape = first.prediction.next_shape
-        room = self._batch_pixels // (shape[0] * shape[1]) - 1
+        room = max(1, self._batch_pixels // (shape[0] * shape[1]))
         model = first.prediction.predictor
         same = [j for j in self._queue if j.prediction.predictor is model and j.prediction.next_shape == shape]
-        for job in same[: max(0, room)]:
+        n = 2 ** int(log2(min(room, 1 + len(same))))
+        for job in same[: n - 1]:
             self._queue.remove(job)
-        return [first, *same[: max(0, room)]]
+        return [first, *same[: n - 1]]
 
     def _advance(self, jobs: Sequence[_Job], n_threads: int) -> list[_Job]:
         """Computes the next piece of each; returns those that have more."""

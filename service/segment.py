@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.account import Notes
 from service.engine import Engine, InferenceError
 from service.models import ModelSlot
-from service.problems import HUNG_UP, ProblemError, declare
+from service.problems import HUNG_UP, ProblemError, declare, response
 from service.settings import ServeSettings
 from service.upload import OPENAPI, read_upload
 from unet import Predictor
@@ -20,6 +21,8 @@ from unet.pixels import PixelError
 from unet.predictor import Prediction
 
 R = TypeVar("R")
+
+PATH = "/segment"
 
 router = APIRouter()
 
@@ -44,7 +47,7 @@ class SegmentQuery(BaseModel):
 
 
 @router.post(
-    "/segment",
+    PATH,
     response_class=Response,
     responses={
         200: {
@@ -87,6 +90,23 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
             request, _segment(data, predictor, query, settings, engine, clock, notes)
         )
     return Response(body, media_type=media_type, headers={"X-Model-Id": model.id, "Server-Timing": str(clock)})
+
+
+class Doorman:
+    """Middleware. 503 for an image that there is no place for, before the request is parsed: refusing takes the same
+    cores as computing, and happens most when they are wanted most."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["method"], scope["path"]) == ("POST", PATH):
+            try:
+                scope["app"].state.engine.check_room()
+            except ProblemError as error:
+                await response(error.status, error.detail, error.headers)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 async def _segment(

@@ -16,6 +16,7 @@ from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device
 from unet.fused import fused
 from unet.network import STRIDE, UNet
 from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise
+from unet.replay import replayed
 from unet.tiling import CONTEXT, Tile, cut
 
 Output = Literal["probabilities", "mask", "probability"]
@@ -67,7 +68,7 @@ class Predictor:
         resolved = resolve_precision(precision, where)
         network = checkpoint.build().folded().to(where, DTYPES[resolved], memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
-            fused(network),
+            replayed(fused(network)),
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,
@@ -149,13 +150,20 @@ class Predictor:
         offset, scale = (
             torch.stack([getattr(piece.prediction.prepared, name) for piece in pieces]) for name in ("offset", "scale")
         )
-        if self.device.type == "cuda":
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
             pixels = pixels.pin_memory()
         pixels, offset, scale = (each.to(self.device, non_blocking=True) for each in (pixels, offset, scale))
         logits = self.network(normalise(pixels, offset, scale).to(self.dtype)).float()  # (B, n_classes, h', w')
         probabilities = logits.sigmoid() if self.binary else logits.softmax(dim=1)
-        for piece, each in zip(pieces, probabilities, strict=True):
-            piece.prediction.put(piece.place, each)
+        wanted = [
+            piece.prediction.wanted(piece.place, each).to("cpu", non_blocking=True)
+            for piece, each in zip(pieces, probabilities, strict=True)
+        ]
+        if on_gpu:  # once for all of them
+            torch.cuda.current_stream(self.device).synchronize()
+        for piece, each in zip(pieces, wanted, strict=True):
+            piece.prediction.put(piece.place, each.numpy())
 
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
@@ -265,16 +273,27 @@ class Prediction:
         top, left = place.rows.start, place.columns.start
         return Piece(self, place, np.ascontiguousarray(self._seen[top : top + height, left : left + width]))
 
-    def put(self, place: Place, probabilities: Tensor) -> None:
-        """(n_classes, h, w) for a piece, on the device."""
-        view, rows, columns = place
-        target = _turned(self._planes.transpose(1, 2, 0), view)  # (H', W', K)
-        target = target[rows.keep_start : rows.keep_stop, columns.keep_start : columns.keep_stop]
-        kept = probabilities[:, rows.kept, columns.kept][:, : target.shape[0], : target.shape[1]]
+    def wanted(self, place: Place, probabilities: Tensor) -> Tensor:
+        """(n_classes, h, w) for a piece -> (h', w', K), what `put` takes, on the same device."""
+        height, width, _ = self._target(place).shape
+        kept = probabilities[:, place.rows.kept, place.columns.kept][:, :height, :width]
+        if len(self._views) == 1:
+            kept = self.predictor.finish(kept, self._output, self._threshold)
+        return kept.permute(1, 2, 0)
+
+    def put(self, place: Place, wanted: npt.NDArray[Any]) -> None:
+        """(h', w', K) of `wanted`."""
+        target = self._target(place)
         if len(self._views) > 1:
-            target += kept.permute(1, 2, 0).cpu().numpy()
+            target += wanted
         else:
-            target[:] = self.predictor.finish(kept, self._output, self._threshold).permute(1, 2, 0).cpu().numpy()
+            target[:] = wanted
+
+    def _target(self, place: Place) -> npt.NDArray[Any]:
+        """(h', w', K) of the result, which a piece is kept for."""
+        view, rows, columns = place
+        turned = _turned(self._planes.transpose(1, 2, 0), view)  # (H', W', K)
+        return turned[rows.keep_start : rows.keep_stop, columns.keep_start : columns.keep_stop]
 
     @property
     def result(self) -> npt.NDArray[Any]:

@@ -1,0 +1,107 @@
+"""A forward pass that is recorded when its shape comes again, and computes the same as before."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unet import Predictor, replay
+from unet.replay import Function, Replay
+
+Make = Callable[..., Path]
+
+
+class Recorder:
+    """Stands in for a GPU: notes which shapes are recorded, and which recordings are used."""
+
+    def __init__(self) -> None:
+        self.recorded: list[int] = []
+        self.replayed: list[int] = []
+
+    def __call__(self, function: Function, example: Tensor) -> Function:
+        self.recorded.append(len(example))
+
+        def again(x: Tensor) -> Tensor:
+            assert x.shape == example.shape
+            self.replayed.append(len(x))
+            return function(x)
+
+        return again
+
+
+def test_a_shape_is_recorded_when_it_comes_again() -> None:
+    recorder = Recorder()
+    double = Replay(lambda x: 2 * x, recorder)
+    for n in (3, 3, 3, 5):
+        torch.testing.assert_close(double(torch.arange(n)), 2 * torch.arange(n))
+    assert recorder.recorded == [3]
+    assert recorder.replayed == [3, 3]
+
+
+def test_what_was_used_longest_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "MOST", 2)
+    recorder = Recorder()
+    double = Replay(lambda x: 2 * x, recorder)
+    for n in (1, 1, 2, 2, 1, 3):  # 3 takes the place of 2
+        double(torch.arange(n))
+    for n in (1, 2, 2):
+        double(torch.arange(n))
+    assert recorder.recorded == [1, 2, 2]
+
+
+def test_another_dtype_is_another_recording() -> None:
+    recorder = Recorder()
+    double = Replay(lambda x: 2 * x, recorder)
+    for x in (torch.zeros(3), torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16)):
+        assert double(x).dtype == x.dtype
+    assert recorder.replayed == [3]
+
+
+def test_what_cannot_be_recorded_is_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(function: Function, example: Tensor) -> Function:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand advice")
+
+    double = Replay(lambda x: 2 * x, refuse)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            torch.testing.assert_close(double(torch.arange(3)), 2 * torch.arange(3))
+    assert [record.getMessage() for record in caplog.records] == [
+        "computing (3,) step by step: CUDA error: operation not permitted when stream is capturing"
+    ]
+
+
+def test_a_failure_of_the_computation_is_one() -> None:
+    """Out of memory, say: the engine has to know."""
+
+    def fail(_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    computed = Replay(fail, Recorder())
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            computed(torch.zeros(3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"n_classes": 3}, {"bilinear": False}])
+def test_recorded_on_a_gpu_it_answers_the_same(make_checkpoint: Make, options: dict[str, object]) -> None:
+    predictor = Predictor.load(make_checkpoint(**options), device="cuda", precision="fp32")
+    forward = predictor.network.forward
+    assert isinstance(forward, Replay)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (200, 150), dtype=np.uint8) for _ in range(3)]
+    first = [predictor(image) for image in images]  # the first step by step, the others recorded
+    assert [known is None for known in forward._known.values()] == [False]
+    for image, before in zip(images, first, strict=True):
+        np.testing.assert_allclose(predictor(image), before, atol=2e-3)  # other kernels round differently
+    batch = [predictor.start(image) for image in images]
+    for _ in range(3):
+        for each in batch:
+            each.restart()
+        predictor.compute([each.next() for each in batch])
+        for each, before in zip(batch, first, strict=True):
+            np.testing.assert_allclose(each.result, before, atol=2e-3)

@@ -209,7 +209,7 @@ def _account(
         "crops_per_second": sum(row["crops"] for row in progress.history)
         / sum(row["training_seconds"] for row in progress.history),
         "validation_seconds_per_image": per_image,
-        "peak_memory_mib": _peak_memory(device) / 2**20,
+        "peak_memory_mib": peak_memory(device) / 2**20,
     }
     report = _summary(recipe, data, progress) | {"objects": objects, "timings": timings, "device": device_name(device)}
     folder.save_picture(SAMPLES, pictures.samples(predictor, val))
@@ -241,7 +241,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's memory, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

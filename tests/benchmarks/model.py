@@ -6,7 +6,8 @@ are; ONNX Runtime and OpenVINO, if they are installed (`pip install '.[peers]'`)
 Prints for one image of DATA at a time: the fastest and the median time; the gain over eager, median by median; at the
 fastest, arithmetic per second and its share of what torch does on the device in the same precision in one large matrix
 product or convolution, whichever is faster; the time to load the model, memory, and the share of the pixels of all
-images of DATA that differ from eager's mask.
+images of DATA that differ from eager's mask. On a GPU then, for several images at a time: images per second, upload and
+masks included, and the same share.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 ROUNDS, SHOTS = 4, 4
+BATCHES = (1, 8, 32)
 OURS = ("eager", "fp32", "auto")
 ENGINES = ("onnxruntime", "openvino")
 VARIANTS = (*OURS, *(name for name in ENGINES if find_spec(name)))
@@ -49,6 +51,13 @@ def main() -> None:
             peaks[name].append(worker.ask("peak"))
     masks = {name: worker.ask("masks") for name, worker in workers.items()}
     about = {name: worker.ask("about") for name, worker in workers.items()}
+    batches = {
+        f"batch of {n}": {
+            "images/s": rate,
+            "% of peak": 100 * about["auto"]["gflop"] * rate / max(peaks["auto"]),
+        }
+        for n, rate in workers["auto"].ask("batches").items()
+    }
     rows = {
         name: {
             "ms": 1000 * min(seconds[name]),
@@ -66,8 +75,11 @@ def main() -> None:
     print(" " * 12 + "".join(f"{column:>12}" for column in rows["eager"]))
     for name, row in rows.items():
         print(f"{name:12}" + "".join(f"{value:12.4g}" for value in row.values()))
+    for name, row in batches.items():
+        print(f"{name:12}" + "".join(f"{value:12.4g} {column}" for column, value in row.items()))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"about": about["auto"], "rows": rows}, indent=2) + "\n")
+        found = {"about": about["auto"], "rows": rows} | ({"batches": batches} if batches else {})
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 class Worker:
@@ -87,7 +99,7 @@ class Worker:
 
 
 def work(name: str, model: Path, data: Path) -> None:
-    """Answers a JSON line to each line: time, masks, about."""
+    """Answers a JSON line to each line: time, masks, batches, peak, about."""
     if name == "eager":
         sys.modules["unet.process"] = ModuleType("unet.process")  # threads and memory as in anybody's script
     else:
@@ -134,6 +146,9 @@ def work(name: str, model: Path, data: Path) -> None:
                 answer.append(time.perf_counter() - started)
         elif line.strip() == "masks":
             answer = [predict(image).tobytes().hex() for image in images]
+        elif line.strip() == "batches":
+            on_gpu = predictor.device.type == "cuda"
+            answer = {n: throughput(predictor, images, n) for n in BATCHES if on_gpu}
         elif line.strip() == "peak":
             answer = peak(predictor.device, dtype)
         else:
@@ -169,6 +184,19 @@ def engine(name: str, network: Any, checkpoint: Any, image: Any) -> Any:
     torch.onnx.export(network, (example,), file, dynamo=False)
     session = onnxruntime.InferenceSession(file.getvalue())
     return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def throughput(predictor: Any, images: list[Any], n: int) -> float:
+    """Images per second, `n` at a time: the best of a few."""
+    predictions = [predictor.start(images[i % len(images)], "mask") for i in range(n)]
+    seconds = []
+    for _ in range(2 + ROUNDS * SHOTS):  # the first time step by step, the second time recorded
+        for prediction in predictions:
+            prediction.restart()
+        started = time.perf_counter()
+        predictor.compute([prediction.next() for prediction in predictions])
+        seconds.append(time.perf_counter() - started)
+    return n / min(seconds)
 
 
 def peak(device: Any, dtype: Any) -> float:

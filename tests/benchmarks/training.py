@@ -1,0 +1,102 @@
+"""How fast training steps are:  python tests/benchmarks/training.py DATA [--steps 20] [--json FILE]
+
+The default recipe, by default at the paper's width on batches of 16 crops of 512 x 512. Prints images per second; what
+share of the peak their arithmetic is, forward and backward, the peak being what torch does in the same precision in one
+large matrix product or convolution, whichever is faster; the share of the time that crops and augmentation take; and
+memory.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import unet.process  # noqa: F401  isort: skip  (before torch)
+import torch
+from model import peak
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.batches import Batches
+from trainer.dataset import read_folder
+from trainer.fit import Learner
+from trainer.recipes import RECIPES
+from trainer.run import peak_memory
+from unet.device import device_name, resolve_device
+from unet.network import NetworkConfig
+from unet.pixels import Preprocessing
+
+WARM_UP = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--base-channels", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    recipe = replace(
+        RECIPES["default"],
+        base_channels=arguments.base_channels,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        min_steps=WARM_UP + arguments.steps,
+    )
+    device = resolve_device("auto")
+    data = read_folder(arguments.data)
+    network = NetworkConfig(
+        n_channels=data.n_channels,
+        n_classes=data.n_classes,
+        bilinear=recipe.bilinear,
+        base_channels=recipe.base_channels,
+        variant=recipe.variant,
+    ).build()
+    learner = Learner(network.to(device, memory_format=torch.channels_last), recipe)  # type: ignore[call-overload]
+    preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
+    batches = Batches(
+        data.samples,
+        preprocessing,
+        data.n_channels,
+        len(data.class_values),
+        recipe,
+        margin=network.margin,
+        seed=0,
+        device=device,
+    )
+    crops = batches.epoch(1)
+    with FlopCounterMode(display=False) as counter:
+        learner.step(next(crops), recipe.lr)
+    for _ in range(WARM_UP - 1):
+        learner.step(next(crops), recipe.lr)
+    augmenting = 0.0
+    started = time.perf_counter()
+    for _ in range(arguments.steps):
+        asked = time.perf_counter()
+        batch = next(crops)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        augmenting += time.perf_counter() - asked
+        learner.step(batch, recipe.lr)  # waits for its loss
+    seconds = time.perf_counter() - started
+    dtype = torch.bfloat16 if learner.mixed else torch.float32
+    row = {
+        "device": device_name(device),
+        "recipe": f"base {recipe.base_channels}, {recipe.batch_size} x {recipe.image_size} x {recipe.image_size}",
+        "precision": "bf16" if learner.mixed else "fp32",
+        "images/s": arguments.steps * recipe.batch_size / seconds,
+        "gflop per step": counter.get_total_flops() / 1e9,
+        "% of peak": 100 * counter.get_total_flops() / 1e9 * arguments.steps / seconds / peak(device, dtype),
+        "% augmentation": 100 * augmenting / seconds,
+        "memory MiB": peak_memory(device) / 2**20,
+    }
+    for name, value in row.items():
+        print(f"{name:16}{value:.4g}" if isinstance(value, float) else f"{name:16}{value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(row, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -213,6 +213,8 @@ def test_503_when_too_many_are_in_flight(trained: Path, serve: Serve) -> None:
         answer = client.post("/segment", content=png(IMAGE))
         assert "in flight" in problem(answer, 503)
         assert int(answer.headers["retry-after"]) > 0
+        assert client.post("/segment?misspelt=1", content=b"").status_code == 503  # before anything is looked at
+        problem(client.get("/segment"), 405)
         client.app.state.engine.in_flight = 0  # type: ignore[attr-defined]
         assert client.post("/segment", content=png(IMAGE)).status_code == 200
         assert client.app.state.engine.in_flight == 0  # type: ignore[attr-defined]

@@ -13,7 +13,6 @@ import pytest
 from conftest import png
 from PIL import Image
 
-from trainer import sample
 from unet import headers
 from unet.images import ImageError, ImageTooLargeError, decode, encode_png, encode_tiff
 
@@ -329,16 +328,3 @@ def test_text_profiles_and_other_frames_do_not_reach_the_decoder() -> None:
     assert headers.bare(data) == png_claiming(20, 20)
     (page,) = decode(data)
     assert page.shape == (20, 20)
-
-
-def test_a_flat_png_holds_the_same_values_in_less_than_a_bit_per_pixel() -> None:
-    _, mask = sample.generate(np.random.default_rng(0), size=256)
-    plain, flat = encode_png(mask), encode_png(mask, flat=True)
-    for data in (plain, flat):
-        with Image.open(io.BytesIO(data)) as image:
-            assert image.mode == "L"  # eight bits, whatever reads it
-            np.testing.assert_array_equal(np.asarray(image), mask)
-    assert len(flat) < mask.size / 8
-    # run lengths are all that is looked for, which saves the time: a pattern of single pixels is not found
-    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))
-    assert len(encode_png(stripes, flat=True)) > stripes.size / 16

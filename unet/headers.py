@@ -22,7 +22,7 @@ MAX_CHUNKS = 100_000
 MAX_TAGS = 4096
 """Of a page of a TIFF; libtiff's."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # neither data nor a restart
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
@@ -63,13 +63,13 @@ def pages(data: bytes) -> Iterator[Page]:
 def bare(data: bytes) -> bytes:
     """A PNG without what its (first) picture does not need: text, colour profiles, the animation's other frames. Other
     files as they are."""
-    if not data.startswith(_PNG):
+    if not data.startswith(PNG):
         return data
-    return b"".join([_PNG, *(data[start:end] for name, start, end in _chunks(data) if name in _NEEDED)])
+    return b"".join([PNG, *(data[start:end] for name, start, end in chunks(data) if name in _NEEDED)])
 
 
 def _read(data: bytes) -> Iterator[Page]:
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         return _png(data)
     if data.startswith(b"\xff\xd8\xff"):
         return _jpeg(data)
@@ -87,15 +87,16 @@ def _page(width: int, height: int, tile: tuple[int, int] = (1, 1)) -> Page:
 
 
 def _png(data: bytes) -> Iterator[Page]:
-    names = [name for name, _, _ in _chunks(data)]
+    names = [name for name, _, _ in chunks(data)]
     if names[0] != b"IHDR" or names.count(b"IHDR") != 1:
         raise HeaderError("the image is damaged: a PNG begins with its one header")
     yield _page(*struct.unpack_from(">II", data, 16))
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start, end. A decoder takes memory for the length before it looks whether as much is there."""
-    name, end, n_chunks = b"", len(_PNG), 0
+def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start, end of each in a PNG. A decoder takes memory for the length before it looks whether as much is
+    there. Raises HeaderError."""
+    name, end, n_chunks = b"", len(PNG), 0
     while name != b"IEND":
         start, n_chunks = end, n_chunks + 1
         length, name = struct.unpack_from(">I4s", data, start)

@@ -7,19 +7,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from unet import headers
+from unet import headers, png
 from unet.headers import HeaderError, Page
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 # any channel count and depth, with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
 _FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
-
-# no IMWRITE_PNG_COMPRESSION: it would bring back the default strategy
-_RUN_LENGTHS = [
-    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
-]
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a file, the exception says
 
@@ -45,7 +39,7 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None 
         raise ImageError("expected an image, found nothing (0 bytes)")
     claimed = _claimed(data, max_pixels, max_pages)
     try:
-        buffer = np.frombuffer(headers.bare(data), np.uint8)
+        buffer = np.frombuffer(png.inflated(headers.bare(data)), np.uint8)
         if len(claimed) == 1:
             page = cv2.imdecode(buffer, _FLAGS)
             pages = [] if page is None else [page]
@@ -59,12 +53,8 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None 
 
 
 def encode_png(image: Array, *, flat: bool = False) -> bytes:
-    """(H, W) or (H, W, 3) RGB, uint8 or uint16 -> PNG.
-
-    `flat` is for masks, areas of one value: compressed as run lengths they take less than a bit per pixel and as little
-    time as if they were written so, and any reader finds the values themselves.
-    """
-    return _encoded(*cv2.imencode(".png", _bgr(image), _RUN_LENGTHS if flat else []))
+    """(H, W) or (H, W, 3) RGB, uint8 or uint16 -> PNG. `flat` is for masks, (H, W) uint8: areas of one value."""
+    return png.encode_flat(image) if flat else _encoded(*cv2.imencode(".png", _bgr(image)))
 
 
 def encode_tiff(pages: Sequence[Array]) -> bytes:

@@ -3,6 +3,7 @@ time is that."""
 
 import struct
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +27,11 @@ def inflated(data: bytes) -> bytes:
     is slow at that. As it is where anything is unusual or damaged, for the decoder to judge, and any other file."""
     if not data.startswith(PNG):
         return data
-    found = list(chunks(data))
-    pixels = [(start, end) for name, start, end in found if name == b"IDAT"]
-    first = next((i for i, (name, _, _) in enumerate(found) if name == b"IDAT"), 0)
-    together = all(name == b"IDAT" for name, _, _ in found[first : first + len(pixels)])
+    pixels = [(start, end) for name, start, end in chunks(data) if name == b"IDAT"]
+    apart = any(end != start for (_, end), (start, _) in pairwise(pixels))
     width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     size = height * (1 + -(-width * depth * _CHANNELS.get(colour, 0) // 8))  # each row after a byte for its filter
-    if not together or interlaced or size > LARGEST:
+    if apart or interlaced or size > LARGEST:
         return data
     packed = memoryview(data)
     if any(isal_zlib.crc32(packed[a + 4 : b - 4]) != int.from_bytes(packed[b - 4 : b]) for a, b in pixels):
@@ -61,6 +60,5 @@ def encode_flat(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
-    return b"".join(
-        [struct.pack(">I", len(content)), name, content, struct.pack(">I", isal_zlib.crc32(name + content))]
-    )
+    check = isal_zlib.crc32(content, isal_zlib.crc32(name))
+    return b"".join([struct.pack(">I", len(content)), name, content, struct.pack(">I", check)])

@@ -33,7 +33,9 @@ MAX_STREAMS = 4
 """Each needs the memory of a forward pass."""
 BATCH_PIXELS = 2**22
 """On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
-NICENESS = 10
+NICENESS = 5
+"""Of the streams: /health and refusals come first, though a neighbour on the same cores is not to have them all."""
+LINUX = sys.platform == "linux"
 SMALLEST_TILE = 256
 """A device without memory for this much has none for anything."""
 RETRY_AFTER = (1, 2, 3)
@@ -81,18 +83,19 @@ class Engine:
         """The device does not answer any more: only a new process can help."""
         self._device = device
         self._batch_pixels = BATCH_PIXELS if device.type == "cuda" else 0
-        self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._n_streams = 1 if device.type == "cuda" else min(self._n_cores, MAX_STREAMS)
+        self._cores = sorted(os.sched_getaffinity(0)) if LINUX else list(range(os.cpu_count() or 1))
+        self._n_streams = 1 if device.type == "cuda" else min(len(self._cores), MAX_STREAMS)
         self._queue: deque[_Job] = deque()
         self._working = 0
         self._closed = False
         self._changed = threading.Condition()
         self._streams = [
-            threading.Thread(target=self._stream, name=f"inference-{i}", daemon=True) for i in range(self._n_streams)
+            threading.Thread(target=self._stream, args=(i,), name=f"inference-{i}", daemon=True)
+            for i in range(self._n_streams)
         ]
         for stream in self._streams:
             stream.start()
-        n_codecs = max(2, self._n_cores // 2) if device.type == "cuda" else 2  # a GPU is fed by many
+        n_codecs = max(2, len(self._cores) // 2) if device.type == "cuda" else 2  # a GPU is fed by many
         self._codecs = ThreadPoolExecutor(n_codecs, "codec")
 
     @property
@@ -152,9 +155,12 @@ class Engine:
             job.future.cancel()
         self._codecs.shutdown(wait=True, cancel_futures=True)
 
-    def _stream(self) -> None:
-        """A thread's life."""
+    def _stream(self, index: int) -> None:
+        """A thread's life. It keeps to cores of its own while others compute, too: left to itself, the kernel puts two
+        streams on one core now and then, and leaves another idle."""
         _yield_to_others()
+        n_own = len(self._cores) // self._n_streams
+        own, cores = self._cores[index * n_own : (index + 1) * n_own], self._cores
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
@@ -163,7 +169,11 @@ class Engine:
                 batch = self._take()
                 alone = not self._queue and not self._working
                 self._working += 1
-            unfinished = self._advance(batch, self._n_cores if alone else max(1, self._n_cores // self._n_streams))
+            wanted = self._cores if alone else own
+            if wanted != cores:
+                _keep_to(wanted)
+                cores = wanted
+            unfinished = self._advance(batch, len(cores))
             with self._changed:
                 self._working -= 1
                 self._queue.extend(unfinished)
@@ -245,8 +255,15 @@ def answers(device: torch.device) -> bool:
 def _yield_to_others() -> None:
     """Lowers this thread's priority, and that of the threads it makes: what takes microseconds, such as /health, is not
     to wait for what takes a second. On Linux niceness is a thread's own."""
-    if sys.platform == "linux":
+    if LINUX:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _keep_to(cores: Sequence[int]) -> None:
+    """This thread, and those that it makes from now on."""
+    if LINUX:
+        with suppress(OSError):  # they were taken from this process meanwhile
+            os.sched_setaffinity(0, cores)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,5 +1,7 @@
 """The engine: who is computed when, and that it does not matter to the result."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from pathlib import Path
@@ -40,6 +42,15 @@ def one_stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     engine.close()
 
 
+class Placed(Predictor):
+    """Notes on which cores it is computed."""
+
+    def compute(self, pieces: Sequence[Piece]) -> None:
+        cores = frozenset(os.sched_getaffinity(0))
+        self.seen = [*getattr(self, "seen", []), (threading.current_thread().name, cores, torch.get_num_threads())]
+        super().compute(pieces)
+
+
 def start(predictor: Predictor, side: int, seed: int = 0) -> Prediction:
     image = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
     return predictor.start(image, "mask")
@@ -54,6 +65,24 @@ def test_among_others_as_alone(predictor: Spy) -> None:
     for (mask, seconds), (seed, side) in zip(found, enumerate(sizes), strict=True):
         np.testing.assert_array_equal(mask, predictor.run(start(predictor, side, seed)))
         assert seconds > 0
+
+
+@pytest.mark.skipif(not engines.LINUX or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores")
+def test_streams_keep_to_cores_of_their_own_unless_alone(make_checkpoint: Make) -> None:
+    everywhere = frozenset(os.sched_getaffinity(0))
+    predictor = Placed.load(make_checkpoint(bilinear=False), device="cpu")
+    predictor.tile = 256
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    wait([engine.submit(start(predictor, 600, seed)) for seed in range(4)], 60)
+    together, predictor.seen = predictor.seen, []
+    engine.submit(start(predictor, 40)).result(60)
+    engine.close()
+    assert predictor.seen[0][1:] == (everywhere, len(everywhere))
+    own = {name: cores for name, cores, _ in together if cores != everywhere}
+    assert len(own) > 1
+    assert all(n_threads == len(cores) for _, cores, n_threads in together)
+    assert sum(map(len, own.values())) == len(frozenset.union(*own.values()))  # none in common
+    assert frozenset(os.sched_getaffinity(0)) == everywhere  # others are where they were
 
 
 def test_a_small_image_does_not_wait_for_a_large_one(predictor: Spy, one_stream: Engine) -> None:

@@ -7,14 +7,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
 from math import log2
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 import torch
@@ -26,7 +26,6 @@ from unet.predictor import Prediction, Predictor
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_STREAMS = 4
@@ -42,6 +41,10 @@ RETRY_AFTER = (1, 2, 3)
 """Seconds, in turn: those who are refused together shall not come back together."""
 
 
+Computed = tuple[npt.NDArray[Any], float]
+"""A prediction's result, and the seconds of computing it, without those it waited."""
+
+
 class InferenceError(RuntimeError):
     """The model failed on an image; the reason is in the log."""
 
@@ -49,10 +52,10 @@ class InferenceError(RuntimeError):
 @dataclass(eq=False)
 class _Job:
     prediction: Prediction
-    future: "Future[tuple[npt.NDArray[Any], float]]" = field(default_factory=Future)
+    request_id: str
+    future: "Future[Computed]" = field(default_factory=Future)
     seconds: float = 0.0
     """Spent computing it."""
-    request_id: str = field(default_factory=request_id.get)
 
 
 class Engine:
@@ -124,18 +127,48 @@ class Engine:
         finally:
             self.in_flight -= 1
 
-    async def codec(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs the function on a codec thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._codecs, lambda: function(*args, **kwargs))
+    async def work(self, steps: "Generator[Prediction, Computed, R]") -> R:
+        """What the generator returns. It runs on codec threads, and is sent what the streams have computed of each
+        prediction that it yields. None of that passes the event loop, which would have to wake up for it.
 
-    async def infer(self, prediction: Prediction) -> tuple[npt.NDArray[Any], float]:
-        """The result, and the seconds of computing it, without those it waited. Who stops waiting for it, by a time-out
-        or because the client is gone, stops its computation after the piece in hand. Raises InferenceError."""
-        return await asyncio.wrap_future(self.submit(prediction))
+        Who stops waiting, by a time-out or because the client is gone, ends it after the step or piece in hand. Raises
+        what the generator raises, and InferenceError.
+        """
+        outcome: Future[R] = Future()
+        self._codecs.submit(self._step, steps, None, outcome, request_id.get())
+        return await asyncio.wrap_future(outcome)
 
-    def submit(self, prediction: Prediction) -> "Future[tuple[npt.NDArray[Any], float]]":
-        """`infer` for threads; cancel the future to stop it."""
-        job = _Job(prediction)
+    def _step(
+        self,
+        steps: "Generator[Prediction, Computed, R]",
+        computed: "Future[Computed] | None",
+        outcome: "Future[R]",
+        request_id: str,
+    ) -> None:
+        """From one prediction to the next, or to the end."""
+        if outcome.cancelled():
+            return
+        try:
+            prediction = steps.send(computed.result()) if computed else next(steps)
+        except StopIteration as end:
+            _settle(outcome.set_result, end.value)
+        except Exception as error:  # for who waits
+            _settle(outcome.set_exception, error)
+        else:
+            computing = self.submit(prediction, request_id)
+            outcome.add_done_callback(lambda _: computing.cancel())
+
+            def resume(computed: "Future[Computed]") -> None:
+                if computed.cancelled():
+                    outcome.cancel()
+                else:
+                    self._codecs.submit(self._step, steps, computed, outcome, request_id)
+
+            computing.add_done_callback(resume)
+
+    def submit(self, prediction: Prediction, request_id: str = "") -> "Future[Computed]":
+        """To the streams; cancel the future to stop after the piece in hand. Raises InferenceError."""
+        job = _Job(prediction, request_id)
         with self._changed:
             if self._closed:
                 job.future.cancel()
@@ -153,7 +186,7 @@ class Engine:
             stream.join()
         for job in self._queue:
             job.future.cancel()
-        self._codecs.shutdown(wait=True, cancel_futures=True)
+        self._codecs.shutdown(wait=True)  # who works there is told at the next prediction
 
     def _stream(self, index: int) -> None:
         """A thread's life. It keeps to cores of its own while others compute, too: left to itself, the kernel puts two

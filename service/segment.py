@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.account import Notes
-from service.engine import Engine, InferenceError
+from service.engine import Computed, Engine, InferenceError
 from service.models import ModelSlot
 from service.problems import HUNG_UP, ProblemError, declare, response
 from service.settings import ServeSettings
@@ -86,9 +86,8 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
         data = await read_upload(request, settings.max_parts)
         clock = Clock()
         notes.model_id, notes.stages = model.id, clock.laps
-        body, media_type = await unless_hung_up(
-            request, _segment(data, predictor, query, settings, engine, clock, notes)
-        )
+        steps = _steps(data, predictor, query, settings, clock, notes)
+        body, media_type = await unless_hung_up(request, _segment(engine, steps))
     return Response(body, media_type=media_type, headers={"X-Model-Id": model.id, "Server-Timing": str(clock)})
 
 
@@ -109,44 +108,38 @@ class Doorman:
         await self.app(scope, receive, send)
 
 
-async def _segment(
-    data: bytes,
-    predictor: Predictor,
-    query: SegmentQuery,
-    settings: ServeSettings,
-    engine: Engine,
-    clock: "Clock",
-    notes: Notes,
-) -> tuple[bytes, str]:
-    """The answer's body and media type."""
+async def _segment(engine: Engine, steps: Generator[Prediction, Computed, R]) -> R:
+    """What goes wrong on the way, as a problem."""
     try:
-        predictions = await engine.codec(_start, data, predictor, query, settings)
-        clock.lap("decode")
-        masks, infer_s = [], 0.0
-        for prediction in predictions:
-            mask, seconds = await engine.infer(prediction)
-            masks.append(mask)
-            infer_s += seconds
-        clock.lap("queue", infer=infer_s)
+        return await engine.work(steps)
     except ImageTooLargeError as error:
         raise ProblemError(413, str(error)) from error
     except (ImageError, PixelError) as error:
         raise ProblemError(400, str(error)) from error
     except InferenceError as error:
         raise ProblemError(503, "the model failed on this image", retry_after=5) from error
+
+
+def _steps(
+    data: bytes, predictor: Predictor, query: SegmentQuery, settings: ServeSettings, clock: "Clock", notes: Notes
+) -> Generator[Prediction, Computed, tuple[bytes, str]]:
+    """For `Engine.work`: from the image file to the answer's body and media type. Raises ImageError or PixelError."""
+    pages = decode(data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
+    predictions = [predictor.start(page, query.output, threshold=query.threshold, tta=query.tta) for page in pages]
+    clock.lap("decode")
+    masks, infer_s = [], 0.0
+    for prediction in predictions:
+        mask, seconds = yield prediction
+        masks.append(mask)
+        infer_s += seconds
+    clock.lap("queue", infer=infer_s)
     if len(masks) == 1:
-        answer = await engine.codec(encode_png, masks[0], flat=query.output == "mask"), "image/png"
+        answer = encode_png(masks[0], flat=query.output == "mask"), "image/png"
     else:
-        answer = await engine.codec(encode_tiff, masks), "image/tiff"
+        answer = encode_tiff(masks), "image/tiff"
     clock.lap("encode")
     notes.pixels = sum(mask.size for mask in masks)
     return answer
-
-
-def _start(data: bytes, predictor: Predictor, query: SegmentQuery, settings: ServeSettings) -> list[Prediction]:
-    """One for each page. Raises ImageError or PixelError."""
-    pages = decode(data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
-    return [predictor.start(page, query.output, threshold=query.threshold, tta=query.tta) for page in pages]
 
 
 async def unless_hung_up(request: Request, work: Coroutine[Any, Any, R]) -> R:

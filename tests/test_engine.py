@@ -1,8 +1,9 @@
 """The engine: who is computed when, and that it does not matter to the result."""
 
+import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from service import engine as engines
-from service.engine import Engine, InferenceError
+from service.engine import Computed, Engine, InferenceError
 from unet import Predictor
 from unet.predictor import Piece, Prediction
 
@@ -104,6 +105,53 @@ def test_what_is_given_up_is_not_computed(predictor: Spy, one_stream: Engine) ->
     assert not prediction.finished
 
 
+def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine) -> None:
+    def steps() -> Generator[Prediction, Computed, int]:
+        sides = []
+        for side in (40, 600):
+            mask, seconds = yield start(predictor, side)
+            assert seconds > 0
+            sides.append(len(mask))
+        return sum(sides)
+
+    assert asyncio.run(one_stream.work(steps())) == 640
+
+
+def test_work_that_fails_says_why(predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(sent: int) -> Generator[Prediction, Computed, None]:
+        for _ in range(sent):
+            yield start(predictor, 40)
+        raise ValueError("no image")
+
+    for sent in (0, 1):
+        with pytest.raises(ValueError, match="no image"):
+            asyncio.run(one_stream.work(steps(sent)))
+    monkeypatch.setattr(Predictor, "compute", lambda *_: 1 / 0)
+    with pytest.raises(InferenceError):
+        asyncio.run(one_stream.work(steps(1)))
+
+
+def test_work_that_nobody_waits_for_ends(predictor: Spy, one_stream: Engine) -> None:
+    prediction = start(predictor, 3000)
+    begun = threading.Event()
+
+    def steps() -> Generator[Prediction, Computed, None]:
+        begun.set()
+        yield prediction
+
+    async def give_up() -> None:
+        working = asyncio.create_task(one_stream.work(steps()))
+        await asyncio.to_thread(begun.wait)
+        working.cancel()
+
+    asyncio.run(give_up())
+    one_stream.submit(start(predictor, 40)).result(60)
+    computed = len(predictor.computed)
+    one_stream.submit(start(predictor, 40)).result(60)
+    assert len(predictor.computed) == computed + 1
+    assert not prediction.finished
+
+
 def test_batches_are_of_one_shape(predictor: Spy, one_stream: Engine) -> None:
     """As on a GPU."""
     one_stream._batch_pixels = 3 * 48 * 48
@@ -173,7 +221,17 @@ def test_out_of_memory_for_the_smallest_is_a_failure(make_checkpoint: Make, one_
 
 def test_closing_cancels_what_waits(predictor: Spy) -> None:
     engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+
+    def steps() -> Generator[Prediction, Computed, None]:
+        yield start(predictor, 2000)
+
+    async def work() -> None:
+        working = asyncio.create_task(engine.work(steps()))
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
     futures = [engine.submit(start(predictor, 2000)) for _ in range(3)]
-    engine.close()
+    asyncio.run(work())
     assert all(future.cancelled() for future in futures)
     assert engine.submit(start(predictor, 40)).cancelled()

@@ -53,7 +53,7 @@ def main() -> None:
         server.terminate()
         server.wait()
     print(f"start to first answer {start_s:.1f} s ({answer}); idle {idle:.0f} MiB")
-    print("              " + "".join(f"{column:>12}" for column in rows["1"]))
+    print("              " + "".join(f"{column:>12}" for column in next(iter(rows.values()))))
     for name, row in rows.items():
         print(f"{name:>6} clients" + "".join(f"{value:>12.4g}" for value in row.values()))
     if arguments.json:

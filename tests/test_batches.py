@@ -3,15 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from trainer.augment import Augmentation
 from trainer.batches import Batches
 from trainer.dataset import Sample
+from trainer.fit import Average
 from trainer.recipes import RECIPES, Recipe
 from unet.pixels import Preprocessing
 
 RECIPE = RECIPES["quick"].override(image_size=32, batch_size=4)
+PREPROCESSING = Preprocessing(input_range="0-255")
 
 
 def coded(height: int, width: int) -> Sample:
@@ -22,8 +25,7 @@ def coded(height: int, width: int) -> Sample:
 
 
 def batches(samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0, margin: int = 0) -> Batches:
-    preprocessing = Preprocessing(input_range="0-255")
-    return Batches(samples, preprocessing, 3, 2, recipe, margin=margin, seed=seed, device=torch.device("cpu"))
+    return Batches(samples, PREPROCESSING, 3, 2, recipe, margin=margin, seed=seed, device=torch.device("cpu"))
 
 
 def test_image_and_label_stay_together_through_every_turn() -> None:
@@ -86,3 +88,19 @@ def test_the_paper_network_sees_a_margin_around_what_it_learns() -> None:
     assert torch.equal(images[:, :2, 92:-92, 92:-92].sum(1).round().long() % 2, labels)
     assert weights is not None
     assert weights.shape == labels.shape
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_told_what_to_do_without_being_waited_for() -> None:
+    gpu = torch.device("cuda")
+    recipe = RECIPES["default"].override(image_size=32, batch_size=4)
+    crops = Batches([coded(64, 96)], PREPROCESSING, 3, 2, recipe, margin=0, seed=0, device=gpu).epoch(1)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 3), torch.nn.BatchNorm2d(1)).to(gpu)
+    average = Average(network, 0.9)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            next(crops)
+            average.update_parameters(network)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

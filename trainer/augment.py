@@ -60,8 +60,10 @@ class Draw(NamedTuple):
     """(B,) each; the seed an integer."""
 
     def of(self, share: slice, device: torch.device) -> "Draw":
-        """Those of some of the crops, on the device."""
-        return Draw(*(numbers[share].to(device) for numbers in self))
+        """Those of some of the crops, on the device; places and seeds, which no pixel needs, stay on the CPU."""
+        mine = Draw(*(numbers[share] for numbers in self))
+        there = Draw(*(numbers.to(device, non_blocking=True) for numbers in mine))
+        return there._replace(place=mine.place, noise_seed=mine.noise_seed)
 
 
 def draw(n: int, size: int, how: Augmentation, rng: torch.Generator) -> Draw:
@@ -103,7 +105,7 @@ def elastic_displacement(drawn: Draw, size: int) -> Tensor:
 
 def sample(image: Tensor, grid: Tensor, centre: Tensor, mode: str) -> Tensor:
     """(C, H, W), a crop's grid (S, S, 2) and its centre (2,) -> (C, S, S). Beyond the border the image is mirrored."""
-    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=grid.dtype, device=grid.device)
+    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=grid.dtype).to(grid.device, non_blocking=True)
     normalised = (2 * (grid + centre) + 1) / size - 1  # grid_sample's unit: -1 and 1 are the outer edges
     return F.grid_sample(image[None], normalised[None], mode=mode, padding_mode="reflection", align_corners=False)[0]
 

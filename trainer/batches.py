@@ -28,7 +28,8 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """`for images, labels, weights in batches.epoch(3)`."""
+    """`for images, labels, weights in batches.epoch(3)`. A GPU is told what to do without being waited for, so that a
+    batch is ready when it has done with the one before."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class Batches:
         inner = slice(margin, seen - margin)
         images, targets = [], []
         for i, grid, place in zip(chosen, sampling_grid(drawn, seen, how), drawn.place, strict=True):
-            centre = self._centre(self.images[i], place)
+            centre = self._centre(self.images[i], place).to(self.device, non_blocking=True)
             images.append(sample(self.images[i], grid, centre, "bilinear"))
             targets.append(sample(self.targets[i], grid[inner, inner], centre, "nearest"))
         target = torch.stack(targets)  # (B, 1 or 2, S, S)
@@ -92,7 +93,7 @@ class Batches:
         """(x, y): such that the label's crop lies in the image, if that is large enough. Whole pixels stay whole."""
         height, width = image.shape[-2:]
         size = self.recipe.image_size
-        room = torch.tensor([max(0, width - size), max(0, height - size)], device=place.device)
+        room = torch.tensor([max(0, width - size), max(0, height - size)])
         return torch.floor(place * (room + 1)) + (size - 1) / 2
 
 

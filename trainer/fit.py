@@ -4,11 +4,12 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from signal import SIGTERM
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -21,8 +22,6 @@ from trainer.stop import Stop, Stopped
 from trainer.world import ALONE, World
 from unet.device import fast_bf16
 from unet.predictor import Predictor
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 WARM_UP = 0.03
 """Share of the run over which the learning rate rises to its full height."""
@@ -54,6 +53,31 @@ class Validation:
     """Area under the ROC curve; binary only."""
 
 
+class Average(AveragedModel):
+    """The exponential moving average of a network's weights and buffers, shorter in the first steps, so that it forgets
+    the initial weights.
+
+    Its count of steps is on the CPU. To ask a GPU for it, as its base class does, is to wait for all that the GPU has
+    still to do, and then it has to wait for what comes next.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        n = int(self.n_averaged)
+        keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, model))
+        real = [tensor.is_floating_point() for tensor in averaged]
+        torch._foreach_lerp_(list(compress(averaged, real)), list(compress(current, real)), 1 - keep)
+        for mine, theirs, is_real in zip(averaged, current, real, strict=True):
+            if not is_real:  # batch norm's counters
+                mine.copy_(theirs)
+        self.n_averaged += 1
+
+
 class Learner:
     """What one step changes: the network, its optimiser and the average of its weights."""
 
@@ -64,9 +88,7 @@ class Learner:
         self.device = next(network.parameters()).device
         self.shared = world.wrap(network)
         self.optimizer = make_optimizer(network, recipe)
-        self.averaged = (
-            AveragedModel(network, self.device, multi_avg_fn=_ema(recipe.ema), use_buffers=True) if recipe.ema else None
-        )
+        self.averaged = Average(network, recipe.ema) if recipe.ema else None
         self.mixed = recipe.mixed_precision and fast_bf16(self.device)
 
     @property
@@ -249,20 +271,6 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
     return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
-
-
-def _ema(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """The exponential moving average, shorter in the first steps, so that it forgets the initial weights."""
-
-    def average(averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
-        if not averaged[0].is_floating_point():  # batch norm's counters
-            for mine, theirs in zip(averaged, current, strict=True):
-                mine.copy_(theirs)
-            return
-        keep = min(decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(averaged, current, 1 - keep)
-
-    return average
 
 
 def _columns(result: Validation, class_values: tuple[int, ...]) -> dict[str, float]:

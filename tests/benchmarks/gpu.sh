@@ -8,7 +8,7 @@ shift 2
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 
-gpu_tests() { python3 -m pytest -m gpu tests/test_replay.py tests/test_predictor.py tests/test_metrics_endpoint.py; }
+gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,predictor,metrics_endpoint,batches}.py; }
 
 train_isbi() { train isbi2012 0.16; }
 train_drive() { train drive 0.2; }

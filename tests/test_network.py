@@ -50,9 +50,23 @@ def test_the_papers_variant_is_the_papers() -> None:
     network = UNet(bilinear=False, base_channels=16, variant="paper")
     kinds = {type(module) for module in network.modules()}
     assert nn.BatchNorm2d not in kinds
-    assert nn.Dropout in kinds
     weight = network.down4.maxpool_conv[1].double_conv[2].weight  # type: ignore[index, union-attr]
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)  # type: ignore[union-attr, operator]
+
+
+def test_drop_out_is_at_the_bottom_and_in_training_only() -> None:
+    torch.manual_seed(0)
+    network = UNet(base_channels=2)
+    network.dropout.p = 0.5
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    network.dropout.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    x = torch.randn(4, 1, 64, 64)
+    network(x)
+    network.eval()(x)
+    (given, dropped), (whole, same) = seen
+    assert given.shape == (4, 16, 4, 4)
+    assert 0.4 < (dropped[given > 0] == 0).float().mean() < 0.6
+    assert same is whole
 
 
 @pytest.mark.parametrize("bilinear", [True, False])

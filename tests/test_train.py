@@ -223,6 +223,12 @@ def test_the_tutorial_recipe_is_the_tutorials() -> None:
     assert not recipe.mixed_precision
 
 
+def test_recipes_build_networks_with_their_drop_out() -> None:
+    found = {name: recipe.override(base_channels=1).build(3, 1).dropout.p for name, recipe in RECIPES.items()}
+    assert found == {"default": 0.5, "quick": 0.0, "tutorial": 0.0, "paper": 0.5}
+    assert RECIPES["tutorial"].override(base_channels=1).build(3, 1).config.n_channels == 1  # grey
+
+
 def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
     recipe = RECIPES["default"].override(epochs=10, lr=1.0)
     schedule = fitting.Schedule(recipe, steps_per_epoch=100, max_minutes=1)

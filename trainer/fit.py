@@ -190,7 +190,8 @@ def run_epoch(
 
     `check()` is called before every step. Raises TrainingError on a loss that is no number.
     """
-    torch.manual_seed(batches.seed * 1_000_003 + epoch)  # drop-out repeats after a resume
+    # drop-out repeats after a resume, and is not the same in all processes
+    torch.manual_seed((batches.seed * 1_000_003 + epoch) * learner.world.size + learner.world.rank)
     started, losses, lr = time.monotonic(), [], 0.0
     crops, augmenting, ready = 0, 0.0, started
     quiet = None if learner.world.first else True  # None: only on a terminal

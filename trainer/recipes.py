@@ -6,7 +6,7 @@ from typing import Literal
 
 from trainer.augment import Augmentation
 from trainer.losses import LossName
-from unet.network import STRIDE, Variant
+from unet.network import STRIDE, NetworkConfig, UNet, Variant
 from unet.pixels import InputRange
 
 RecipeName = Literal["default", "quick", "tutorial", "paper"]
@@ -32,6 +32,8 @@ class Recipe:
     """An epoch is one pass over the area of all images, but at least this many batches: few images, many crops."""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    dropout: float = 0.0
+    """Share of the values at the end of the contracting path that is dropped in training, as in the paper."""
     loss: LossName = "ce+dice"
     border_weights: bool = False
     """Weigh the cross-entropy by the paper's map: classes balanced, gaps between objects heavy."""
@@ -68,6 +70,18 @@ class Recipe:
         given = {k: v for k, v in locals().items() if k != "self" and v is not None}
         return replace(self, **given)
 
+    def build(self, n_channels: int, n_classes: int) -> UNet:
+        """A new network for images of so many channels, and labels of 1 (binary) or more classes."""
+        network = NetworkConfig(
+            n_channels=1 if self.grey else n_channels,
+            n_classes=n_classes,
+            bilinear=self.bilinear,
+            base_channels=self.base_channels,
+            variant=self.variant,
+        ).build()
+        network.dropout.p = self.dropout
+        return network
+
     def __str__(self) -> str:
         """All of it, wrapped: `default: variant tutorial, bilinear False, ...`."""
         settings = asdict(self)
@@ -90,7 +104,7 @@ STRONG = Augmentation(
 )
 
 RECIPES: dict[RecipeName, Recipe] = {
-    "default": Recipe(name="default", augmentation=STRONG, loss="ce+dice+cldice"),
+    "default": Recipe(name="default", augmentation=STRONG, dropout=0.5, loss="ce+dice+cldice"),
     # minutes on two CPU cores
     "quick": Recipe(
         name="quick",
@@ -129,6 +143,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         image_size=388,
         batch_size=1,
         augmentation=Augmentation(quarter_turns=True, rotation=45, elastic=10, elastic_spacing=190, brightness=0.1),
+        dropout=0.5,
         loss="ce",
         border_weights=True,
         optimizer="sgd",

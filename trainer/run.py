@@ -26,7 +26,7 @@ from trainer.settings import TrainSettings
 from trainer.stop import Stop
 from trainer.tensorboard import TensorBoard
 from trainer.world import World, claim_gpu, join
-from unet import NetworkConfig, Predictor, UNet
+from unet import Predictor, UNet
 from unet.checkpoint import Checkpoint
 from unet.device import device_name, resolve_device
 from unet.pixels import Preprocessing
@@ -56,14 +56,7 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
         _introduce(settings, recipe, device, data, len(train), len(val))
 
     torch.manual_seed(settings.seed)
-    network = NetworkConfig(
-        n_channels=1 if recipe.grey else data.n_channels,
-        n_classes=data.n_classes,
-        bilinear=recipe.bilinear,
-        base_channels=recipe.base_channels,
-        variant=recipe.variant,
-    ).build()
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = recipe.build(data.n_channels, data.n_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     learner = Learner(world.synchronise(network), recipe, world)
     preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
     predictor = Predictor(cast(UNet, learner.result), preprocessing, class_values=data.class_values, device=device)

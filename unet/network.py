@@ -182,7 +182,7 @@ class UNet(nn.Module):
         self.down2 = Down(2 * c, 4 * c, **conv)
         self.down3 = Down(4 * c, 8 * c, **conv)
         self.down4 = Down(8 * c, bottom, **conv)
-        self.dropout = nn.Dropout(0.5) if paper else nn.Identity()
+        self.dropout = nn.Dropout(0.0)  # how much is up to the training
 
         def up(in_channels: int, out_channels: int) -> Up:
             mid = in_channels // 2 if variant == "pytorch-unet" and bilinear else None

@@ -31,6 +31,7 @@ VARIANTS = {
     "flips": replace(DEFAULT, augmentation=Augmentation()),
     "borders": replace(DEFAULT, border_weights=True),
     "dice": replace(DEFAULT, loss="ce+dice"),
+    "no-dropout": replace(DEFAULT, dropout=0.0),
     "tutorial": RECIPES["tutorial"],
     "paper": RECIPES["paper"],
 }

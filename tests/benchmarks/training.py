@@ -24,7 +24,6 @@ from trainer.fit import Learner
 from trainer.recipes import RECIPES
 from trainer.run import peak_memory
 from unet.device import device_name, resolve_device
-from unet.network import NetworkConfig
 from unet.pixels import Preprocessing
 
 WARM_UP = 3
@@ -48,13 +47,7 @@ def main() -> None:
     )
     device = resolve_device("auto")
     data = read_folder(arguments.data)
-    network = NetworkConfig(
-        n_channels=data.n_channels,
-        n_classes=data.n_classes,
-        bilinear=recipe.bilinear,
-        base_channels=recipe.base_channels,
-        variant=recipe.variant,
-    ).build()
+    network = recipe.build(data.n_channels, data.n_classes)
     learner = Learner(network.to(device, memory_format=torch.channels_last), recipe)  # type: ignore[call-overload]
     preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
     batches = Batches(

@@ -28,7 +28,11 @@ def create_app(settings: ServeSettings) -> FastAPI:
         device = resolve_device(settings.device)
         counts = app.state.metrics = Metrics()
         engine = app.state.engine = Engine(
-            settings.max_in_flight, settings.timeout_s, device, on_batch=counts.batch_size.observe
+            settings.max_in_flight,
+            settings.timeout_s,
+            device,
+            on_batch=counts.batch_size.observe,
+            workers=settings.workers,
         )
         app.state.slot = ModelSlot(
             settings.model,

@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 MAX_STREAMS = 4
 """Each needs the memory of a forward pass."""
+GPU_STREAMS = 2
+"""One fetches and hands out images while the GPU computes the other's."""
 BATCH_PIXELS = 2**22
 """On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
 NICENESS = 5
@@ -63,7 +65,7 @@ class Engine:
     small ones waiting. Each is with one thread at a time: its result does not depend on the others.
 
     On a CPU there are several streams of one or few threads, which together do more than one stream of all cores; a
-    prediction that is alone gets all cores. On a GPU there is one stream, and pieces of one shape go as a batch.
+    prediction that is alone gets all cores. On a GPU, pieces of one shape go as a batch.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class Engine:
         timeout_s: float,
         device: torch.device,
         on_batch: Callable[[int], object] = lambda size: None,
+        workers: int = 1,
     ) -> None:
+        """`workers`: processes like this one, which share the cores."""
         self.max_in_flight = max_in_flight
         self.timeout_s = timeout_s
         self.in_flight = 0
@@ -87,7 +91,8 @@ class Engine:
         self._device = device
         self._batch_pixels = BATCH_PIXELS if device.type == "cuda" else 0
         self._cores = sorted(os.sched_getaffinity(0)) if LINUX else list(range(os.cpu_count() or 1))
-        self._n_streams = 1 if device.type == "cuda" else min(len(self._cores), MAX_STREAMS)
+        on_gpu = device.type == "cuda"
+        self._n_streams = GPU_STREAMS if on_gpu else max(1, min(len(self._cores), MAX_STREAMS) // workers)
         self._queue: deque[_Job] = deque()
         self._working = 0
         self._closed = False
@@ -98,7 +103,7 @@ class Engine:
         ]
         for stream in self._streams:
             stream.start()
-        n_codecs = max(2, len(self._cores) // 2) if device.type == "cuda" else 2  # a GPU is fed by many
+        n_codecs = max(2, len(self._cores) // 2 // workers) if on_gpu else 2  # a GPU is fed by many
         self._codecs = ThreadPoolExecutor(n_codecs, "codec")
 
     @property
@@ -194,6 +199,7 @@ class Engine:
         _yield_to_others()
         n_own = len(self._cores) // self._n_streams
         own, cores = self._cores[index * n_own : (index + 1) * n_own], self._cores
+        on_gpu = self._device.type == "cuda"
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
@@ -203,10 +209,10 @@ class Engine:
                 alone = not self._queue and not self._working
                 self._working += 1
             wanted = self._cores if alone else own
-            if wanted != cores:
+            if wanted != cores and not on_gpu:
                 _keep_to(wanted)
                 cores = wanted
-            unfinished = self._advance(batch, len(cores))
+            unfinished = self._advance(batch, 1 if on_gpu else len(cores))
             with self._changed:
                 self._working -= 1
                 self._queue.extend(unfinished)

@@ -1,5 +1,10 @@
-"""GET /metrics: the service in numbers, as text for Prometheus."""
+"""GET /metrics: the service in numbers, as text for Prometheus.
 
+Where several processes answer (see `service.workers`), the counts of all of them come together in files, whichever is
+asked; what is now is as of their last `refresh`.
+"""
+
+import os
 from collections.abc import Iterator
 
 import torch
@@ -8,10 +13,12 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    multiprocess,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -54,19 +61,47 @@ class Metrics:
         for outcome in ("loaded", "refused"):  # from zero, so that the first one is an increase
             self.reloads.labels(outcome)
 
+        self.in_flight = Gauge(
+            "unet_in_flight", "Requests being worked on or waiting", registry=r, multiprocess_mode="livesum"
+        )
+        self.queue_length = Gauge(
+            "unet_queue_length", "Predictions waiting for their next piece", registry=r, multiprocess_mode="livesum"
+        )
+        self.gpu_memory = Gauge(
+            "unet_gpu_memory_bytes",
+            "GPU memory in use by tensors, and held for them",
+            ["kind"],
+            registry=r,
+            multiprocess_mode="livesum",
+        )
+
     def watch(self, engine: Engine, slot: ModelSlot, device: torch.device) -> None:
-        self.registry.register(_Now(engine, slot, device))
+        self._engine, self._device, self._model = engine, device, _Model(slot)
+        self.registry.register(self._model)
+
+    def refresh(self) -> None:
+        """What is now, for whoever asks any of the processes."""
+        self.in_flight.set(self._engine.in_flight)
+        self.queue_length.set(self._engine.queued)
+        if self._device.type == "cuda":
+            self.gpu_memory.labels("allocated").set(torch.cuda.memory_allocated(self._device))
+            self.gpu_memory.labels("reserved").set(torch.cuda.memory_reserved(self._device))
+
+    def text(self) -> bytes:
+        self.refresh()
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        everybody = CollectorRegistry()
+        multiprocess.MultiProcessCollector(everybody)
+        everybody.register(self._model)
+        return generate_latest(everybody)
 
 
-class _Now(Collector):
-    def __init__(self, engine: Engine, slot: ModelSlot, device: torch.device) -> None:
-        self.engine = engine
+class _Model(Collector):
+    def __init__(self, slot: ModelSlot) -> None:
         self.slot = slot
-        self.device = device
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        yield GaugeMetricFamily("unet_in_flight", "Requests being worked on or waiting", self.engine.in_flight)
-        yield GaugeMetricFamily("unet_queue_length", "Predictions waiting for their next piece", self.engine.queued)
         info = GaugeMetricFamily(
             "unet_model_info", "1, for the model that is served", labels=("id", "device", "precision", "classes")
         )
@@ -77,13 +112,6 @@ class _Now(Collector):
             loaded.add_metric((), model.loaded_at.timestamp())
         yield info
         yield loaded
-        if self.device.type == "cuda":
-            memory = GaugeMetricFamily(
-                "unet_gpu_memory_bytes", "GPU memory in use by tensors, and held for them", labels=("kind",)
-            )
-            memory.add_metric(("allocated",), torch.cuda.memory_allocated(self.device))
-            memory.add_metric(("reserved",), torch.cuda.memory_reserved(self.device))
-            yield memory
 
 
 @router.get(
@@ -93,4 +121,4 @@ class _Now(Collector):
 )
 async def metrics(request: Request) -> Response:
     """Requests by status, time by stage, queue, batches, model and memory, for Prometheus."""
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,12 +1,41 @@
-"""How the process ends: what is in flight is finished first."""
+"""A process that answers, and how it ends: what is in flight is finished first."""
 
+import gc
+import signal
+import socket
+import sys
 import time
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from service.app import create_app
+from service.connections import limited
 from service.engine import Engine
+from service.settings import ServeSettings
+
+
+def serve(settings: ServeSettings, listener: socket.socket) -> int:
+    """Answers until it is told to stop; returns the exit status."""
+    for stop in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own, and when it is done
+        signal.signal(stop, lambda *_: sys.exit(0))
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http=limited(settings.idle_s, settings.max_connections),
+        ws="none",
+        loop="asyncio",  # uvloop, where it is installed, is no faster here, and cannot be told how much to read at once
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = Server(config, app, settings.grace_s)
+    gc.freeze()  # what is imported stays; to look through it, again and again, holds up everybody for 80 ms
+    server.run(sockets=[listener])
+    return 1 if server.lost else 0
 
 
 class Server(uvicorn.Server):
@@ -37,6 +66,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True ends the process."""
+        self.app.state.metrics.refresh()
         if await super().on_tick(counter) or self.lost:
             return True
         if self.stop_by is None:

@@ -42,6 +42,9 @@ class ServeSettings(ProgramSettings):
     model: Path = Field(Path("model/best_model.pth"), description="the file to serve, watched for newer versions")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    workers: int = Field(
+        1, ge=1, le=64, description="processes that answer; more than one feed a GPU that is faster than one of them"
+    )
     device: DeviceChoice = Field("auto", description="where to compute")
     precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
     input_range: InputRange = Field(
@@ -52,7 +55,9 @@ class ServeSettings(ProgramSettings):
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
     max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")
     max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431")
-    max_in_flight: int = Field(32, ge=1, description="requests worked on or waiting at a time; above: 503")
+    max_in_flight: int = Field(
+        32, ge=1, description="requests worked on or waiting at a time, of each worker; above: 503"
+    )
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
     grace_s: float = Field(30, ge=0, description="told to stop: longest time to finish what is in flight")
     idle_s: float = Field(
@@ -61,7 +66,9 @@ class ServeSettings(ProgramSettings):
         description="longest time for a request's headers, for the next KiB of its body (above: 408), and for a client "
         "to take anything of its answer; then the connection is closed",
     )
-    max_connections: int = Field(512, ge=1, description="open at a time; further ones are closed at once")
+    max_connections: int = Field(
+        512, ge=1, description="open at a time, of each worker; further ones are closed at once"
+    )
     watch_s: float = Field(1, gt=0, description="seconds between looks at the model file")
     api_keys: Keys = Field(
         [],

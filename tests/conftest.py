@@ -22,6 +22,7 @@ from service.app import create_app
 from service.connections import limited
 from service.settings import ServeSettings
 from trainer.__main__ import main as train
+from trainer.run import Seldom
 from unet import NetworkConfig
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
@@ -44,6 +45,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("TRAINER_", "SERVICE_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that takes longer than the epoch."""
+    monkeypatch.setattr(Seldom, "SHARE", 1.0)
 
 
 @pytest.fixture

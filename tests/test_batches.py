@@ -91,6 +91,7 @@ def test_the_paper_network_sees_a_margin_around_what_it_learns() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_is_told_what_to_do_without_being_waited_for() -> None:
     gpu = torch.device("cuda")
     recipe = RECIPES["default"].override(image_size=32, batch_size=4)

@@ -20,7 +20,7 @@ CONFIGS: list[tuple[dict[str, object], tuple[int, int]]] = [
 
 def trained(config: dict[str, object]) -> UNet:
     torch.manual_seed(0)
-    network = NetworkConfig(base_channels=4, **config).build()  # type: ignore[arg-type]
+    network = NetworkConfig(**{"base_channels": 4, **config}).build()  # type: ignore[arg-type]
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # so that what comes from below matters
             nn.init.kaiming_normal_(module.weight)
@@ -45,6 +45,22 @@ def test_folded_computes_the_same_without_batch_norm(config: dict[str, object]) 
     torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-4)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())  # a copy was folded
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("config", "size"), CONFIGS)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("base_channels", [4, 16])
+def test_fused_computes_the_same_on_a_gpu(
+    config: dict[str, object], size: tuple[int, int], dtype: torch.dtype, close: float, base_channels: int
+) -> None:
+    network, x = network_and_images({**config, "base_channels": base_channels}, size)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = network(x)
+        found = fused(network.folded().to("cuda", dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        difference = found(x.to("cuda", dtype)).float().cpu() - expected
+    assert difference.norm() < close * expected.norm()
+    assert not any(isinstance(module, nn.ReLU) for module in found.modules())
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")

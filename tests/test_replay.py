@@ -2,6 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer import sample
+from trainer.batches import Batches
+from trainer.dataset import Sample
+from trainer.fit import Learner
+from trainer.recipes import RECIPES
 from unet import Predictor, replay
-from unet.replay import Function, Replay
+from unet.pixels import Preprocessing
+from unet.replay import Arguments, Function, Replay
 
 Make = Callable[..., Path]
 
@@ -22,7 +31,9 @@ class Recorder:
         self.recorded: list[int] = []
         self.replayed: list[int] = []
 
-    def __call__(self, function: Function, example: Tensor) -> Function:
+    def __call__(self, function: Function, examples: Arguments) -> Function:
+        (example,) = examples
+        assert example is not None
         self.recorded.append(len(example))
 
         def again(x: Tensor) -> Tensor:
@@ -53,6 +64,20 @@ def test_what_was_used_longest_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch)
     assert recorder.recorded == [1, 2, 2]
 
 
+def test_a_thread_records_only_after_it_has_computed_step_by_step() -> None:
+    recorder = Recorder()
+    double = Replay(lambda x: 2 * x, recorder)
+    double(torch.arange(3))
+    with ThreadPoolExecutor(1) as other:
+        for n, recorded in ((3, []), (3, [3]), (4, [3])):
+            other.submit(double, torch.arange(n)).result()
+            assert recorder.recorded == recorded
+    with ThreadPoolExecutor(1) as third:  # it has the use of a recording, but that does not make it ready
+        for n, recorded in ((3, [3]), (4, [3]), (4, [3, 4])):
+            third.submit(double, torch.arange(n)).result()
+            assert recorder.recorded == recorded
+
+
 def test_another_dtype_is_another_recording() -> None:
     recorder = Recorder()
     double = Replay(lambda x: 2 * x, recorder)
@@ -62,7 +87,7 @@ def test_another_dtype_is_another_recording() -> None:
 
 
 def test_what_cannot_be_recorded_is_computed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(function: Function, example: Tensor) -> Function:
+    def refuse(function: Function, examples: Arguments) -> Function:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand advice")
 
     double = Replay(lambda x: 2 * x, refuse)
@@ -90,12 +115,12 @@ def test_a_failure_of_the_computation_is_one() -> None:
 @pytest.mark.parametrize("options", [{}, {"n_classes": 3}, {"bilinear": False}])
 def test_recorded_on_a_gpu_it_answers_the_same(make_checkpoint: Make, options: dict[str, object]) -> None:
     predictor = Predictor.load(make_checkpoint(**options), device="cuda", precision="fp32")
-    forward = predictor.network.forward
-    assert isinstance(forward, Replay)
+    step = predictor._steps["probabilities"]
+    assert isinstance(step, Replay)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (200, 150), dtype=np.uint8) for _ in range(3)]
     first = [predictor(image) for image in images]  # the first step by step, the others recorded
-    assert [known is None for known in forward._known.values()] == [False]
+    assert [known is None for known in step._known.values()] == [False]
     for image, before in zip(images, first, strict=True):
         np.testing.assert_allclose(predictor(image), before, atol=2e-3)  # other kernels round differently
     batch = [predictor.start(image) for image in images]
@@ -105,3 +130,28 @@ def test_recorded_on_a_gpu_it_answers_the_same(make_checkpoint: Make, options: d
         predictor.compute([each.next() for each in batch])
         for each, before in zip(batch, first, strict=True):
             np.testing.assert_allclose(each.result, before, atol=2e-3)
+    masks = [predictor.mask(images[0]) for _ in range(3)]
+    assert (masks[2] != masks[0]).mean() < 0.01
+    assert len(np.unique(masks[2])) > 1
+
+
+@pytest.mark.gpu
+def test_training_recorded_on_a_gpu_learns_the_same() -> None:
+    gpu = torch.device("cuda")
+    recipe = replace(RECIPES["default"], base_channels=8, image_size=64, batch_size=2, dropout=0, mixed_precision=False)
+    drawn = [sample.generate(np.random.default_rng(i), size=96) for i in range(2)]
+    samples = [Sample("", image, label // 255) for image, label in drawn]
+    batches = Batches(samples, Preprocessing(), 1, 2, recipe, margin=0, seed=0, device=gpu)
+    losses = {}
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        learner = Learner(recipe.build(1, 1).to(gpu), recipe)
+        assert isinstance(learner._gradients, Replay)
+        if not recorded:
+            learner._gradients = learner._backward
+        losses[recorded] = [learner.step(batch, 1e-3) for batch in islice(batches.epoch(1), 12)]
+        if recorded:
+            assert None not in learner._gradients._known.values()
+            assert learner._gradients._function not in learner._gradients._known.values()
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+    assert losses[True][-1] < losses[True][0]

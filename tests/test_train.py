@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from trainer.__main__ import main
 from trainer.augment import Augmentation
 from trainer.metrics import confusion, scores
 from trainer.recipes import RECIPES
+from trainer.run import Seldom
 from unet import Predictor
 from unet import checkpoint as checkpoints
 
@@ -311,3 +313,28 @@ def test_cross_validation_flags(data: Path, tmp_path: Path, capsys: pytest.Captu
 def test_a_crop_that_the_network_cannot_make_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--recipe", "paper", "--image-size", "256"]) == 2
     assert "a multiple of 16, plus 4 (such as 388)" in capsys.readouterr().err
+
+
+def test_saving_takes_a_fifth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    saving = Seldom()
+    assert saving.due()
+    with saving:
+        now += 2
+    found = []
+    for _ in range(9):
+        now += 1
+        found.append(saving.due())
+    assert found == [False] * 7 + [True] * 2
+
+
+def test_the_best_model_is_saved_later_as_it_was_then(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*TINY, "--data", str(data), "--epochs", "6", "--out"]
+    assert main([*command, str(tmp_path / "often")]) == 0
+    monkeypatch.setattr(Seldom, "due", lambda _: False)  # but at the end
+    assert main([*command, str(tmp_path / "once")]) == 0
+    assert_same_run(tmp_path / "often", tmp_path / "once")

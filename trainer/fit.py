@@ -9,7 +9,7 @@ from signal import SIGTERM
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from trainer.metrics import Scores, ThresholdCurve, confusion, scores
 from trainer.recipes import Recipe
 from trainer.stop import Stop, Stopped
 from trainer.world import ALONE, World
+from unet import replay
 from unet.device import fast_bf16
 from unet.predictor import Predictor
 
@@ -72,9 +73,8 @@ class Average(AveragedModel):
         averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, model))
         real = [tensor.is_floating_point() for tensor in averaged]
         torch._foreach_lerp_(list(compress(averaged, real)), list(compress(current, real)), 1 - keep)
-        for mine, theirs, is_real in zip(averaged, current, real, strict=True):
-            if not is_real:  # batch norm's counters
-                mine.copy_(theirs)
+        counters = [not is_real for is_real in real]  # batch norm's
+        torch._foreach_copy_(list(compress(averaged, counters)), list(compress(current, counters)))
         self.n_averaged += 1
 
 
@@ -90,6 +90,7 @@ class Learner:
         self.optimizer = make_optimizer(network, recipe)
         self.averaged = Average(network, recipe.ema) if recipe.ema else None
         self.mixed = recipe.mixed_precision and fast_bf16(self.device)
+        self._gradients = replay.recorded(self._backward, self.device) if world.size == 1 else self._backward
 
     @property
     def result(self) -> nn.Module:
@@ -98,15 +99,18 @@ class Learner:
 
     def step(self, batch: Batch, lr: float) -> float:
         """One step of the optimiser; returns the loss before it. A loss that is no number changes nothing."""
+        return self.update(self.gradients(batch), lr)
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """The loss, and its gradients in the network's parameters. A GPU is told to compute them, not waited for."""
         self.shared.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            logits = self.shared(batch.images.to(memory_format=torch.channels_last))
-        loss = loss_of(logits, batch.labels, batch.weights, self.recipe.loss, self.world)
+        return self._gradients(*batch)
+
+    def update(self, loss: Tensor, lr: float) -> float:
+        """The rest of a step, after `gradients`."""
         value = self.world.mean(loss.item())
         if not math.isfinite(value):
             return value
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         for group in self.optimizer.param_groups:
@@ -115,6 +119,14 @@ class Learner:
         if self.averaged:
             self.averaged.update_parameters(self.network)
         return value
+
+    def _backward(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            logits = self.shared(images.to(memory_format=torch.channels_last))
+        loss = loss_of(logits, labels, weights, self.recipe.loss, self.world)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def state_dict(self) -> dict[str, object]:
         return {
@@ -137,14 +149,14 @@ def fit(
     validation: list[Sample],
     schedule: "Schedule",
     progress: Progress,
-    save: Callable[[bool], None],
+    save: Callable[[bool], bool],
     stop: Stop,
 ) -> None:
     """Trains from `progress` to the end of the schedule, an epoch at a time. `predictor` is of the learner's result.
 
-    `save(improved)` is called after every epoch, with `progress` and the predictor's threshold up to date. All
-    processes validate, and so agree; the first one saves and prints. Told to stop, it raises Stopped before the next
-    step or validated image, in all processes: none waits for one that is gone.
+    `save(improved)` is called after every epoch, with `progress` and the predictor's threshold up to date, and says
+    whether all is in the files now. All processes validate, and so agree; the first one saves and prints. Told to stop,
+    it raises Stopped before the next step or validated image, in all processes: none waits for one that is gone.
     """
 
     def check() -> None:
@@ -173,9 +185,9 @@ def fit(
         if improved:
             progress.best = row
         if learner.world.first:
-            save(improved)
+            if save(improved):
+                stop.epoch = epoch
             _print(row, schedule.recipe.epochs, improved)
-        stop.epoch = epoch
 
 
 def run_epoch(
@@ -192,20 +204,24 @@ def run_epoch(
     """
     # drop-out repeats after a resume, and is not the same in all processes
     torch.manual_seed((batches.seed * 1_000_003 + epoch) * learner.world.size + learner.world.rank)
-    started, losses, lr = time.monotonic(), [], 0.0
-    crops, augmenting, ready = 0, 0.0, started
+    started, losses, lr, crops = time.monotonic(), [], 0.0, 0
     quiet = None if learner.world.first else True  # None: only on a terminal
-    with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, unit="step", disable=quiet) as bar:
-        for step, batch in enumerate(bar):
-            augmenting += time.monotonic() - ready
+    cut = batches.epoch(epoch)
+    batch = next(cut)
+    augmenting = time.monotonic() - started
+    with tqdm(range(len(batches)), f"epoch {epoch}", leave=False, unit="step", disable=quiet) as bar:
+        for step in bar:
             check()
             now = learner.world.agree(elapsed + time.monotonic() - started)
             if step and schedule.time_over(now):
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
-            loss = learner.step(batch, lr)
-            ready = time.monotonic()
             crops += len(batch.images)
+            gradients = learner.gradients(batch)
+            cutting = time.monotonic()
+            batch = next(cut, batch)  # while a GPU computes
+            augmenting += time.monotonic() - cutting
+            loss = learner.update(gradients, lr)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} in epoch {epoch}, step {step + 1}; this step was not taken. Lower --lr"
@@ -268,7 +284,8 @@ class Schedule:
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters, lr, decay = network.parameters(), recipe.lr, recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+        on_gpu = next(network.parameters()).is_cuda
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=on_gpu or None)
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
     return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)

@@ -18,6 +18,8 @@ class Recipe:
     variant: Variant = "tutorial"
     bilinear: bool = False
     base_channels: int = 64
+    conv_bias: bool = False
+    """Of the 3x3 convolutions. Batch norm takes away what it adds, after it has cost two passes over memory."""
     grey: bool = False
     """Turn colour images to grey; otherwise the images decide."""
     input_range: InputRange = "0-1"
@@ -78,6 +80,7 @@ class Recipe:
             bilinear=self.bilinear,
             base_channels=self.base_channels,
             variant=self.variant,
+            conv_bias=self.conv_bias,
         ).build()
         network.dropout.p = self.dropout
         return network
@@ -118,6 +121,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     "tutorial": Recipe(
         name="tutorial",
         bilinear=True,
+        conv_bias=True,
         grey=True,
         input_range="0-255",
         standardise=False,
@@ -139,6 +143,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     "paper": Recipe(
         name="paper",
         variant="paper",
+        conv_bias=True,
         standardise=False,
         image_size=388,
         batch_size=1,

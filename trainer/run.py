@@ -1,5 +1,6 @@
 """A training run from settings to files: data, network, loop, checkpoint, account."""
 
+import math
 import platform
 import resource
 import sys
@@ -84,15 +85,26 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
         folder.save_last(progress, learner)  # finds out now, not after an epoch, that nothing can be written
         folder.report.unlink(missing_ok=True)  # from an earlier run; if it is there, this one is over
 
-    def save(improved: bool) -> None:
+    saving = Seldom()
+    best: Checkpoint | None = None
+
+    def save(improved: bool) -> bool:
+        nonlocal best
         if improved:
-            folder.save_best(_checkpoint(predictor, _summary(recipe, data, progress)))
-        folder.save_history(progress.history)
-        folder.save_picture(CURVES, pictures.curves(progress.history))
+            best = _checkpoint(predictor, _summary(recipe, data, progress))
         if board:
             board.add(progress.history[-1])
-        # at the end: a run that dies before repeats the epoch and saves all of it again
-        folder.save_last(progress, learner)
+        if not (progress.finished or saving.due()):
+            return False
+        with saving:
+            if best:
+                folder.save_best(best)
+                best = None
+            folder.save_history(progress.history)
+            folder.save_picture(CURVES, pictures.curves(progress.history))
+            # at the end: a run that dies before repeats the epoch and saves all of it again
+            folder.save_last(progress, learner)
+        return True
 
     schedule = Schedule(recipe, len(batches), settings.max_minutes)
     stop.epoch = progress.epoch
@@ -100,6 +112,26 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
         fit(learner, batches, predictor, val, schedule, progress, save, stop)
     if world.first:
         _account(folder, recipe, data, val, progress, device)
+
+
+class Seldom:
+    """`with seldom: ...` is a while long, and due again when it will have taken a fifth of the time."""
+
+    SHARE = 0.2
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._ended = -math.inf
+
+    def due(self) -> bool:
+        return time.monotonic() - self._ended >= self._seconds * (1 / self.SHARE - 1)
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = time.monotonic()
+        self._seconds = self._ended - self._started
 
 
 def _read(settings: TrainSettings) -> DataSet:
@@ -154,7 +186,7 @@ def _checkpoint(predictor: Predictor, training: dict[str, Any]) -> Checkpoint:
     return Checkpoint(
         network=predictor.network.config,
         preprocessing=predictor.preprocessing,
-        state_dict=predictor.network.state_dict(),
+        state_dict={name: tensor.detach().clone() for name, tensor in predictor.network.state_dict().items()},
         class_values=predictor.class_values,
         threshold=predictor.threshold,
         training=training,

@@ -1,7 +1,7 @@
 """How a run is told to stop: SIGTERM (`docker compose stop`, a batch system) and SIGINT (Ctrl-C).
 
-It stops before the next step, without saving: `last.pth` holds every finished epoch, and the same command repeats the
-one that was interrupted, to the same weights. A `kill -9` loses no more than that.
+It stops before the next step, without saving: `last.pth` holds the epochs up to the last one that was saved, and the
+same command goes on from there, to the same weights. A `kill -9` loses no more than that.
 """
 
 import signal

@@ -57,7 +57,7 @@ class Preprocessing:
                 np.zeros(n_channels),
                 np.full(n_channels, (255 if self.input_range == "0-255" else 1) / unit),
             )
-        return Prepared(pixels, *(torch.from_numpy(each.astype(np.float32)) for each in (offset, scale)))
+        return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that an image of (height, width) is mirrored up to."""
@@ -71,14 +71,14 @@ class Prepared:
 
     pixels: npt.NDArray[Any]
     """(H, W, C), uint8 or float32."""
-    offset: Tensor
-    """(C,) float32, to be subtracted first."""
-    scale: Tensor
-    """(C,) float32, to be multiplied with then."""
+    offset: FloatArray
+    """(C,), to be subtracted first."""
+    scale: FloatArray
+    """(C,), to be multiplied with then."""
 
     def tensor(self) -> Tensor:
         """The whole image as the network sees it, (C, H, W) float32."""
-        return normalise(torch.from_numpy(self.pixels)[None], self.offset[None], self.scale[None])[0]
+        return normalise(*(torch.from_numpy(each)[None] for each in (self.pixels, self.offset, self.scale)))[0]
 
 
 def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Image in, probabilities or mask out: the one way to use a network, in validation as in the service."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device
 from unet.fused import fused
 from unet.network import STRIDE, UNet
 from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise
-from unet.replay import replayed
+from unet.replay import recorded
 from unet.tiling import CONTEXT, Tile, cut
 
 Output = Literal["probabilities", "mask", "probability"]
@@ -49,7 +50,9 @@ class Predictor:
         device: torch.device | None = None,
         precision: Precision = "fp32",
         tile: int | None = None,
+        frozen: bool = False,
     ) -> None:
+        """`frozen`: the network is for prediction only, so that a GPU's computations can be recorded."""
         self.device = device or next(network.parameters()).device
         self.dtype = DTYPES[precision]
         self.network: UNet = network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -58,6 +61,12 @@ class Predictor:
         self.threshold = threshold
         self.precision: Precision = precision
         self.tile = tile or TILE[self.device.type]
+        self._values = torch.tensor(class_values).to(self.device, torch.uint8)  # of use for several classes
+        self._steps: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
+            output: partial(self._step, output) for output in get_args(Output)
+        }
+        if frozen:
+            self._steps = {output: recorded(step, self.device) for output, step in self._steps.items()}
 
     @classmethod
     def from_checkpoint(
@@ -68,12 +77,13 @@ class Predictor:
         resolved = resolve_precision(precision, where)
         network = checkpoint.build().folded().to(where, DTYPES[resolved], memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
-            replayed(fused(network)),
+            fused(network),
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,
             device=where,
             precision=resolved,
+            frozen=True,
         )
 
     @classmethod
@@ -146,52 +156,65 @@ class Predictor:
     @torch.inference_mode()
     def compute(self, pieces: Sequence["Piece"]) -> None:
         """One forward pass for pieces of one shape, and each one's share to its prediction."""
-        pixels = torch.stack([torch.from_numpy(piece.pixels) for piece in pieces])  # (B, h, w, C)
-        offset, scale = (
-            torch.stack([getattr(piece.prediction.prepared, name) for piece in pieces]) for name in ("offset", "scale")
-        )
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            pixels = pixels.pin_memory()
-        pixels, offset, scale = (each.to(self.device, non_blocking=True) for each in (pixels, offset, scale))
-        logits = self.network(normalise(pixels, offset, scale).to(self.dtype)).float()  # (B, n_classes, h', w')
+        by_output: dict[Output, list[Piece]] = defaultdict(list)  # mostly one
+        for piece in pieces:
+            by_output[piece.prediction.step].append(piece)
+        finished = self._downloaded([self._steps[output](*self._uploaded(of)) for output, of in by_output.items()])
+        for of, together in zip(by_output.values(), finished, strict=True):
+            for piece, each in zip(of, together.numpy(), strict=True):
+                piece.prediction.put(piece.place, each)
+
+    def _step(self, output: Output, pixels: Tensor, numbers: Tensor) -> Tensor:
+        """(B, h, w, C) pixels, and (B, 2 C + 1) float32, `Prediction.numbers` -> what `finish` makes
+        of the (B, n_classes, h', w') probabilities."""
+        c = pixels.shape[3]
+        offset, scale, threshold = numbers[:, :c], numbers[:, c : 2 * c], numbers[:, -1:, None, None]
+        logits = self.network(normalise(pixels, offset, scale).to(self.dtype)).float()
         probabilities = logits.sigmoid() if self.binary else logits.softmax(dim=1)
-        wanted = [
-            piece.prediction.wanted(piece.place, each).to("cpu", non_blocking=True)
-            for piece, each in zip(pieces, probabilities, strict=True)
-        ]
-        if on_gpu:  # once for all of them
-            torch.cuda.current_stream(self.device).synchronize()
-        for piece, each in zip(pieces, wanted, strict=True):
-            piece.prediction.put(piece.place, each.numpy())
+        return self.finish(probabilities, output, threshold)
+
+    def _uploaded(self, pieces: Sequence["Piece"]) -> list[Tensor]:
+        """Pixels and numbers for `_step`, on the device. A GPU, which is not waited for, fetches them from pinned
+        memory."""
+        uploaded = []
+        for arrays in ([piece.pixels for piece in pieces], [piece.prediction.numbers for piece in pieces]):
+            example = torch.from_numpy(arrays[0])
+            shape = (len(arrays), *example.shape)
+            together = torch.empty(shape, dtype=example.dtype, pin_memory=self.device.type == "cuda")
+            np.stack(arrays, out=together.numpy())
+            uploaded.append(together.to(self.device, non_blocking=True))
+        return uploaded
+
+    def _downloaded(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """A GPU is waited for once, and without what other threads have asked of it since."""
+        if self.device.type != "cuda":
+            return tensors
+        here = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for to, tensor in zip(here, tensors, strict=True):
+            to.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # leaves the core to others meanwhile
+        done.record(torch.cuda.current_stream(self.device))
+        done.synchronize()
+        return here
 
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
         foreground. Raises PixelError for a threshold where there is none."""
         self._check_threshold(threshold)
-        k_first = torch.from_numpy(probabilities)[None] if self.binary else torch.from_numpy(probabilities)
-        return self._classes(k_first, threshold).numpy()
+        if self.binary:
+            return (probabilities > (self.threshold if threshold is None else threshold)).astype(np.intp)
+        return np.asarray(probabilities.argmax(axis=0))
 
-    def finish(self, probabilities: Tensor, output: Output, threshold: float | None) -> Tensor:
-        """(n_classes, h, w) -> what is wanted of it, on the same device: the same shape, or (1, h, w) uint8."""
+    def finish(self, probabilities: Tensor, output: Output, threshold: "float | Tensor") -> Tensor:
+        """(..., n_classes, h, w) -> what is wanted of it, on the same device: the same, or (..., 1, h, w) uint8."""
         if output == "mask" and self.binary:
-            return (probabilities > self._threshold(threshold)).to(torch.uint8) * 255
+            return (probabilities > threshold).to(torch.uint8) * 255
         if output == "mask":
-            values = torch.tensor(self.class_values, dtype=torch.uint8, device=probabilities.device)
-            return values[self._classes(probabilities, threshold)][None]
+            return self._values[probabilities.argmax(dim=-3, keepdim=True)]
         if output == "probability":
-            likeliest = probabilities if self.binary else probabilities.amax(dim=0, keepdim=True)
+            likeliest = probabilities if self.binary else probabilities.amax(dim=-3, keepdim=True)
             return (likeliest * 255).round().to(torch.uint8)
         return probabilities
-
-    def _classes(self, probabilities: Tensor, threshold: float | None) -> Tensor:
-        """(n_classes, h, w) -> (h, w) int64."""
-        if not self.binary:
-            return probabilities.argmax(dim=0)
-        return (probabilities[0] > self._threshold(threshold)).long()
-
-    def _threshold(self, given: float | None) -> float:
-        return self.threshold if given is None else given
 
     def _check_threshold(self, threshold: float | None) -> None:
         if threshold is not None and not self.binary:
@@ -233,13 +256,15 @@ class Prediction:
         self.predictor = predictor
         self.prepared = prepared
         self._output: Output = output
-        self._threshold = threshold
+        self._threshold = predictor.threshold if threshold is None else threshold
+        self.numbers: FloatArray = np.hstack([prepared.offset, prepared.scale, self._threshold]).astype(np.float32)
+        """(2 C + 1,): what belongs to the pixels of every piece."""
         self._views = views
         self._places: deque[Place] = deque()
         self._view: tuple[int, int] | None = None
         self._seen: npt.NDArray[Any] = prepared.pixels
         """The current view, mirrored to a size that the network takes."""
-        exact = output == "probabilities" or len(views) > 1  # several views are summed up: the sum is no mask yet
+        exact = self.step == "probabilities"
         self._planes: npt.NDArray[Any] = np.empty(
             (predictor.n_classes if exact else 1, *prepared.pixels.shape[:2]), np.float32 if exact else np.uint8
         )
@@ -273,21 +298,20 @@ class Prediction:
         top, left = place.rows.start, place.columns.start
         return Piece(self, place, np.ascontiguousarray(self._seen[top : top + height, left : left + width]))
 
-    def wanted(self, place: Place, probabilities: Tensor) -> Tensor:
-        """(n_classes, h, w) for a piece -> (h', w', K), what `put` takes, on the same device."""
-        height, width, _ = self._target(place).shape
-        kept = probabilities[:, place.rows.kept, place.columns.kept][:, :height, :width]
-        if len(self._views) == 1:
-            kept = self.predictor.finish(kept, self._output, self._threshold)
-        return kept.permute(1, 2, 0)
+    @property
+    def step(self) -> Output:
+        """What `Predictor.finish` is to make of the pieces. Several views are summed up first: a sum is no mask."""
+        return self._output if len(self._views) == 1 else "probabilities"
 
-    def put(self, place: Place, wanted: npt.NDArray[Any]) -> None:
-        """(h', w', K) of `wanted`."""
+    def put(self, place: Place, finished: npt.NDArray[Any]) -> None:
+        """(K, h, w) for a piece, of which the part that is to be kept is."""
         target = self._target(place)
+        height, width, _ = target.shape
+        kept = finished[:, place.rows.kept, place.columns.kept][:, :height, :width].transpose(1, 2, 0)
         if len(self._views) > 1:
-            target += wanted
+            target += kept
         else:
-            target[:] = wanted
+            target[:] = kept
 
     def _target(self, place: Place) -> npt.NDArray[Any]:
         """(h', w', K) of the result, which a piece is kept for."""

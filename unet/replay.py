@@ -1,92 +1,93 @@
-"""A network for inference on a GPU: its kernels, recorded once for each shape, are launched all at once from then on.
+"""Computations on a GPU: their kernels, recorded once for each shape, are launched all at once from then on.
 
-A forward pass is dozens of kernels, and to launch each from Python takes longer than a fast GPU needs for a small
-image. A CUDA graph (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) is launched in one go.
+A forward pass is dozens of kernels, a training step hundreds, and to launch each from Python takes longer than a fast
+GPU needs for a small image. A CUDA graph (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) is launched
+in one go.
 """
 
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unet.network import UNet
-
 log = logging.getLogger(__name__)
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[..., Tensor]
+
+Arguments = Sequence[Tensor | None]
 
 MOST = 32
 """Recordings that are kept, the last used; each has a copy of what goes in and what comes out."""
 
 
-def replayed(network: UNet) -> UNet:
-    """A network for inference, in its final dtype and on its device, is changed and returned; off a GPU as it is."""
-    weight = next(network.parameters())
-    if weight.is_cuda:
-        pool = torch.cuda.graph_pool_handle()
-        network.forward = Replay(network.forward, lambda forward, x: record(forward, x, pool))  # type: ignore[method-assign]
-    return network
+def recorded(function: Function, device: torch.device) -> Function:
+    """On a GPU a `Replay` of the function, elsewhere the function."""
+    if device.type != "cuda":
+        return function
+    pool = torch.cuda.graph_pool_handle()
+    return Replay(function, lambda function, arguments: record(function, arguments, pool))
 
 
 class Replay:
-    """Computes what `function` does. A shape that comes for the second time is recorded; one that cannot be is computed
-    step by step, as is one that comes for the first time and maybe never again.
+    """Computes what `function` does. Arguments of shapes that come for the second time are recorded; what cannot be is
+    computed step by step, as are shapes that come for the first time and maybe never again, and what a thread computes
+    first: that is when the libraries get ready for it, which cannot be recorded.
 
-    For one thread at a time; others wait. `record` makes a function of the same results for tensors of one shape.
+    For one thread at a time; others wait. `record` makes a function of the same results for arguments of one shape.
     """
 
-    def __init__(self, function: Function, record: Callable[[Function, Tensor], Function]) -> None:
+    def __init__(self, function: Function, record: Callable[[Function, Arguments], Function]) -> None:
         self._function = function
         self._record = record
         self._known: OrderedDict[object, Function | None] = OrderedDict()
         """By shape: None for one that has come once."""
         self._lock = threading.Lock()
+        self._thread = threading.local()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *arguments: Tensor | None) -> Tensor:
         with self._lock:
-            return self._for(x)(x)
+            return self._for(arguments)(*arguments)
 
-    def _for(self, x: Tensor) -> Function:
-        key = x.shape, x.dtype, x.stride()
-        if key not in self._known:
+    def _for(self, arguments: Arguments) -> Function:
+        key = tuple(None if each is None else (each.shape, each.dtype, each.stride()) for each in arguments)
+        known = self._known.get(key)
+        if key not in self._known or not (known or hasattr(self._thread, "ready")):
+            self._thread.ready = True
             self._known[key] = None
             if len(self._known) > MOST:
                 self._known.popitem(last=False)
             return self._function
-        known = self._known[key] or self._recorded(x)
+        known = known or self._recorded(arguments)
         self._known[key] = known
         self._known.move_to_end(key)
         return known
 
-    def _recorded(self, x: Tensor) -> Function:
+    def _recorded(self, arguments: Arguments) -> Function:
         try:
-            return self._record(self._function, x)
+            return self._record(self._function, arguments)
         except RuntimeError as error:  # out of memory, or what a driver cannot record: slower, not worse
-            log.warning("computing %s step by step: %s", tuple(x.shape), str(error).partition("\n")[0])
+            shapes = ", ".join(str(tuple(each.shape)) for each in arguments if each is not None)
+            log.warning("computing %s step by step: %s", shapes, str(error).partition("\n")[0])
             return self._function
 
 
-def record(function: Function, example: Tensor, pool: Any) -> Function:
-    """As a CUDA graph, for tensors on a GPU of the example's shape. Recordings of one `pool` share memory, and are not
-    to be replayed at the same time."""
-    taken = example.clone()
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream())
-    # this shape will come again: it pays to try which of cuDNN's kernels is the fastest
-    with torch.cuda.stream(beside), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        function(taken)
-    torch.cuda.current_stream().wait_stream(beside)
+def record(function: Function, examples: Arguments, pool: Any) -> Function:
+    """As a CUDA graph, for tensors on a GPU of the examples' shapes; what it does has been done once before. Recordings
+    of one `pool` share memory, and are not to be replayed at the same time."""
+    taken = [None if each is None else each.clone() for each in examples]
     graph = torch.cuda.CUDAGraph()
     # thread_local: a thread that loads another model meanwhile may take memory
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        given = function(taken)
+        given = function(*taken)
 
-    def replay(x: Tensor) -> Tensor:
-        taken.copy_(x)
+    def replay(*arguments: Tensor | None) -> Tensor:
+        for mine, theirs in zip(taken, arguments, strict=True):
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
         graph.replay()
         return given.clone()  # the next replay writes over it
 

@@ -1,29 +1,39 @@
 #!/usr/bin/env bash
 # All that wants a GPU, in parts of a few minutes each:  bash tests/benchmarks/gpu.sh DATA OUT [part ...]
-# DATA holds isbi2012/ and drive/; JSON and models go to OUT. Wants what `pip install '.[train,serve]'` installs, and
+# DATA holds isbi2012/ and drive/; JSON and models go to OUT. MINUTES is how long to train, 8 by default. Wants what `pip install '.[train,serve]'` installs, and
 # pytest with pytest-timeout and httpx; not the package itself.
 set -euo pipefail
 data=$(realpath "$1") && mkdir -p "$2" && out=$(realpath "$2")
 shift 2
 cd "$(dirname "$0")/../.."
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,predictor,metrics_endpoint,batches}.py; }
+gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,fused,kernels,predictor,metrics_endpoint,batches}.py; }
 
 train_isbi() { train isbi2012 0.16; }
 train_drive() { train drive 0.2; }
 train() {
-  python3 -m trainer --data "$data/$1" --device cuda --max-minutes 8 --epochs 2000 --val-fraction "$2" --out "$out/$1"
+  python3 -m trainer --data "$data/$1" --device cuda --max-minutes "${MINUTES:-8}" --epochs 2000 --val-fraction "$2" --out "$out/$1"
   python3 tests/benchmarks/accuracy.py "$out/$1/best_model.pth" "$data/$1" --last 4 --json "$out/accuracy-$1-gpu.json"
 }
 
-steps() { python3 tests/benchmarks/training.py "$data/isbi2012" --json "$out/training-base64-gpu.json"; }
+steps() {
+  python3 tests/benchmarks/training.py "$data/isbi2012" --json "$out/training-base64-gpu.json"
+  python3 tests/benchmarks/training.py "$data/isbi2012" --image-size 256 --batch-size 4 --steps 200 \
+    --json "$out/training-default-gpu.json"
+}
 
 # of the model that train_isbi has made
 model() { measure model; }
-serving() { measure serving; }
+serving() {
+  measure serving --seconds 1.5
+  measure serving --seconds 1.5 --workers 4
+}
 large() { measure large; }
-measure() { python3 "tests/benchmarks/$1.py" "$out/isbi2012/best_model.pth" "$data/isbi2012" --json "$out/$1-base64-gpu.json"; }
+measure() {
+  name="$1${4:+-$4-workers}-base64-gpu.json"
+  python3 "tests/benchmarks/$1.py" "$out/isbi2012/best_model.pth" "$data/isbi2012" --json "$out/$name" "${@:2}"
+}
 
 for part in "${@:-gpu_tests steps train_isbi model serving large train_drive}"; do
   for each in $part; do

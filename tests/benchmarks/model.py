@@ -29,7 +29,6 @@ ROUNDS, SHOTS = 4, 4
 BATCHES = (1, 8, 32)
 OURS = ("eager", "fp32", "auto")
 ENGINES = ("onnxruntime", "openvino")
-VARIANTS = (*OURS, *(name for name in ENGINES if find_spec(name)))
 
 
 def main() -> None:
@@ -37,14 +36,15 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=(*OURS, *ENGINES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker, arguments.model, arguments.data)
         return
-    workers = {name: Worker(name, arguments.model, arguments.data) for name in VARIANTS}
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    peaks: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    variants = compared()
+    workers = {name: Worker(name, arguments.model, arguments.data) for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    peaks: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, worker in workers.items():
             seconds[name] += worker.ask("time")
@@ -69,7 +69,7 @@ def main() -> None:
             "rss MiB": about[name]["rss"] / 2**20,
             "differ %": 100 * differing(masks[name], masks["eager"]),
         }
-        for name in VARIANTS
+        for name in variants
     }
     print(f"{about['auto']['device']}, {about['auto']['network']}")
     print(" " * 12 + "".join(f"{column:>12}" for column in rows["eager"]))
@@ -82,10 +82,18 @@ def main() -> None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
+def compared() -> tuple[str, ...]:
+    """The other engines are compared on CPUs only."""
+    import torch
+
+    return OURS if torch.cuda.is_available() else (*OURS, *(name for name in ENGINES if find_spec(name)))
+
+
 class Worker:
     def __init__(self, name: str, model: Path, data: Path) -> None:
         command = [sys.executable, __file__, str(model), str(data), "--worker", name]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        path = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
+        environment = os.environ | {"PYTHONPATH": path}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -200,22 +208,26 @@ def throughput(predictor: Any, images: list[Any], n: int) -> float:
 
 
 def peak(device: Any, dtype: Any) -> float:
-    """GFLOP/s of one large matrix product or convolution, the best of a few."""
+    """GFLOP/s of large matrix products or convolutions, the best of a few."""
     import torch
 
-    matrix = torch.rand(2048, 2048, device=device, dtype=dtype)
-    maps = torch.rand(1, 128, 128, 128, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    kernels = torch.rand(128, 128, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    on_gpu = device.type == "cuda"
+    side, maps, channels, in_a_row = (8192, 32, 256, 8) if on_gpu else (2048, 1, 128, 1)
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    x = torch.randn(maps, channels, 128, 128, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    kernels = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     rates = []
     with torch.inference_mode():
         for _ in range(SHOTS):
             for flop, compute in (
-                (2 * 2048**3, lambda: matrix @ matrix),
-                (2 * 9 * 128**4, lambda: torch.conv2d(maps, kernels, padding=1)),
+                (2 * side**3, lambda: matrix @ matrix),
+                (2 * 9 * channels**2 * maps * 128**2, lambda: torch.conv2d(x, kernels, padding=1)),
             ):
                 started = time.perf_counter()
-                compute().flatten()[0].item()  # waits for a GPU
-                rates.append(flop / (time.perf_counter() - started) / 1e9)
+                for _ in range(in_a_row):
+                    computed = compute()
+                computed.flatten()[0].item()  # waits for a GPU
+                rates.append(in_a_row * flop / (time.perf_counter() - started) / 1e9)
     return max(rates)
 
 

@@ -1,19 +1,23 @@
 """What the service adds to the model:  python tests/benchmarks/serving.py MODEL DATA [--json FILE]
 
 Starts `unet-serve`, then compares, in one run and by turns: the raw loop, the same predictor on the same images in as
-many threads as the service has streams, without HTTP, files or a queue; and N clients that each post an image, wait for
-the mask, and post the next. Prints requests per second, their share of the raw loop's, times, refusals and memory.
+many threads as the service has streams (on a GPU in its largest batches), without HTTP, files or a queue; and N clients
+that each post an image, wait for the mask, and post the next. Prints requests per second, their share of the raw
+loop's, times, refusals and memory.
 """
 
 import argparse
 import asyncio
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ import httpx
 import unet.process  # noqa: F401  isort: skip  (before torch)
 import torch
 
-from service.engine import MAX_STREAMS
+from service.engine import BATCH_PIXELS, GPU_STREAMS, MAX_STREAMS
 from trainer.dataset import read_folder
 from unet import Predictor
 from unet.images import encode_png
@@ -36,11 +40,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 200])
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement, %(default)s; there are three")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     images = [sample.image for sample in read_folder(arguments.data).samples]
     predictor = Predictor.load(arguments.model)
     command = [sys.executable, "-m", "service", "--model", str(arguments.model), "--port", "0"]
+    command += ["--workers", str(arguments.workers)]
     started = time.monotonic()
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -70,7 +76,7 @@ def measure(
     for _ in range(ROUNDS):
         for n in arguments.clients:
             raw.append(raw_loop(predictor, images, arguments.seconds))
-            found[n].append(asyncio.run(load(url, requests, n, arguments.seconds)) | {"rss": memory(pid)})
+            found[n].append(loads(url, requests, n, arguments.seconds) | {"rss": memory(pid)})
     rows = {}
     for n, rounds in found.items():
         times = sorted(t for each in rounds for t in each["times"])
@@ -93,16 +99,21 @@ def measure(
 
 
 def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
-    """Images per second of the predictor alone, as many at a time as the service computes on a CPU."""
-    n_streams = 1 if predictor.device.type == "cuda" else min(torch.get_num_threads(), MAX_STREAMS)
+    """Images per second of the predictor alone, as many at a time as the service computes."""
+    on_gpu = predictor.device.type == "cuda"
+    n_streams = GPU_STREAMS if on_gpu else min(torch.get_num_threads(), MAX_STREAMS)
     n_threads = torch.get_num_threads() // n_streams
+    batch = max(1, BATCH_PIXELS // math.prod(images[0].shape[:2])) if on_gpu else 1
     done, end = [0] * n_streams, time.perf_counter() + seconds
 
     def stream(index: int) -> None:
         torch.set_num_threads(n_threads)
         while time.perf_counter() < end:
-            predictor.mask(images[done[index] % len(images)])
-            done[index] += 1
+            chosen = [images[(done[index] + i) % len(images)] for i in range(batch)]
+            predictions = [predictor.start(image, "mask") for image in chosen]
+            while not predictions[0].finished:
+                predictor.compute([prediction.next() for prediction in predictions])
+            done[index] += batch
 
     started = time.perf_counter()
     threads = [threading.Thread(target=stream, args=(i,)) for i in range(n_streams)]
@@ -111,6 +122,25 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
     for thread in threads:
         thread.join()
     return sum(done) / (time.perf_counter() - started)
+
+
+def loads(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
+    """`load`, from more than one process where there are cores for it: a GPU answers more than one can ask."""
+    n = max(1, min(n_clients // 8, (os.cpu_count() or 1) // 4))
+    shares = [n_clients // n + (i < n_clients % n) for i in range(n)]
+    if n == 1:
+        return asyncio.run(load(url, requests, n_clients, seconds))
+    with ProcessPoolExecutor(n, get_context("fork")) as processes:
+        parts = list(
+            processes.map(_load, [(url, requests[i:] + requests[:i], k, seconds) for i, k in enumerate(shares)])
+        )
+    joined = {name: [t for part in parts for t in part[name]] for name in ("times", "refused", "health")}
+    statuses = sum((part["statuses"] for part in parts), Counter())
+    return joined | {"rate": sum(part["rate"] for part in parts), "statuses": statuses}
+
+
+def _load(arguments: tuple[str, list[bytes], int, float]) -> dict[str, Any]:
+    return asyncio.run(load(*arguments))
 
 
 async def load(
@@ -222,9 +252,10 @@ def wait_for(server: "subprocess.Popen[str]") -> str:
 
 
 def memory(pid: int) -> float:
-    """Resident, MiB."""
+    """Resident, MiB, with the processes that it has started."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024 + sum(memory(int(child)) for child in children)
 
 
 def percentile(ordered: list[float], share: float) -> float:

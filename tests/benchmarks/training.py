@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import unet.process  # noqa: F401  isort: skip  (before torch)
@@ -20,13 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.batches import Batches
 from trainer.dataset import read_folder
-from trainer.fit import Learner
+from trainer.fit import Learner, Schedule, run_epoch
 from trainer.recipes import RECIPES
 from trainer.run import peak_memory
 from unet.device import device_name, resolve_device
 from unet.pixels import Preprocessing
-
-WARM_UP = 3
 
 
 def main() -> None:
@@ -43,7 +40,7 @@ def main() -> None:
         base_channels=arguments.base_channels,
         image_size=arguments.image_size,
         batch_size=arguments.batch_size,
-        min_steps=WARM_UP + arguments.steps,
+        min_steps=arguments.steps,
     )
     device = resolve_device("auto")
     data = read_folder(arguments.data)
@@ -60,34 +57,31 @@ def main() -> None:
         seed=0,
         device=device,
     )
-    crops = batches.epoch(1)
     with FlopCounterMode(display=False) as counter:
-        learner.step(next(crops), recipe.lr)
-    for _ in range(WARM_UP - 1):
-        learner.step(next(crops), recipe.lr)
-    started = now(device)
-    for _ in range(arguments.steps):
-        learner.step(next(crops), recipe.lr)
-    seconds = now(device) - started
+        learner.gradients(next(batches.epoch(1)))
+    schedule = Schedule(recipe, len(batches), max_minutes=None)
+    for epoch in (1, 2):  # the first to warm up
+        row = run_epoch(learner, batches, epoch, schedule, 0.0, lambda: None)
+    seconds = row["training_seconds"]
     started = now(device)  # again without steps, since a GPU does both at a time
-    for _ in islice(batches.epoch(2), arguments.steps):
+    for _ in batches.epoch(3):
         pass
     augmenting = now(device) - started
     dtype = torch.bfloat16 if learner.mixed else torch.float32
-    row = {
+    found = {
         "device": device_name(device),
         "recipe": f"base {recipe.base_channels}, {recipe.batch_size} x {recipe.image_size} x {recipe.image_size}",
         "precision": "bf16" if learner.mixed else "fp32",
-        "images/s": arguments.steps * recipe.batch_size / seconds,
+        "images/s": row["crops"] / seconds,
         "gflop per step": counter.get_total_flops() / 1e9,
-        "% of peak": 100 * counter.get_total_flops() / 1e9 * arguments.steps / seconds / peak(device, dtype),
+        "% of peak": 100 * counter.get_total_flops() / 1e9 * len(batches) / seconds / peak(device, dtype),
         "% augmentation": 100 * augmenting / seconds,
         "memory MiB": peak_memory(device) / 2**20,
     }
-    for name, value in row.items():
+    for name, value in found.items():
         print(f"{name:16}{value:.4g}" if isinstance(value, float) else f"{name:16}{value}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(row, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def now(device: torch.device) -> float:

@@ -1,0 +1,41 @@
+"""The kernels for GPUs against what torch computes."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unet import kernels
+
+
+def values(*shape: int) -> Tensor:
+    return torch.randn(shape, device="cuda").to(torch.bfloat16, memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2, 8, 6, 4), (3, 64, 37, 33), (1, 24, 2, 2)])
+def test_max_pool(shape: tuple[int, ...]) -> None:
+    own = kernels.compiled()
+    assert own
+    x = values(*shape).relu()
+    x[:, :, 0, 0] = -0.0
+    torch.testing.assert_close(own.max_pool(x), nn.functional.max_pool2d(x, 2), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2, 8, 6, 4), (3, 64, 37, 33)])
+def test_add_bias(shape: tuple[int, ...]) -> None:
+    own = kernels.compiled()
+    assert own
+    x, bias = values(*shape), torch.randn(shape[1], device="cuda").bfloat16()
+    expected = x + bias[:, None, None]
+    assert own.add_bias(x, bias) is x
+    torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_where_they_cannot_be_compiled_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert kernels.compiled.__wrapped__() is None
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["slower than with kernels of our own"]

@@ -1,0 +1,94 @@
+"""`unet-serve --workers 2`: several processes on one port, which are one service to those who ask."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import png, running
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.__main__ import main
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="processes are counted as Linux shows them"
+)
+
+Make = Callable[..., Path]
+
+
+def workers(parent: int) -> set[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return {int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+
+
+def answers(url: str, n: int = 16) -> bool:
+    """Whether all of so many do, each on a connection of its own."""
+    return all(httpx.get(f"{url}/health").status_code == 200 for _ in range(n))
+
+
+def counted(url: str, name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    return sum(s.value for f in families for s in f.samples if s.name == name and s.labels.items() >= labels.items())
+
+
+def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> None:
+    image = png(np.zeros((40, 30), np.uint8))
+    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
+        wait_until(lambda: len(workers(program.pid)) == 2)
+        wait_until(lambda: answers(url))
+        for _ in range(20):
+            assert httpx.post(f"{url}/segment", content=image).status_code == 200
+        for _ in range(4):  # whoever answers
+            assert counted(url, "unet_requests_total", route="/segment", status="200") == 20
+            assert counted(url, "unet_pixels_total") == 20 * 40 * 30
+            assert counted(url, "unet_model_info") == 1
+            assert counted(url, "unet_in_flight") == 0
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(30) == 0
+        assert workers_gone(program.pid)
+
+
+def workers_gone(parent: int) -> bool:
+    return not Path(f"/proc/{parent}").exists() or not workers(parent)
+
+
+def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Make) -> None:
+    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
+        wait_until(lambda: len(workers(program.pid)) == 2)
+        wait_until(lambda: answers(url))
+        before = workers(program.pid)
+        asked = counted(url, "unet_requests_total", route="/health", status="200")
+        killed = min(before)
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: len(workers(program.pid) - {killed}) == 2)
+        assert len(before & workers(program.pid)) == 1
+        assert answers(url)
+        assert counted(url, "unet_requests_total", route="/health", status="200") >= asked + 16
+
+
+def test_they_do_not_outlive_it(make_checkpoint: Make) -> None:
+    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
+        wait_until(lambda: len(workers(program.pid)) == 2)
+        wait_until(lambda: answers(url))
+        left = workers(program.pid)
+        program.kill()
+        program.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in left))
+
+
+def test_a_port_of_others_is_not_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        assert main(["--workers", "2", "--port", str(other.getsockname()[1])]) == 2
+    assert "address already in use; expected a free port" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What can happen to a run: signals, a full disk, damaged files, changed data. No finished epoch is lost."""
+"""What can happen to a run: signals, a full disk, damaged files, changed data. No saved epoch is lost."""
 
 import re
 import resource

@@ -40,10 +40,14 @@ def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
 def scores(matrix: Counts) -> Scores:
     hit = np.diag(matrix).astype(float)
     total = matrix.sum(axis=0) + matrix.sum(axis=1)  # |A| + |B|
-    absent = total == 0
-    dice = np.where(absent, 1.0, 2 * hit / np.where(absent, 1, total))
-    iou = np.where(absent, 1.0, hit / np.where(absent, 1, total - hit))
+    dice = _dice(hit, total)
+    iou = np.where(total == 0, 1.0, hit / np.where(total == 0, 1, total - hit))
     return Scores(tuple(map(float, dice)), tuple(map(float, iou)), float(1 - hit.sum() / matrix.sum()))
+
+
+def _dice(hit: npt.NDArray[Any], total: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Of |A and B| and |A| + |B|."""
+    return np.where(total == 0, 1.0, 2 * hit / np.where(total == 0, 1, total))
 
 
 class ThresholdCurve:
@@ -64,8 +68,13 @@ class ThresholdCurve:
 
     def best(self) -> tuple[float, Scores]:
         """The threshold with the highest score, and the scores there; of equal ones the nearest to a half."""
-        at = [(k / self.BINS, scores(self.confusion(k))) for k in range(1, self.BINS)]
-        return max(at, key=lambda pair: (pair[1].score, -abs(pair[0] - 0.5)))
+        below = np.cumsum(self.counts, axis=1)[:, :-1]  # row label, column k - 1
+        above = self.counts.sum(axis=1, keepdims=True) - below
+        predicted, labels = np.stack([below.sum(axis=0), above.sum(axis=0)]), below + above
+        score = _dice(np.stack([below[0], above[1]]), predicted + labels).mean(axis=0)
+        highest = 1 + np.flatnonzero(score == score.max())
+        k = int(highest[np.abs(highest / self.BINS - 0.5).argmin()])
+        return k / self.BINS, scores(self.confusion(k))
 
     def confusion(self, k: int) -> Counts:
         """For the threshold k / 1000."""

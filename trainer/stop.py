@@ -46,7 +46,7 @@ class Stop:
             raise Stopped
 
     def __str__(self) -> str:
-        saved = f"after epoch {self.epoch}" if self.epoch else "after the last finished epoch"
+        saved = f"after epoch {self.epoch}" if self.epoch else "after the last epoch that was saved"
         return f"stopped by {self.signal.name if self.signal else 'nobody'}; the same command goes on {saved}"
 
     def _told(self, number: int, _frame: FrameType | None) -> None:

@@ -29,9 +29,9 @@ serving() {
   measure serving --seconds 1.5
   measure serving --seconds 1.5 --workers 4
 }
-large() { measure large; }
+large() { measure large --whole 3072; }  # larger than a tile
 measure() {
-  name="$1${4:+-$4-workers}-base64-gpu.json"
+  name="$1${5:+-$5-workers}-base64-gpu.json"
   python3 "tests/benchmarks/$1.py" "$out/isbi2012/best_model.pth" "$data/isbi2012" --json "$out/$name" "${@:2}"
 }
 

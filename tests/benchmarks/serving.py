@@ -53,6 +53,8 @@ def main() -> None:
         url = wait_for(server)
         answer = first(url, encode_png(images[0]))
         start_s = time.monotonic() - started
+        for _ in range(8 * (arguments.workers - 1)):  # until all workers are there
+            httpx.get(f"{url}/health/live")
         idle = memory(server.pid)
         rows = measure(predictor, images, url, server.pid, arguments)
     finally:
@@ -181,7 +183,7 @@ async def load(
     print(f"{n_clients} clients: {dict(statuses)}", file=sys.stderr)
     return {
         "times": times,
-        "rate": len(times) / (last - started),
+        "rate": len(times) / (last - started) if times else 0.0,
         "statuses": statuses,
         "refused": refused,
         "health": health_s,

@@ -150,7 +150,7 @@ def test_training_recorded_on_a_gpu_learns_the_same() -> None:
         assert isinstance(learner._gradients, Replay)
         if not recorded:
             learner._gradients = learner._backward
-        losses[recorded] = [learner.step(batch, 1e-3) for batch in islice(batches.epoch(1), 12)]
+        losses[recorded] = [learner.update(learner.gradients(batch), 1e-3) for batch in islice(batches.epoch(1), 12)]
         if recorded:
             assert None not in learner._gradients._known.values()
             assert learner._gradients._function not in learner._gradients._known.values()

@@ -97,17 +97,15 @@ class Learner:
         """The network to validate and to save."""
         return self.averaged.module if self.averaged else self.network
 
-    def step(self, batch: Batch, lr: float) -> float:
-        """One step of the optimiser; returns the loss before it. A loss that is no number changes nothing."""
-        return self.update(self.gradients(batch), lr)
-
     def gradients(self, batch: Batch) -> Tensor:
-        """The loss, and its gradients in the network's parameters. A GPU is told to compute them, not waited for."""
+        """The loss, and its gradients in the network's parameters: half of a step. A GPU is told to compute them, not
+        waited for."""
         self.shared.train()
         return self._gradients(*batch)
 
     def update(self, loss: Tensor, lr: float) -> float:
-        """The rest of a step, after `gradients`."""
+        """The other half: one step of the optimiser; returns the loss before it. A loss that is no number changes
+        nothing."""
         value = self.world.mean(loss.item())
         if not math.isfinite(value):
             return value

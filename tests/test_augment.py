@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer import augment
-from trainer.augment import Augmentation, adjust_grey, blur, draw, elastic_displacement, sample
+from trainer.augment import Augmentation, adjust_grey, blur, draw, elastic_displacement, placed
 from trainer.recipes import STRONG
 
 NOTHING = Augmentation(flip=False)
@@ -18,6 +18,11 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def sampling_grid(n: int, size: int, how: Augmentation, seed: int = 0) -> torch.Tensor:
     return augment.sampling_grid(draw(n, size, how, rng(seed)), size, how)
+
+
+def sample(image: torch.Tensor, grid: torch.Tensor, centre: torch.Tensor, mode: str) -> torch.Tensor:
+    (places,) = placed(grid[None], centre[None], torch.tensor([[image.shape[2], image.shape[1]]]))
+    return augment.sample(image, places, mode)
 
 
 def adjusted(images: torch.Tensor, how: Augmentation, seed: int = 0) -> torch.Tensor:

@@ -103,11 +103,15 @@ def elastic_displacement(drawn: Draw, size: int) -> Tensor:
     return fine.permute(0, 2, 3, 1)
 
 
-def sample(image: Tensor, grid: Tensor, centre: Tensor, mode: str) -> Tensor:
-    """(C, H, W), a crop's grid (S, S, 2) and its centre (2,) -> (C, S, S). Beyond the border the image is mirrored."""
-    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=grid.dtype).to(grid.device, non_blocking=True)
-    normalised = (2 * (grid + centre) + 1) / size - 1  # grid_sample's unit: -1 and 1 are the outer edges
-    return F.grid_sample(image[None], normalised[None], mode=mode, padding_mode="reflection", align_corners=False)[0]
+def placed(grid: Tensor, centre: Tensor, size: Tensor) -> Tensor:
+    """(B, S, S, 2) of `sampling_grid`, crops' centres (B, 2) and sizes (B, 2) of their images, all of them x and y in
+    pixels -> (B, S, S, 2) for `sample`: -1 and 1 are the outer edges of an image."""
+    return (2 * (grid + centre[:, None, None]) + 1) / size[:, None, None] - 1
+
+
+def sample(image: Tensor, places: Tensor, mode: str) -> Tensor:
+    """(C, H, W), and a crop's places in it (S, S, 2) -> (C, S, S). Beyond the border the image is mirrored."""
+    return F.grid_sample(image[None], places[None], mode=mode, padding_mode="reflection", align_corners=False)[0]
 
 
 def adjust_grey(images: Tensor, drawn: Draw, how: Augmentation) -> Tensor:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.augment import Draw, adjust_grey, draw, sample, sampling_grid
+from trainer.augment import Draw, adjust_grey, draw, placed, sample, sampling_grid
 from trainer.dataset import Sample
 from trainer.losses import border_weights
 from trainer.recipes import Recipe
@@ -77,11 +77,11 @@ class Batches:
         how, margin = self.recipe.augmentation, self.margin
         seen = self.recipe.image_size + 2 * margin
         inner = slice(margin, seen - margin)
-        images, targets = [], []
-        for i, grid, place in zip(chosen, sampling_grid(drawn, seen, how), drawn.place, strict=True):
-            centre = self._centre(self.images[i], place).to(self.device, non_blocking=True)
-            images.append(sample(self.images[i], grid, centre, "bilinear"))
-            targets.append(sample(self.targets[i], grid[inner, inner], centre, "nearest"))
+        size = torch.tensor([self.images[i].shape[:0:-1] for i in chosen], dtype=torch.float32)  # (B, 2): x, y
+        centre, size = (each.to(self.device, non_blocking=True) for each in (self._centre(size, drawn.place), size))
+        places = placed(sampling_grid(drawn, seen, how), centre, size)
+        images = [sample(self.images[i], at, "bilinear") for i, at in zip(chosen, places, strict=True)]
+        targets = [sample(self.targets[i], at[inner, inner], "nearest") for i, at in zip(chosen, places, strict=True)]
         target = torch.stack(targets)  # (B, 1 or 2, S, S)
         return Batch(
             adjust_grey(torch.stack(images), drawn, how),
@@ -89,12 +89,11 @@ class Batches:
             target[:, 1] if self.recipe.border_weights else None,
         )
 
-    def _centre(self, image: Tensor, place: Tensor) -> Tensor:
-        """(x, y): such that the label's crop lies in the image, if that is large enough. Whole pixels stay whole."""
-        height, width = image.shape[-2:]
-        size = self.recipe.image_size
-        room = torch.tensor([max(0, width - size), max(0, height - size)])
-        return torch.floor(place * (room + 1)) + (size - 1) / 2
+    def _centre(self, size: Tensor, place: Tensor) -> Tensor:
+        """(B, 2) pixels: such that a label's crop lies in an image of (B, 2) pixels, if that is large enough, at (B, 2)
+        of the room there. Whole pixels stay whole."""
+        room = (size - self.recipe.image_size).clamp(min=0)
+        return torch.floor(place * (room + 1)) + (self.recipe.image_size - 1) / 2
 
 
 def _target(sample: Sample, n_classes: int, recipe: Recipe) -> Tensor:

@@ -143,6 +143,7 @@ def two_nearest_objects(label: npt.NDArray[np.integer[Any]]) -> tuple[FloatArray
             window = (slice(max(0, y - reach), y + h + reach), slice(max(0, x - reach), x + w + reach))
             outside = (components[window] != i).astype(np.uint8)
             distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            distance = np.sqrt(np.rint(distance**2))  # OpenCV's last bit depends on where in memory the image lies
             second[window] = np.minimum(second[window], np.maximum(nearest[window], distance))
             nearest[window] = np.minimum(nearest[window], distance)
     return nearest, second

@@ -89,10 +89,10 @@ class Engine:
         self.lost = False
         """The device does not answer any more: only a new process can help."""
         self._device = device
-        self._batch_pixels = BATCH_PIXELS if device.type == "cuda" else 0
+        self._on_gpu = device.type == "cuda"
+        self._batch_pixels = BATCH_PIXELS if self._on_gpu else 0
         self._cores = sorted(os.sched_getaffinity(0)) if LINUX else list(range(os.cpu_count() or 1))
-        on_gpu = device.type == "cuda"
-        self._n_streams = GPU_STREAMS if on_gpu else max(1, min(len(self._cores), MAX_STREAMS) // workers)
+        self._n_streams = GPU_STREAMS if self._on_gpu else max(1, min(len(self._cores), MAX_STREAMS) // workers)
         self._queue: deque[_Job] = deque()
         self._working = 0
         self._closed = False
@@ -103,7 +103,7 @@ class Engine:
         ]
         for stream in self._streams:
             stream.start()
-        n_codecs = max(2, len(self._cores) // 2 // workers) if on_gpu else 2  # a GPU is fed by many
+        n_codecs = max(2, len(self._cores) // 2 // workers) if self._on_gpu else 2  # a GPU is fed by many
         self._codecs = ThreadPoolExecutor(n_codecs, "codec")
 
     @property
@@ -199,7 +199,6 @@ class Engine:
         _yield_to_others()
         n_own = len(self._cores) // self._n_streams
         own, cores = self._cores[index * n_own : (index + 1) * n_own], self._cores
-        on_gpu = self._device.type == "cuda"
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
@@ -209,10 +208,10 @@ class Engine:
                 alone = not self._queue and not self._working
                 self._working += 1
             wanted = self._cores if alone else own
-            if wanted != cores and not on_gpu:
+            if wanted != cores and not self._on_gpu:
                 _keep_to(wanted)
                 cores = wanted
-            unfinished = self._advance(batch, 1 if on_gpu else len(cores))
+            unfinished = self._advance(batch, 1 if self._on_gpu else len(cores))
             with self._changed:
                 self._working -= 1
                 self._queue.extend(unfinished)

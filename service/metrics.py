@@ -1,7 +1,7 @@
 """GET /metrics: the service in numbers, as text for Prometheus.
 
 Where several processes answer (see `service.workers`), the counts of all of them come together in files, whichever is
-asked; what is now is as of their last `refresh`.
+asked; what is now is as of their last `refresh`. The processes themselves, memory and cores, are not in it then.
 """
 
 import os

@@ -24,7 +24,15 @@ Make = Callable[..., Path]
 
 def workers(parent: int) -> set[int]:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return {int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return {int(pid) for pid in children if b"spawn_main" in command(int(pid))}
+
+
+def command(pid: int) -> bytes:
+    """Empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -55,13 +63,10 @@ def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> No
             assert counted(url, "unet_pixels_total") == 20 * 40 * 30
             assert counted(url, "unet_model_info") == 1
             assert counted(url, "unet_in_flight") == 0
+        both = workers(program.pid)
         program.send_signal(signal.SIGTERM)
         assert program.wait(30) == 0
-        assert workers_gone(program.pid)
-
-
-def workers_gone(parent: int) -> bool:
-    return not Path(f"/proc/{parent}").exists() or not workers(parent)
+        assert not any(command(pid) for pid in both)
 
 
 def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Make) -> None:
@@ -85,7 +90,7 @@ def test_they_do_not_outlive_it(make_checkpoint: Make) -> None:
         left = workers(program.pid)
         program.kill()
         program.wait()
-        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in left))
+        wait_until(lambda: not any(command(pid) for pid in left))
 
 
 def test_a_port_of_others_is_not_shared(capsys: pytest.CaptureFixture[str]) -> None:

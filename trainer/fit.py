@@ -182,9 +182,9 @@ def fit(
         progress.history.append(row)
         if improved:
             progress.best = row
+        if learner.world.agree(float(learner.world.first and save(improved))):
+            stop.epoch = epoch
         if learner.world.first:
-            if save(improved):
-                stop.epoch = epoch
             _print(row, schedule.recipe.epochs, improved)
 
 

@@ -27,13 +27,13 @@ from service.settings import ServeSettings
 log = logging.getLogger(__name__)
 
 BREATH_S = 1.0
-"""A process that ends sooner than that after its start is not started again before."""
+"""Before one is replaced: those that end at once are not to keep the machine busy."""
 _PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 def supervise(settings: ServeSettings, listeners: Sequence[socket.socket]) -> int:
-    """A process for each listener, one that ends is replaced. Told to stop, tells them, and returns
-    when all have ended: 0."""
+    """A process for each listener; one that ends is replaced. Told to stop, it tells them, and returns when all have
+    ended: 0."""
     with tempfile.TemporaryDirectory(prefix="unet-serve-") as counts:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # of the processes that are started from here
         workers = Workers(settings)

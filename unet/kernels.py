@@ -5,6 +5,7 @@ Tensors are bfloat16, channels last, with a multiple of `LANES` channels: a thre
 """
 
 import logging
+import sys
 from functools import cache
 
 import torch
@@ -56,9 +57,16 @@ class Kernels:
     """Raises whatever goes wrong where they cannot be compiled."""
 
     def __init__(self) -> None:
-        self._max_pool, self._add_bias = (
-            torch.cuda._compile_kernel(_SOURCE, name) for name in ("max_pool", "add_bias")
-        )
+        from torch.utils import cpp_extension  # takes a while, and is not there without setuptools
+
+        toolkit = cpp_extension.CUDA_HOME
+        try:
+            # torch wants one for its headers, of which these kernels include none
+            cpp_extension.CUDA_HOME = toolkit or sys.prefix
+            self._max_pool = torch.cuda._compile_kernel(_SOURCE, "max_pool")
+            self._add_bias = torch.cuda._compile_kernel(_SOURCE, "add_bias")
+        finally:
+            cpp_extension.CUDA_HOME = toolkit
 
     def max_pool(self, x: Tensor) -> Tensor:
         """(B, C, H, W), nothing negative -> (B, C, H // 2, W // 2), as `nn.MaxPool2d(2)`."""

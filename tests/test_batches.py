@@ -102,6 +102,6 @@ def test_a_gpu_is_told_what_to_do_without_being_waited_for() -> None:
     try:
         for _ in range(3):
             next(crops)
-            average.update_parameters(network)
+            average.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")

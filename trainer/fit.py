@@ -65,16 +65,22 @@ class Average(AveragedModel):
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__(network, use_buffers=True)
         self.decay = decay
+        averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, network))
+        real = [tensor.is_floating_point() for tensor in averaged]
+        counters = [not is_real for is_real in real]  # batch norm's
+        self._real = list(compress(averaged, real)), list(compress(current, real))
+        self._counters = list(compress(averaged, counters)), list(compress(current, counters))
 
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
+    def update(self) -> None:
+        """By the network as it is now."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, model))
-        real = [tensor.is_floating_point() for tensor in averaged]
-        torch._foreach_lerp_(list(compress(averaged, real)), list(compress(current, real)), 1 - keep)
-        counters = [not is_real for is_real in real]  # batch norm's
-        torch._foreach_copy_(list(compress(averaged, counters)), list(compress(current, counters)))
+        mine, theirs = self._real
+        torch._foreach_lerp_(mine, theirs, 1 - keep)
+        mine, theirs = self._counters
+        if mine:
+            torch._foreach_copy_(mine, theirs)
         self.n_averaged += 1
 
 
@@ -100,7 +106,6 @@ class Learner:
     def gradients(self, batch: Batch) -> Tensor:
         """The loss, and its gradients in the network's parameters: half of a step. A GPU is told to compute them, not
         waited for."""
-        self.shared.train()
         return self._gradients(*batch)
 
     def update(self, loss: Tensor, lr: float) -> float:
@@ -115,7 +120,7 @@ class Learner:
             group["lr"] = lr
         self.optimizer.step()
         if self.averaged:
-            self.averaged.update_parameters(self.network)
+            self.averaged.update()
         return value
 
     def _backward(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
@@ -204,6 +209,7 @@ def run_epoch(
     torch.manual_seed((batches.seed * 1_000_003 + epoch) * learner.world.size + learner.world.rank)
     started, losses, lr, crops = time.monotonic(), [], 0.0, 0
     quiet = None if learner.world.first else True  # None: only on a terminal
+    learner.shared.train()
     cut = batches.epoch(epoch)
     batch = next(cut)
     augmenting = time.monotonic() - started

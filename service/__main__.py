@@ -12,13 +12,13 @@ from unet.settings import parse
 def main(argv: list[str] | None = None) -> int:
     settings = parse(ServeSettings, argv)
     try:
-        from service.server import serve
+        from service.server import BACKLOG, serve
         from service.workers import supervise
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")
     try:
         device = resolve_device(settings.device)
-        listeners = _listen(settings.host, settings.port, settings.workers)
+        listener = _listen(settings.host, settings.port, BACKLOG)
     except DeviceError as error:
         return _fail(str(error))
     except OSError as error:
@@ -26,24 +26,19 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {reason}; expected a free port")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
-    print(f"listening on http://{settings.host}:{listeners[0].getsockname()[1]}", file=sys.stderr, flush=True)
+    print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     logs.configure(settings.log_format)
-    return supervise(settings, listeners) if len(listeners) > 1 else serve(settings, listeners[0])
+    return supervise(settings, listener) if settings.workers > 1 else serve(settings, listener)
 
 
-def _listen(host: str, port: int, n: int) -> list[socket.socket]:
-    """Bound here, before anything is loaded, so that a taken port is a clear error. Several share the port, each with
-    connections of its own."""
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    """Bound here, before anything is loaded, so that a taken port is a clear error."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listeners = [socket.create_server(address[:2], family=family, backlog=2048)]
-    if n > 1:
-        host, port = listeners.pop().getsockname()[:2]  # free, and not another service's that would share it, too
-        listeners = [socket.create_server((host, port), family=family, backlog=2048, reuse_port=True) for _ in range(n)]
-    for listener in listeners:
-        # asyncio does so only for sockets that it has made itself: without it an answer's body waits 40 ms for the
-        # client to acknowledge its head
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listeners
+    listener = socket.create_server(address[:2], family=family, backlog=backlog)
+    # asyncio does so only for sockets that it has made itself: without it an answer's body waits 40 ms for the client
+    # to acknowledge its head
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _fail(message: str) -> int:

@@ -15,6 +15,9 @@ from service.connections import limited
 from service.engine import Engine
 from service.settings import ServeSettings
 
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
+
 
 def serve(settings: ServeSettings, listener: socket.socket) -> int:
     """Answers until it is told to stop; returns the exit status."""

@@ -13,7 +13,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from multiprocessing import connection, get_context
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -21,7 +20,7 @@ from types import FrameType
 from prometheus_client import multiprocess
 
 from service import logs
-from service.server import serve
+from service.server import BACKLOG, serve
 from service.settings import ServeSettings
 
 log = logging.getLogger(__name__)
@@ -31,54 +30,73 @@ BREATH_S = 1.0
 _PR_SET_PDEATHSIG = 1  # prctl.h
 
 
-def supervise(settings: ServeSettings, listeners: Sequence[socket.socket]) -> int:
-    """A process for each listener; one that ends is replaced. Told to stop, it tells them, and returns when all have
-    ended: 0."""
+def supervise(settings: ServeSettings, listener: socket.socket) -> int:
+    """Processes for the listener's address, which is free; one that ends is replaced. Told to stop, it tells them, and
+    returns when all have ended: 0."""
     with tempfile.TemporaryDirectory(prefix="unet-serve-") as counts:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # of the processes that are started from here
-        workers = Workers(settings)
+        workers = Workers(settings, listener)
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, workers.stop)
-        for listener in listeners:
-            workers.start(listener)
+        for i in range(settings.workers):
+            workers.start(listen=i == 0)
         while workers.running:
             for process in workers.wait():
-                listener = workers.running.pop(process)
                 multiprocess.mark_process_dead(process.pid, counts)
                 if not workers.stopping:
                     log.error("worker %s ended with %s: another one takes its place", process.pid, process.exitcode)
                     time.sleep(BREATH_S)
-                    workers.start(listener)
+                    workers.start()
     return 0
 
 
 class Workers:
-    def __init__(self, settings: ServeSettings) -> None:
-        self.running: dict[SpawnProcess, socket.socket] = {}
+    def __init__(self, settings: ServeSettings, listener: socket.socket) -> None:
+        self.running: list[SpawnProcess] = []
         self.stopping = False
         self._settings = settings
+        self._family, self._address = listener.family, listener.getsockname()
+        listener.close()
+        self._reserved = self._bound()  # it never listens, but the port stays taken
 
-    def start(self, listener: socket.socket) -> None:
-        # not forked: CUDA, and locks of other threads, do not survive that
-        process = get_context("spawn").Process(target=_run, args=(self._settings, listener))
-        process.start()
-        self.running[process] = listener
+    def start(self, *, listen: bool = False) -> None:
+        """With `listen`, who connects from now on waits for the process. Else it gets its first connection when it can
+        answer: nobody is to wait for it while others can."""
+        with self._bound() as listener:
+            if listen:
+                listener.listen(BACKLOG)
+            # not forked: CUDA, and locks of other threads, do not survive that
+            process = get_context("spawn").Process(target=_run, args=(self._settings, listener))
+            process.start()
+        self.running.append(process)
         if self.stopping:  # told meanwhile
             process.terminate()
 
     def wait(self) -> list[SpawnProcess]:
         """Those that have ended, as soon as there are any."""
-        ended = connection.wait([process.sentinel for process in self.running])
-        found = [process for process in self.running if process.sentinel in ended]
-        for process in found:
+        sentinels = connection.wait([process.sentinel for process in self.running])
+        ended = [process for process in self.running if process.sentinel in sentinels]
+        self.running = [process for process in self.running if process not in ended]
+        for process in ended:
             process.join()
-        return found
+        return ended
 
     def stop(self, *_: int | FrameType | None) -> None:
         """For a signal; a second one makes them stop at once."""
         self.stopping = True
         for process in self.running:
             process.terminate()
+
+    def _bound(self) -> socket.socket:
+        bound = socket.socket(self._family)
+        for level, option in (
+            (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+            (socket.SOL_SOCKET, socket.SO_REUSEPORT),
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        ):
+            bound.setsockopt(level, option, 1)
+        bound.bind(self._address)
+        return bound
 
 
 def _run(settings: ServeSettings, listener: socket.socket) -> None:

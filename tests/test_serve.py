@@ -128,8 +128,7 @@ def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
 
 def test_answers_are_sent_at_once() -> None:
     """Connections have what their listener has; 40 ms of every answer hang on it."""
-    (listener,) = _listen("127.0.0.1", 0, 1)
-    with listener, socket.create_connection(listener.getsockname()):
+    with _listen("127.0.0.1", 0, 1) as listener, socket.create_connection(listener.getsockname()):
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

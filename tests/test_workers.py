@@ -41,29 +41,35 @@ def wait_until(true: Callable[[], object]) -> None:
         assert time.monotonic() < until
 
 
-def answers(url: str, n: int = 16) -> bool:
-    """Whether all of so many do, each on a connection of its own."""
-    return all(httpx.get(f"{url}/health").status_code == 200 for _ in range(n))
+def ask(url: str, image: bytes | None = None) -> httpx.Response:
+    """On a connection of its own, patiently."""
+    with httpx.Client(timeout=60, transport=httpx.HTTPTransport(retries=5)) as client:
+        return client.get(url) if image is None else client.post(url, content=image)
 
 
 def counted(url: str, name: str, **labels: str) -> float:
-    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    families = text_string_to_metric_families(ask(f"{url}/metrics").text)
     return sum(s.value for f in families for s in f.samples if s.name == name and s.labels.items() >= labels.items())
+
+
+def loaded(url: str) -> float:
+    """How many processes have become ready so far."""
+    return counted(url, "unet_model_reloads_total", outcome="loaded")
 
 
 def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> None:
     image = png(np.zeros((40, 30), np.uint8))
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: len(workers(program.pid)) == 2)
-        wait_until(lambda: answers(url))
+        wait_until(lambda: loaded(url) == 2)
         for _ in range(20):
-            assert httpx.post(f"{url}/segment", content=image).status_code == 200
+            assert ask(f"{url}/segment", image).status_code == 200
         for _ in range(4):  # whoever answers
             assert counted(url, "unet_requests_total", route="/segment", status="200") == 20
             assert counted(url, "unet_pixels_total") == 20 * 40 * 30
             assert counted(url, "unet_model_info") == 1
             assert counted(url, "unet_in_flight") == 0
         both = workers(program.pid)
+        assert len(both) == 2
         program.send_signal(signal.SIGTERM)
         assert program.wait(30) == 0
         assert not any(command(pid) for pid in both)
@@ -71,22 +77,21 @@ def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> No
 
 def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: len(workers(program.pid)) == 2)
-        wait_until(lambda: answers(url))
+        wait_until(lambda: loaded(url) == 2)
         before = workers(program.pid)
-        asked = counted(url, "unet_requests_total", route="/health", status="200")
         killed = min(before)
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: len(workers(program.pid) - {killed}) == 2)
+        wait_until(lambda: not command(killed))
+        for _ in range(16):
+            assert ask(f"{url}/health").status_code == 200  # by the other one
+        wait_until(lambda: loaded(url) == 3)
         assert len(before & workers(program.pid)) == 1
-        assert answers(url)
-        assert counted(url, "unet_requests_total", route="/health", status="200") >= asked + 16
+        assert counted(url, "unet_requests_total", route="/health", status="200") == 16
 
 
 def test_they_do_not_outlive_it(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: len(workers(program.pid)) == 2)
-        wait_until(lambda: answers(url))
+        wait_until(lambda: loaded(url) == 2)
         left = workers(program.pid)
         program.kill()
         program.wait()

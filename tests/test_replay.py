@@ -115,7 +115,7 @@ def test_a_failure_of_the_computation_is_one() -> None:
 @pytest.mark.parametrize("options", [{}, {"n_classes": 3}, {"bilinear": False}])
 def test_recorded_on_a_gpu_it_answers_the_same(make_checkpoint: Make, options: dict[str, object]) -> None:
     predictor = Predictor.load(make_checkpoint(**options), device="cuda", precision="fp32")
-    step = predictor._steps["probabilities"]
+    step = predictor._passes["probabilities"]
     assert isinstance(step, Replay)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (200, 150), dtype=np.uint8) for _ in range(3)]

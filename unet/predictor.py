@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,12 @@ from torch import Tensor
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device, resolve_precision
+from unet.forward import ForwardPass, Output
 from unet.fused import fused
 from unet.network import STRIDE, UNet
-from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise
+from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror
 from unet.replay import recorded
 from unet.tiling import CONTEXT, Tile, cut
-
-Output = Literal["probabilities", "mask", "probability"]
 
 TILE = {"cpu": 896, "cuda": 2048}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 1 GiB and 3 GiB."""
@@ -61,12 +60,13 @@ class Predictor:
         self.threshold = threshold
         self.precision: Precision = precision
         self.tile = tile or TILE[self.device.type]
-        self._values = torch.tensor(class_values).to(self.device, torch.uint8)  # of use for several classes
-        self._steps: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
-            output: partial(self._step, output) for output in get_args(Output)
+        # a binary mask has values of its own, whatever its labels have
+        self.forward = ForwardPass(self.network, self.dtype, torch.tensor(class_values).to(self.device, torch.uint8))
+        self._passes: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
+            output: partial(self.forward, output) for output in get_args(Output)
         }
         if frozen:
-            self._steps = {output: recorded(step, self.device) for output, step in self._steps.items()}
+            self._passes = {output: recorded(step, self.device) for output, step in self._passes.items()}
 
     @classmethod
     def from_checkpoint(
@@ -158,24 +158,15 @@ class Predictor:
         """One forward pass for pieces of one shape, and each one's share to its prediction."""
         by_output: dict[Output, list[Piece]] = defaultdict(list)  # mostly one
         for piece in pieces:
-            by_output[piece.prediction.step].append(piece)
-        finished = self._downloaded([self._steps[output](*self._uploaded(of)) for output, of in by_output.items()])
+            by_output[piece.prediction.piece_output].append(piece)
+        finished = self._downloaded([self._passes[output](*self._uploaded(of)) for output, of in by_output.items()])
         for of, together in zip(by_output.values(), finished, strict=True):
             for piece, each in zip(of, together.numpy(), strict=True):
                 piece.prediction.put(piece.place, each)
 
-    def _step(self, output: Output, pixels: Tensor, numbers: Tensor) -> Tensor:
-        """(B, h, w, C) pixels, and (B, 2 C + 1) float32, `Prediction.numbers` -> what `finish` makes
-        of the (B, n_classes, h', w') probabilities."""
-        c = pixels.shape[3]
-        offset, scale, threshold = numbers[:, :c], numbers[:, c : 2 * c], numbers[:, -1:, None, None]
-        logits = self.network(normalise(pixels, offset, scale).to(self.dtype)).float()
-        probabilities = logits.sigmoid() if self.binary else logits.softmax(dim=1)
-        return self.finish(probabilities, output, threshold)
-
     def _uploaded(self, pieces: Sequence["Piece"]) -> list[Tensor]:
-        """Pixels and numbers for `_step`, on the device. A GPU, which is not waited for, fetches them from pinned
-        memory."""
+        """Pixels and numbers for a `ForwardPass`, on the device. A GPU, which is not waited for, fetches them itself:
+        from pinned memory."""
         uploaded = []
         for arrays in ([piece.pixels for piece in pieces], [piece.prediction.numbers for piece in pieces]):
             example = torch.from_numpy(arrays[0])
@@ -204,17 +195,6 @@ class Predictor:
         if self.binary:
             return (probabilities > (self.threshold if threshold is None else threshold)).astype(np.intp)
         return np.asarray(probabilities.argmax(axis=0))
-
-    def finish(self, probabilities: Tensor, output: Output, threshold: "float | Tensor") -> Tensor:
-        """(..., n_classes, h, w) -> what is wanted of it, on the same device: the same, or (..., 1, h, w) uint8."""
-        if output == "mask" and self.binary:
-            return (probabilities > threshold).to(torch.uint8) * 255
-        if output == "mask":
-            return self._values[probabilities.argmax(dim=-3, keepdim=True)]
-        if output == "probability":
-            likeliest = probabilities if self.binary else probabilities.amax(dim=-3, keepdim=True)
-            return (likeliest * 255).round().to(torch.uint8)
-        return probabilities
 
     def _check_threshold(self, threshold: float | None) -> None:
         if threshold is not None and not self.binary:
@@ -264,7 +244,7 @@ class Prediction:
         self._view: tuple[int, int] | None = None
         self._seen: npt.NDArray[Any] = prepared.pixels
         """The current view, mirrored to a size that the network takes."""
-        exact = self.step == "probabilities"
+        exact = self.piece_output == "probabilities"
         self._planes: npt.NDArray[Any] = np.empty(
             (predictor.n_classes if exact else 1, *prepared.pixels.shape[:2]), np.float32 if exact else np.uint8
         )
@@ -299,8 +279,8 @@ class Prediction:
         return Piece(self, place, np.ascontiguousarray(self._seen[top : top + height, left : left + width]))
 
     @property
-    def step(self) -> Output:
-        """What `Predictor.finish` is to make of the pieces. Several views are summed up first: a sum is no mask."""
+    def piece_output(self) -> Output:
+        """What `ForwardPass.finish` is to make of the pieces. Several views are summed up first: a sum is no mask."""
         return self._output if len(self._views) == 1 else "probabilities"
 
     def put(self, place: Place, finished: npt.NDArray[Any]) -> None:
@@ -325,7 +305,7 @@ class Prediction:
         planes = self._planes
         if len(self._views) > 1:
             mean = torch.from_numpy(planes / np.float32(len(self._views)))
-            planes = self.predictor.finish(mean, self._output, self._threshold).numpy()
+            planes = self.predictor.forward.finish(mean, self._output, self._threshold).numpy()
         return planes[0] if len(planes) == 1 else planes
 
     def _cut(self, view: tuple[int, int]) -> list[Place]:

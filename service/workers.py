@@ -5,15 +5,15 @@ Each process has the model, and connections of its own: the kernel deals them ou
 together in `/metrics`.
 """
 
-import ctypes
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 BREATH_S = 1.0
 """Before one is replaced: those that end at once are not to keep the machine busy."""
-_PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 def supervise(settings: ServeSettings, listener: socket.socket) -> int:
@@ -101,7 +100,14 @@ class Workers:
 
 def _run(settings: ServeSettings, listener: socket.socket) -> None:
     os.setpgid(0, 0)  # Ctrl-C is for the parent, which tells its children
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # however the parent ends
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     logs.configure(settings.log_format)
     sys.exit(serve(settings, listener))
+
+
+def _end_with_parent() -> None:
+    """However that ends, be it before this process has got so far."""
+    parent = parent_process()
+    assert parent
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

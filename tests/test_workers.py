@@ -89,9 +89,10 @@ def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Ma
         assert counted(url, "unet_requests_total", route="/health", status="200") == 16
 
 
-def test_they_do_not_outlive_it(make_checkpoint: Make) -> None:
+@pytest.mark.parametrize("ready", [False, True])
+def test_they_do_not_outlive_it(make_checkpoint: Make, ready: bool) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: loaded(url) == 2)
+        wait_until(lambda: loaded(url) == 2 if ready else len(workers(program.pid)) == 2)
         left = workers(program.pid)
         program.kill()
         program.wait()

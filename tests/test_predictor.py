@@ -11,6 +11,7 @@ from trainer import sample
 from unet import NetworkConfig, Predictor
 from unet.device import DeviceError
 from unet.pixels import PixelError, Preprocessing
+from unet.predictor import Prediction
 
 Make = Callable[..., Path]
 
@@ -124,3 +125,27 @@ def test_the_gpu_finds_the_same(trained: Path) -> None:
     gpu = Predictor.load(trained / "best_model.pth", device="cuda")
     assert gpu.precision == "bf16"
     assert (gpu.mask(image) != cpu).mean() < 0.01
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_what_is_computed_together_does_not_mix(
+    make_checkpoint: Make, rng: np.random.Generator, n_classes: int
+) -> None:
+    """Images of one size, of which each asks for something else."""
+    predictor = Predictor.load(make_checkpoint(n_classes=n_classes), device="cpu")
+    images = [rng.integers(0, 256, (40, 33), dtype=np.uint8) for _ in range(4)]
+    middle = float(np.median(predictor(images[3]))) if n_classes == 1 else None
+
+    def started() -> list[Prediction]:
+        return [
+            predictor.start(images[0], "mask"),
+            predictor.start(images[1], "probability"),
+            predictor.start(images[2], "probabilities"),
+            predictor.start(images[3], "mask", threshold=middle),
+        ]
+
+    together = started()
+    predictor.compute([each.next() for each in together])
+    for found, alone in zip(together, started(), strict=True):
+        np.testing.assert_allclose(found.result, predictor.run(alone), atol=1e-6)
+    assert n_classes > 1 or 0.4 < (together[3].result == 255).mean() < 0.6

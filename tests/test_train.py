@@ -333,8 +333,11 @@ def test_saving_takes_a_fifth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatc
 def test_the_best_model_is_saved_later_as_it_was_then(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [*TINY, "--data", str(data), "--epochs", "6", "--out"]
+    command = [*TINY, "--data", str(data), "--epochs", "6", "--lr", "0.1", "--out"]  # it gets worse
     assert main([*command, str(tmp_path / "often")]) == 0
     monkeypatch.setattr(Seldom, "due", lambda _: False)  # but at the end
     assert main([*command, str(tmp_path / "once")]) == 0
+    assert (
+        checkpoints.load(tmp_path / "once" / "best_model.pth").training["epoch"] < 6
+    )  # the weights have changed since
     assert_same_run(tmp_path / "often", tmp_path / "once")

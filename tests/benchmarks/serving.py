@@ -53,8 +53,9 @@ def main() -> None:
         url = wait_for(server)
         answer = first(url, encode_png(images[0]))
         start_s = time.monotonic() - started
-        for _ in range(8 * (arguments.workers - 1)):  # until all workers are there
-            httpx.get(f"{url}/health/live")
+        ready = f'unet_model_reloads_total{{outcome="loaded"}} {arguments.workers}.0'
+        while ready not in httpx.get(f"{url}/metrics").text:
+            time.sleep(0.1)
         idle = memory(server.pid)
         rows = measure(predictor, images, url, server.pid, arguments)
     finally:

@@ -45,6 +45,7 @@ def supervise(settings: ServeSettings, listener: socket.socket) -> int:
                 if not workers.stopping:
                     log.error("worker %s ended with %s: another one takes its place", process.pid, process.exitcode)
                     time.sleep(BREATH_S)
+                if not workers.stopping:  # still
                     workers.start()
     return 0
 

@@ -115,7 +115,7 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
 
 
 class Seldom:
-    """`with seldom: ...` is a while long, and due again when it will have taken a fifth of the time."""
+    """For `with seldom: ...`, which takes a while: not due before that is no more than a fifth of the time."""
 
     SHARE = 0.2
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that wants a GPU, in parts of a few minutes each:  bash tests/benchmarks/gpu.sh DATA OUT [part ...]
-# DATA holds isbi2012/ and drive/; JSON and models go to OUT. MINUTES is how long to train, 8 by default. Wants what `pip install '.[train,serve]'` installs, and
-# pytest with pytest-timeout and httpx; not the package itself.
+# DATA holds isbi2012/ and drive/; JSON and models go to OUT. MINUTES is how long to train, 8 by default. Wants what
+# `pip install '.[train,serve]'` installs, and pytest with pytest-timeout and httpx; not the package itself.
 set -euo pipefail
 data=$(realpath "$1") && mkdir -p "$2" && out=$(realpath "$2")
 shift 2

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unet import kernels
+from unet.kernels import Kernels
 
 
 def values(*shape: int) -> Tensor:
@@ -16,7 +17,7 @@ def values(*shape: int) -> Tensor:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(2, 8, 6, 4), (3, 64, 37, 33), (1, 24, 2, 2)])
 def test_max_pool(shape: tuple[int, ...]) -> None:
-    own = kernels.compiled()
+    own = kernels.compiled(Kernels)
     assert own
     x = values(*shape).relu()
     x[:, :, 0, 0] = -0.0
@@ -26,7 +27,7 @@ def test_max_pool(shape: tuple[int, ...]) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(2, 8, 6, 4), (3, 64, 37, 33)])
 def test_add_bias(shape: tuple[int, ...]) -> None:
-    own = kernels.compiled()
+    own = kernels.compiled(Kernels)
     assert own
     x, bias = values(*shape), torch.randn(shape[1], device="cuda").bfloat16()
     expected = x + bias[:, None, None]
@@ -37,5 +38,5 @@ def test_add_bias(shape: tuple[int, ...]) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_where_they_cannot_be_compiled_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert kernels.compiled.__wrapped__() is None
+        assert kernels.compiled.__wrapped__(Kernels) is None
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["slower than with kernels of our own"]

@@ -136,23 +136,43 @@ def test_recorded_on_a_gpu_it_answers_the_same(make_checkpoint: Make, options: d
     assert not predictor.binary or 0.4 < (masks[2] == 255).mean() < 0.6
 
 
-@pytest.mark.gpu
-def test_training_recorded_on_a_gpu_learns_the_same() -> None:
+def small_learner(**settings: object) -> tuple[Learner, Batches]:
     gpu = torch.device("cuda")
     recipe = replace(RECIPES["default"], base_channels=8, image_size=64, batch_size=2, dropout=0, mixed_precision=False)
+    recipe = replace(recipe, **settings)
     drawn = [sample.generate(np.random.default_rng(i), size=96) for i in range(2)]
     samples = [Sample("", image, label // 255) for image, label in drawn]
-    batches = Batches(samples, Preprocessing(), 1, 2, recipe, margin=0, seed=0, device=gpu)
+    torch.manual_seed(0)
+    learner = Learner(recipe.build(1, 1).to(gpu), recipe)
+    return learner, Batches(samples, Preprocessing(), 1, 2, recipe, margin=0, seed=0, device=gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"mixed_precision": True}, {"optimizer": "sgd", "momentum": 0.9, "lr": 0.05}])
+def test_training_recorded_on_a_gpu_learns_the_same(settings: dict[str, object]) -> None:
     losses = {}
     for recorded in (False, True):
-        torch.manual_seed(0)
-        learner = Learner(recipe.build(1, 1).to(gpu), recipe)
-        assert isinstance(learner._gradients, Replay)
+        learner, batches = small_learner(**settings)
+        assert isinstance(learner._step, Replay)
         if not recorded:
-            learner._gradients = learner._backward
-        losses[recorded] = [learner.update(learner.gradients(batch), 1e-3) for batch in islice(batches.epoch(1), 12)]
+            learner._step = learner._one_step
+        rates = torch.linspace(0.5, 1, 12) * learner.recipe.lr  # they take part in what is recorded
+        steps = zip(batches.epoch(1), rates.tolist(), strict=False)
+        losses[recorded] = [float(learner.step(batch, lr)) for batch, lr in steps]
         if recorded:
-            assert None not in learner._gradients._known.values()
-            assert learner._gradients._function not in learner._gradients._known.values()
-    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+            assert None not in learner._step._known.values()
+            assert learner._step._function not in learner._step._known.values()
+    assert losses[True] == pytest.approx(losses[False], rel=0.03)
     assert losses[True][-1] < losses[True][0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+def test_a_gpu_leaves_out_a_step_whose_loss_is_no_number(optimizer: str) -> None:
+    learner, batches = small_learner(optimizer=optimizer)
+    *fine, last = islice(batches.epoch(1), 4)
+    for batch in fine:
+        learner.step(batch, 1e-3)
+    before = [parameter.clone() for parameter in learner.network.parameters()]
+    assert learner.step(last._replace(images=last.images * torch.nan), 1e-3).isnan()
+    assert all(torch.equal(*pair) for pair in zip(before, learner.network.parameters(), strict=True))

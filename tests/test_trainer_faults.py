@@ -120,7 +120,7 @@ def test_a_signal_stops_it_before_the_next_step(
     status: int,
 ) -> None:
     happens(2, lambda: signal.raise_signal(number))
-    monkeypatch.setattr(fitting.Learner, "gradients", lambda *_: pytest.fail("one step more"))
+    monkeypatch.setattr(fitting.Learner, "step", lambda *_: pytest.fail("one step more"))
     before = signal.signal(number, signal.default_int_handler)  # a shell has its background jobs ignore SIGINT
     try:
         assert train(half) == status

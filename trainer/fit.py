@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from trainer.batches import Batch, Batches
 from trainer.dataset import Sample
+from trainer.fused import fused
 from trainer.losses import loss_of
 from trainer.metrics import Scores, ThresholdCurve, confusion, scores
 from trainer.recipes import Recipe
@@ -92,44 +93,46 @@ class Learner:
         self.recipe = recipe
         self.world = world
         self.device = next(network.parameters()).device
-        self.shared = world.wrap(network)
         self.optimizer = make_optimizer(network, recipe)
         self.averaged = Average(network, recipe.ema) if recipe.ema else None
         self.mixed = recipe.mixed_precision and fast_bf16(self.device)
-        self._gradients = replay.recorded(self._backward, self.device) if world.size == 1 else self._backward
+        alone_on_gpu = self.device.type == "cuda" and world.size == 1
+        self.shared = fused(network) if alone_on_gpu and self.mixed else world.wrap(network)
+        self.on_gpu = on_gpu(self.optimizer)
+        self._step = replay.recorded(self._one_step, self.device) if self.on_gpu and world.size == 1 else self._one_step
 
     @property
     def result(self) -> nn.Module:
         """The network to validate and to save."""
         return self.averaged.module if self.averaged else self.network
 
-    def gradients(self, batch: Batch) -> Tensor:
-        """The loss, and its gradients in the network's parameters: half of a step. A GPU is told to compute them, not
-        waited for."""
-        return self._gradients(*batch)
-
-    def update(self, loss: Tensor, lr: float) -> float:
-        """The other half: one step of the optimiser; returns the loss before it. A loss that is no number changes
-        nothing."""
-        value = self.world.mean(loss.item())
-        if not math.isfinite(value):
-            return value
-        if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+    def step(self, batch: Batch, lr: float) -> Tensor:
+        """One step of the optimiser; returns the loss before it. A loss that is no number changes no weights. A GPU is
+        told what to do, not waited for."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+            if self.on_gpu:
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        loss = self._step(*batch)
         if self.averaged:
             self.averaged.update()
-        return value
+        return loss
 
-    def _backward(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def _one_step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             logits = self.shared(images.to(memory_format=torch.channels_last))
         loss = loss_of(logits, labels, weights, self.recipe.loss, self.world)
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        loss = self.world.sum(loss.detach()) / self.world.size
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        if self.on_gpu:
+            self.optimizer.found_inf = 1 - loss.isfinite().float()  # type: ignore[attr-defined]  # 1: it does nothing
+        if self.on_gpu or loss.isfinite():
+            self.optimizer.step()
+        return loss
 
     def state_dict(self) -> dict[str, object]:
         return {
@@ -140,7 +143,8 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, dict[str, object]]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # its settings are the recipe's, and the device's
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
         if self.averaged:
             self.averaged.load_state_dict(state["averaged"])
 
@@ -214,6 +218,17 @@ def run_epoch(
     batch = next(cut)
     augmenting = time.monotonic() - started
     with tqdm(range(len(batches)), f"epoch {epoch}", leave=False, unit="step", disable=quiet) as bar:
+
+        def account(loss: Tensor) -> None:
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(
+                    f"the loss became {losses[-1]} in epoch {epoch}, step {len(losses)}; this step was not taken. "
+                    "Lower --lr"
+                )
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+
+        last: Tensor | None = None
         for step in bar:
             check()
             now = learner.world.agree(elapsed + time.monotonic() - started)
@@ -221,17 +236,15 @@ def run_epoch(
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
             crops += len(batch.images)
-            gradients = learner.gradients(batch)
+            loss = learner.step(batch, lr)
             cutting = time.monotonic()
-            batch = next(cut, batch)  # while a GPU computes
+            batch = next(cut, batch)
             augmenting += time.monotonic() - cutting
-            loss = learner.update(gradients, lr)
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss} in epoch {epoch}, step {step + 1}; this step was not taken. Lower --lr"
-                )
-            losses.append(loss)
-            bar.set_postfix(loss=f"{loss:.4f}")
+            if last is not None:
+                account(last)  # one step late: so a GPU has something to do while it is waited for
+            last = loss
+        assert last is not None
+        account(last)
     return {
         "loss": sum(losses) / len(losses),
         "lr": lr,
@@ -286,13 +299,21 @@ class Schedule:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters, lr, decay = network.parameters(), recipe.lr, recipe.weight_decay
-    if recipe.optimizer == "adamw":
-        on_gpu = next(network.parameters()).is_cuda
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=on_gpu or None)
+    """With what `on_gpu` describes where there is one, but for RMSprop."""
+    parameters, lr, decay = list(network.parameters()), recipe.lr, recipe.weight_decay
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
+    gpu = parameters[0].is_cuda
+    rate = torch.tensor(lr, device=parameters[0].device) if gpu else lr
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=gpu or None, capturable=gpu)
+    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=recipe.momentum, fused=gpu or None)
+
+
+def on_gpu(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all that decides about a step is on the GPU: the learning rate, and `found_inf`, which calls it off. Then
+    nobody has to wait for the loss, and a step can be recorded."""
+    return isinstance(optimizer.param_groups[0]["lr"], Tensor)
 
 
 def _columns(result: Validation, class_values: tuple[int, ...]) -> dict[str, float]:

@@ -30,7 +30,7 @@ def fused(network: UNet) -> UNet:
     kind = _kind(weight.device, weight.dtype)
     if kind is None:
         return network
-    own = kernels.compiled() if kind is _CuDNN and weight.dtype == torch.bfloat16 else None
+    own = kernels.compiled(Kernels) if kind is _CuDNN and weight.dtype == torch.bfloat16 else None
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, DoubleConv):

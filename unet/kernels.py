@@ -6,7 +6,9 @@ Tensors are bfloat16, channels last, with a multiple of `LANES` channels: a thre
 
 import logging
 import sys
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +16,33 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 LANES = 8
-_THREADS = 256
+THREADS = 256
 
-_SOURCE = r"""
+LANES_SOURCE = r"""
 struct __align__(16) Lanes { unsigned int pair[4]; };  // 8 bfloat16, two to a register
 
+__device__ unsigned int rounded(float value) {  // to the nearest, ties to even: the upper half of what comes back
+  unsigned int bits = __float_as_uint(value);
+  return bits + 0x7fff + (bits >> 16 & 1);
+}
+
+__device__ void unpack(const Lanes& from, float* to) {
+  for (int k = 0; k < 4; k++) {
+    to[2 * k] = __uint_as_float(from.pair[k] << 16);
+    to[2 * k + 1] = __uint_as_float(from.pair[k] & 0xffff0000);
+  }
+}
+
+__device__ Lanes pack(const float* from) {
+  Lanes to;
+  for (int k = 0; k < 4; k++) to.pair[k] = rounded(from[2 * k]) >> 16 | rounded(from[2 * k + 1]) & 0xffff0000;
+  return to;
+}
+"""
+
+_SOURCE = (
+    LANES_SOURCE
+    + r"""
 // As integers, numbers that are not negative (they come from ReLU) have the same order; -0 is the least of them.
 __device__ Lanes larger(Lanes a, const Lanes& b) {
   for (int i = 0; i < 4; i++) a.pair[i] = __vmaxs2(a.pair[i], b.pair[i]);
@@ -34,39 +58,44 @@ extern "C" __global__ void max_pool(const Lanes* x, Lanes* y, int n, int lanes, 
   y[i] = larger(larger(corner[0], corner[lanes]), larger(below[0], below[lanes]));
 }
 
-__device__ unsigned int rounded(float value) {  // to the nearest, ties to even: the upper half of what comes back
-  unsigned int bits = __float_as_uint(value);
-  return bits + 0x7fff + (bits >> 16 & 1);
-}
-
 extern "C" __global__ void add_bias(Lanes* x, const Lanes* bias, int n, int lanes) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
-  Lanes a = x[i], b = bias[i % lanes];
-  for (int k = 0; k < 4; k++) {
-    float low = __uint_as_float(a.pair[k] << 16) + __uint_as_float(b.pair[k] << 16);
-    float high = __uint_as_float(a.pair[k] & 0xffff0000) + __uint_as_float(b.pair[k] & 0xffff0000);
-    a.pair[k] = rounded(low) >> 16 | rounded(high) & 0xffff0000;
-  }
-  x[i] = a;
+  float a[8], b[8];
+  unpack(x[i], a);
+  unpack(bias[i % lanes], b);
+  for (int k = 0; k < 8; k++) a[k] += b[k];
+  x[i] = pack(a);
 }
 """
+)
+
+Kernel = Callable[..., None]
+
+
+def compile_source(source: str, *names: str) -> list[Kernel]:
+    """Some kernels of a CUDA source, for the current GPU: `launch` them. Raises whatever goes wrong."""
+    from torch.utils import cpp_extension  # takes a while, and is not there without setuptools
+
+    toolkit = cpp_extension.CUDA_HOME
+    try:
+        # torch wants one for its headers, of which these kernels include none
+        cpp_extension.CUDA_HOME = toolkit or sys.prefix
+        return [torch.cuda._compile_kernel(source, name) for name in names]
+    finally:
+        cpp_extension.CUDA_HOME = toolkit
+
+
+def launch(kernel: Kernel, blocks: int, *arguments: Tensor | int) -> None:
+    """In blocks of `THREADS`."""
+    kernel(grid=(blocks, 1, 1), block=(THREADS, 1, 1), args=list(arguments))
 
 
 class Kernels:
     """Raises whatever goes wrong where they cannot be compiled."""
 
     def __init__(self) -> None:
-        from torch.utils import cpp_extension  # takes a while, and is not there without setuptools
-
-        toolkit = cpp_extension.CUDA_HOME
-        try:
-            # torch wants one for its headers, of which these kernels include none
-            cpp_extension.CUDA_HOME = toolkit or sys.prefix
-            self._max_pool = torch.cuda._compile_kernel(_SOURCE, "max_pool")
-            self._add_bias = torch.cuda._compile_kernel(_SOURCE, "add_bias")
-        finally:
-            cpp_extension.CUDA_HOME = toolkit
+        self._max_pool, self._add_bias = compile_source(_SOURCE, "max_pool", "add_bias")
 
     def max_pool(self, x: Tensor) -> Tensor:
         """(B, C, H, W), nothing negative -> (B, C, H // 2, W // 2), as `nn.MaxPool2d(2)`."""
@@ -74,26 +103,25 @@ class Kernels:
         n, channels, height, width = x.shape
         shape = (n, channels, height // 2, width // 2)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        count = y.numel() // LANES
-        self._launch(self._max_pool, count, x, y, count, channels // LANES, width // 2, height // 2, width, height)
+        count, lanes = y.numel() // LANES, channels // LANES
+        launch(self._max_pool, -(-count // THREADS), x, y, count, lanes, width // 2, height // 2, width, height)
         return y
 
     def add_bias(self, x: Tensor, bias: Tensor) -> Tensor:
         """(B, C, H, W), channels last, and (C,) -> the first, to which the second has been added."""
         count = x.numel() // LANES
-        self._launch(self._add_bias, count, x, bias, count, x.shape[1] // LANES)
+        launch(self._add_bias, -(-count // THREADS), x, bias, count, x.shape[1] // LANES)
         return x
 
-    @staticmethod
-    def _launch(kernel: "torch.cuda._utils._CudaKernel", n: int, *arguments: Tensor | int) -> None:
-        kernel(grid=(-(-n // _THREADS), 1, 1), block=(_THREADS, 1, 1), args=list(arguments))
+
+K = TypeVar("K", bound=Kernels)
 
 
 @cache
-def compiled() -> Kernels | None:
+def compiled(kind: type[K]) -> K | None:
     """For the current GPU; None where that does not work: slower, not worse."""
     try:
-        return Kernels()
+        return kind()
     except Exception as error:  # torch promises nothing here yet
         log.warning("slower than with kernels of our own: %s", str(error).partition("\n")[0])
         return None

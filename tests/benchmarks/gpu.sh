@@ -8,7 +8,7 @@ shift 2
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,fused,kernels,predictor,metrics_endpoint,batches}.py; }
+gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,fused,kernels,predictor,metrics_endpoint,batches,training_kernels}.py; }
 
 train_isbi() { train isbi2012 0.16; }
 train_drive() { train drive 0.2; }
@@ -24,15 +24,14 @@ steps() {
 }
 
 # of the model that train_isbi has made
-model() { measure model; }
+model() { measure model model; }
 serving() {
-  measure serving --seconds 1.5
-  measure serving --seconds 1.5 --workers 4
+  measure serving serving --seconds 1.5 --clients 1 32 128 200
+  measure serving-4-workers serving --seconds 1.5 --clients 1 32 128 200 --workers 4
 }
-large() { measure large --whole 3072; }  # larger than a tile
+large() { measure large large --whole 3072; }  # larger than a tile
 measure() {
-  name="$1${5:+-$5-workers}-base64-gpu.json"
-  python3 "tests/benchmarks/$1.py" "$out/isbi2012/best_model.pth" "$data/isbi2012" --json "$out/$name" "${@:2}"
+  python3 "tests/benchmarks/$2.py" "$out/isbi2012/best_model.pth" "$data/isbi2012" --json "$out/$1-base64-gpu.json" "${@:3}"
 }
 
 for part in "${@:-gpu_tests steps train_isbi model serving large train_drive}"; do

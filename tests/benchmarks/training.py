@@ -58,7 +58,7 @@ def main() -> None:
         device=device,
     )
     with FlopCounterMode(display=False) as counter:
-        learner.gradients(next(batches.epoch(1)))
+        learner.step(next(batches.epoch(1)), 0.0)
     schedule = Schedule(recipe, len(batches), max_minutes=None)
     for epoch in (1, 2):  # the first to warm up
         row = run_epoch(learner, batches, epoch, schedule, 0.0, lambda: None)

@@ -250,29 +250,36 @@ def _joined(layers: nn.Sequential, own: "TrainingKernels") -> nn.Sequential:
 class TrainingKernels(Kernels):
     """Numbers are computed in float32 and kept in bfloat16, as torch's are."""
 
+    NAMES = (
+        "moments",
+        "statistics",
+        "norm_relu",
+        "gradient_moments",
+        "gradient_statistics",
+        "gradient",
+        "max_pool_gradient",
+    )
+
     def __init__(self) -> None:
         super().__init__()
-        names = ("moments", "statistics", "norm_relu", "gradient_moments", "gradient_statistics", "gradient")
-        self._norm = compile_source(_SOURCE, *names, "max_pool_gradient")
+        self._kernels = dict(zip(self.NAMES, compile_source(_SOURCE, *self.NAMES), strict=True))
 
     def norm_relu(
         self, x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) and batch norm's (C,), of which the running ones are updated -> ReLU of the normalised x, and
         what `norm_relu_gradient` has to know."""
-        moments, statistics, norm_relu, *_ = self._norm
         rows, channels = x.numel() // x.shape[1], x.shape[1]
         lanes, blocks = channels // LANES, _blocks(rows, channels)
         sums, norm = weight.new_empty(blocks, 2, channels), weight.new_empty(4, channels)
         y = torch.empty_like(x)
-        launch(moments, blocks, x, sums, rows, lanes)
-        launch(statistics, channels, sums, blocks, rows, weight, bias, running_mean, running_var, norm)
-        launch(norm_relu, blocks, x, norm, y, rows, lanes)
+        self._launch("moments", blocks, x, sums, rows, lanes)
+        self._launch("statistics", channels, sums, blocks, rows, weight, bias, running_mean, running_var, norm)
+        self._launch("norm_relu", blocks, x, norm, y, rows, lanes)
         return y, norm
 
     def norm_relu_gradient(self, dy: Tensor, x: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, weight and bias."""
-        *_, moments, statistics, gradient, _ = self._norm
         rows, channels = x.numel() // x.shape[1], x.shape[1]
         lanes, blocks = channels // LANES, _blocks(rows, channels)
         dy = dy if _has_rows(dy) else dy.contiguous(memory_format=torch.channels_last)
@@ -280,17 +287,22 @@ class TrainingKernels(Kernels):
         sums, back = norm.new_empty(blocks, 2, channels), norm.new_empty(2, channels)
         weight, bias = norm.new_empty(2, channels)
         dx = torch.empty_like(x)
-        launch(moments, blocks, dy, dy_lanes, x, norm, sums, rows, lanes)
-        launch(statistics, channels, sums, blocks, rows, norm, weight, bias, back)
-        launch(gradient, blocks, dy, dy_lanes, x, norm, back, dx, rows, lanes)
+        self._launch("gradient_moments", blocks, dy, dy_lanes, x, norm, sums, rows, lanes)
+        self._launch("gradient_statistics", channels, sums, blocks, rows, norm, weight, bias, back)
+        self._launch("gradient", blocks, dy, dy_lanes, x, norm, back, dx, rows, lanes)
         return dx, weight, bias
 
     def max_pool_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
+        """Of `max_pool`, for sides that are even."""
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
+        _, channels, height, width = dy.shape
         n = dy.numel() // LANES
-        launch(self._norm[-1], -(-n // THREADS), x, dy, dx, n, dy.shape[1] // LANES, dy.shape[3], dy.shape[2])
+        self._launch("max_pool_gradient", -(-n // THREADS), x, dy, dx, n, channels // LANES, width, height)
         return dx
+
+    def _launch(self, name: str, blocks: int, *arguments: Tensor | int) -> None:
+        launch(self._kernels[name], blocks, *arguments)
 
 
 def _blocks(rows: int, channels: int) -> int:

@@ -250,9 +250,10 @@ def _account(
             f"objects            rand {objects['rand']:.4f}  variation of information {objects['information']:.4f} bits"
         )
         print(f"threshold          {predictor.threshold:.3f}")
+    meanwhile = " while the GPU computes" if device.type == "cuda" else ""
     print(
-        f"time               {progress.elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation, "
-        f"{timings['validation_share']:.1%} validation"
+        f"time               {progress.elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation"
+        f"{meanwhile}, {timings['validation_share']:.1%} validation"
     )
     print(
         f"speed              {timings['crops_per_second']:.1f} crops/s in training, {1 / per_image:.1f} images/s in "

@@ -107,7 +107,7 @@ STRONG = Augmentation(
 )
 
 RECIPES: dict[RecipeName, Recipe] = {
-    "default": Recipe(name="default", augmentation=STRONG, dropout=0.5, loss="ce+dice+cldice"),
+    "default": Recipe(name="default", epochs=400, augmentation=STRONG, dropout=0.5, loss="ce+dice+cldice"),
     # minutes on two CPU cores
     "quick": Recipe(
         name="quick",

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--folds", type=int, nargs="+", choices=range(1, N_FOLDS + 1))
     parser.add_argument("--base-channels", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -55,9 +55,7 @@ def main() -> None:
         runs = []
         for fold in arguments.folds or [None]:
             out = arguments.out / (name if fold is None else f"{name}-fold-{fold}")
-            # with --minutes it is the time that ends a run: more epochs than it has
-            epochs = arguments.epochs or max(200, VARIANTS[name].epochs)
-            RECIPES["default"] = replace(VARIANTS[name], name="default", epochs=epochs)
+            RECIPES["default"] = replace(VARIANTS[name], name="default", epochs=arguments.epochs)
             run(
                 TrainSettings(
                     data=str(arguments.data),
@@ -84,7 +82,7 @@ def main() -> None:
         print(f"{name}: {found[name]}", flush=True)
 
     columns = ("pixel error", "dice", "auc", "v_rand")
-    extent = f"{arguments.minutes:g} minutes" if arguments.minutes else f"{arguments.epochs or 200} epochs"
+    extent = f"{arguments.minutes:g} minutes" if arguments.minutes else f"{arguments.epochs} epochs"
     print(f"\n| {arguments.data.name}, {extent} | " + " | ".join(columns) + " | v_rand averaged |")
     print("|---" * (len(columns) + 2) + "|")
     for name, scores in found.items():

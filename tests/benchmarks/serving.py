@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 
 import unet.process  # noqa: F401  isort: skip  (before torch)
@@ -29,7 +30,6 @@ import torch
 from service.engine import BATCH_PIXELS, GPU_STREAMS, MAX_STREAMS
 from trainer.dataset import read_folder
 from unet import Predictor
-from unet.images import encode_png
 
 ROUNDS = 3
 
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 200])
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement, %(default)s; there are three")
+    parser.add_argument("--suffix", default=".png", help="what is sent: .png, or .bmp, which is decoded in no time")
     parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -51,7 +52,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         url = wait_for(server)
-        answer = first(url, encode_png(images[0]))
+        answer = first(url, encoded(images[0], arguments.suffix))
         start_s = time.monotonic() - started
         ready = f'unet_model_reloads_total{{outcome="loaded"}} {arguments.workers}.0'
         while ready not in httpx.get(f"{url}/metrics").text:
@@ -73,7 +74,7 @@ def main() -> None:
 def measure(
     predictor: Predictor, images: list[Any], url: str, pid: int, arguments: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    requests = [post(encode_png(image)) for image in images]
+    requests = [post(encoded(image, arguments.suffix)) for image in images]
     raw: list[float] = []
     found: dict[int, list[dict[str, Any]]] = {n: [] for n in arguments.clients}
     for _ in range(ROUNDS):
@@ -227,8 +228,13 @@ class Connection:
         return int(head.split()[1]), float(headers.get("retry-after", 1))
 
 
+def encoded(image: Any, suffix: str) -> bytes:
+    """As a file; the order of colours does not matter here."""
+    return bytes(cv2.imencode(suffix, image)[1])
+
+
 def post(file: bytes) -> bytes:
-    fields = f"Host: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(file)}"
+    fields = f"Host: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(file)}"
     return f"POST /segment HTTP/1.1\r\n{fields}\r\n\r\n".encode() + file
 
 

@@ -26,8 +26,9 @@ steps() {
 # of the model that train_isbi has made
 model() { measure model model; }
 serving() {
-  measure serving serving --seconds 1.5 --clients 1 32 128 200
-  measure serving-4-workers serving --seconds 1.5 --clients 1 32 128 200 --workers 4
+  local often="serving --seconds 1 --clients 1 32 128 200"
+  measure serving $often
+  for n in 4 6; do measure "serving-$n-workers" $often --workers "$n"; done
 }
 large() { measure large large --whole 3072; }  # larger than a tile
 measure() {

@@ -177,3 +177,15 @@ def test_a_step_whose_loss_is_no_number_changes_no_weights(device: str, optimize
     assert all(torch.equal(*pair) for pair in zip(before, learner.network.parameters(), strict=True))
     learner.step(fine[0], 1e-3)
     assert not torch.equal(before[0], next(learner.network.parameters()))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+def test_a_step_is_as_long_as_its_learning_rate_says(device: str, optimizer: str) -> None:
+    learner, batches = small_learner(torch.device(device), optimizer=optimizer)
+    moved = []
+    for batch, lr in zip(batches.epoch(1), (1e-3, 0.0, 1e-3, 0.0, 1e-3), strict=False):
+        before = [parameter.clone() for parameter in learner.network.parameters()]
+        learner.step(batch, lr)
+        moved.append(not all(torch.equal(*pair) for pair in zip(before, learner.network.parameters(), strict=True)))
+    assert moved == [True, False, True, False, True]

@@ -189,6 +189,22 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_step(
     assert not (tmp_path / "out" / "best_model.pth").exists()
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_all_its_steps(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[float] = []
+
+    def step(*_: object) -> torch.Tensor:
+        steps.append(len(steps))
+        return torch.tensor(steps[-1])
+
+    monkeypatch.setattr(fitting.Learner, "step", step)
+    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "1"]) == 0
+    (row,) = csv.DictReader((tmp_path / "out" / "history.csv").read_text().splitlines())
+    assert float(row["loss"]) == pytest.approx(sum(steps) / len(steps))
+    assert len(steps) > 1
+
+
 def test_the_time_limit_ends_a_run_with_a_validated_model(data: Path, tmp_path: Path) -> None:
     command = [*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "100000"]
     assert main([*command, "--max-minutes", "0.02"]) == 0

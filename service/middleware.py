@@ -1,8 +1,8 @@
 """Around every request: an id to find it again, and limits to what it may send."""
 
 import asyncio
-import random
 import re
+import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,8 +24,7 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        # no secret: uuid4 asks the system for each, and comes back when no other thread wants the interpreter
-        request_id = given if _ACCEPTABLE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        request_id = given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
         logs.request_id.set(request_id)  # until the end of the server's task for this request: it may have to log, too
 
         async def send_with_id(message: Message) -> None:

@@ -96,10 +96,11 @@ class Learner:
         self.optimizer = make_optimizer(network, recipe)
         self.averaged = Average(network, recipe.ema) if recipe.ema else None
         self.mixed = recipe.mixed_precision and fast_bf16(self.device)
-        alone_on_gpu = self.device.type == "cuda" and world.size == 1
-        self.shared = fused(network) if alone_on_gpu and self.mixed else world.wrap(network)
+        alone = world.size == 1
+        fuses = alone and self.mixed and self.device.type == "cuda"
+        self.shared = fused(network) if fuses else world.wrap(network)
         self.on_gpu = on_gpu(self.optimizer)
-        self._step = replay.recorded(self._one_step, self.device) if self.on_gpu and world.size == 1 else self._one_step
+        self._step = replay.recorded(self._one_step, self.device) if self.on_gpu and alone else self._one_step
 
     @property
     def result(self) -> nn.Module:

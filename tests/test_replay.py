@@ -189,3 +189,25 @@ def test_a_step_is_as_long_as_its_learning_rate_says(device: str, optimizer: str
         learner.step(batch, lr)
         moved.append(not all(torch.equal(*pair) for pair in zip(before, learner.network.parameters(), strict=True)))
     assert moved == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_longer_gradients_are_shortened(device: str) -> None:
+    learner, batches = small_learner(torch.device(device), optimizer="sgd", weight_decay=0.0, clip_norm=0.01)
+    for batch in islice(batches.epoch(1), 3):
+        before = [parameter.clone() for parameter in learner.network.parameters()]
+        learner.step(batch, 0.5)
+        moved = [(b - a).flatten() for a, b in zip(before, learner.network.parameters(), strict=True)]
+        assert float(torch.cat(moved).detach().norm()) == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_every_step_moves_the_average(device: str) -> None:
+    learner, batches = small_learner(torch.device(device))
+    expected = None
+    for n, batch in enumerate(islice(batches.epoch(1), 4)):
+        learner.step(batch, 1e-3)
+        now = next(learner.network.parameters()).detach().clone()
+        keep = (1 + n) / (10 + n)
+        expected = now if expected is None else keep * expected + (1 - keep) * now
+        torch.testing.assert_close(next(learner.result.parameters()), expected)

@@ -136,6 +136,20 @@ def test_recorded_on_a_gpu_it_answers_the_same(make_checkpoint: Make, options: d
     assert not predictor.binary or 0.4 < (masks[2] == 255).mean() < 0.6
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_answers_are_those_of_the_weights_as_they_are_now(device: str) -> None:
+    learner, batches = small_learner(torch.device(device))
+    predictor = Predictor(learner.result, Preprocessing())
+    image = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    for batch in islice(batches.epoch(1), 4):  # the first answer step by step, the others recorded
+        learner.step(batch, 1e-2)
+        learner.result.eval()
+        x = predictor.preprocessing(image, 1).tensor()[None].to(device)
+        with torch.inference_mode():
+            expected = learner.result(x).sigmoid()[0, 0].cpu().numpy()
+        np.testing.assert_allclose(predictor(image), expected, atol=2e-3)
+
+
 def small_learner(device: torch.device, **settings: object) -> tuple[Learner, Batches]:
     recipe = replace(RECIPES["default"], base_channels=8, image_size=64, batch_size=2, dropout=0, mixed_precision=False)
     recipe = replace(recipe, **settings)

@@ -49,9 +49,8 @@ class Predictor:
         device: torch.device | None = None,
         precision: Precision = "fp32",
         tile: int | None = None,
-        frozen: bool = False,
     ) -> None:
-        """`frozen`: the network is for prediction only, so that a GPU's computations can be recorded."""
+        """The network's weights may change, but in place: a GPU's computations are recorded."""
         self.device = device or next(network.parameters()).device
         self.dtype = DTYPES[precision]
         self.network: UNet = network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -63,10 +62,8 @@ class Predictor:
         # a binary mask has values of its own, whatever its labels have
         self.forward = ForwardPass(self.network, self.dtype, torch.tensor(class_values).to(self.device, torch.uint8))
         self._passes: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
-            output: partial(self.forward, output) for output in get_args(Output)
+            output: recorded(partial(self.forward, output), self.device) for output in get_args(Output)
         }
-        if frozen:
-            self._passes = {output: recorded(step, self.device) for output, step in self._passes.items()}
 
     @classmethod
     def from_checkpoint(
@@ -83,7 +80,6 @@ class Predictor:
             threshold=checkpoint.threshold,
             device=where,
             precision=resolved,
-            frozen=True,
         )
 
     @classmethod

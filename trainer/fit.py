@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from signal import SIGTERM
@@ -17,7 +18,7 @@ from trainer.batches import Batch, Batches
 from trainer.dataset import Sample
 from trainer.fused import fused
 from trainer.losses import loss_of
-from trainer.metrics import Scores, ThresholdCurve, confusion, scores
+from trainer.metrics import FloatArray, Labels, Scores, ThresholdCurve, confusion, scores
 from trainer.recipes import Recipe
 from trainer.stop import Stop, Stopped
 from trainer.world import ALONE, World
@@ -263,13 +264,20 @@ def validate(predictor: Predictor, samples: list[Sample], check: Callable[[], No
     predictor.network.eval()
     n_classes = len(predictor.class_values)
     matrix, curve = np.zeros((n_classes, n_classes), np.int64), ThresholdCurve()
-    for sample in tqdm(samples, "validation", leave=False, unit="image", disable=None):
-        check()
-        probabilities = predictor(sample.image)
+
+    def count(probabilities: FloatArray, label: Labels) -> None:
         if predictor.binary:
-            curve.add(probabilities, sample.label)
+            curve.add(probabilities, label)
         else:
-            matrix += confusion(predictor.to_classes(probabilities), sample.label, n_classes)
+            matrix[:] += confusion(predictor.to_classes(probabilities), label, n_classes)
+
+    with ThreadPoolExecutor(1) as pool:  # counts while the next image is computed, which takes a GPU as long
+        counted = []
+        for sample in tqdm(samples, "validation", leave=False, unit="image", disable=None):
+            check()
+            counted.append(pool.submit(count, predictor(sample.image), sample.label))
+        for each in counted:
+            each.result()
     if predictor.binary:
         threshold, best = curve.best()
         return Validation(best, threshold, curve.auc())

@@ -90,10 +90,11 @@ class Learner:
     """What one step changes: the network, its optimiser and the average of its weights."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, world: World = ALONE) -> None:
-        self.network = network
+        self.device = next(network.parameters()).device
+        self.memory_format = memory_format(self.device)
+        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
         self.world = world
-        self.device = next(network.parameters()).device
         self.optimizer = make_optimizer(network, recipe)
         self.averaged = Average(network, recipe.ema) if recipe.ema else None
         self.mixed = recipe.mixed_precision and fast_bf16(self.device)
@@ -124,7 +125,7 @@ class Learner:
     def _one_step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            logits = self.shared(images.to(memory_format=torch.channels_last))
+            logits = self.shared(images.to(memory_format=self.memory_format))
         loss = loss_of(logits, labels, weights, self.recipe.loss, self.world)
         loss.backward()  # type: ignore[no-untyped-call]
         loss = self.world.sum(loss.detach()) / self.world.size
@@ -305,6 +306,13 @@ class Schedule:
         if done < WARM_UP:
             return self.recipe.lr * max(done / WARM_UP, 0.01)
         return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """What a network learns fastest in: channels last, but with AVX2, for which oneDNN's gradients of weights want an
+    order of their own and take three times as long from channels last (docs/benchmarks.md)."""
+    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return torch.contiguous_format if slow else torch.channels_last
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

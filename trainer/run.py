@@ -57,7 +57,7 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
         _introduce(settings, recipe, device, data, len(train), len(val))
 
     torch.manual_seed(settings.seed)
-    network = recipe.build(data.n_channels, data.n_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = recipe.build(data.n_channels, data.n_classes).to(device)
     learner = Learner(world.synchronise(network), recipe, world)
     preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
     predictor = Predictor(cast(UNet, learner.result), preprocessing, class_values=data.class_values, device=device)

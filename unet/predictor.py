@@ -53,7 +53,7 @@ class Predictor:
         """The network's weights may change, but in place: a GPU's computations are recorded."""
         self.device = device or next(network.parameters()).device
         self.dtype = DTYPES[precision]
-        self.network: UNet = network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(self.device, self.dtype)
         self.preprocessing = preprocessing
         self.class_values = class_values
         self.threshold = threshold

@@ -45,7 +45,7 @@ def main() -> None:
     device = resolve_device("auto")
     data = read_folder(arguments.data)
     network = recipe.build(data.n_channels, data.n_classes)
-    learner = Learner(network.to(device, memory_format=torch.channels_last), recipe)  # type: ignore[call-overload]
+    learner = Learner(network.to(device), recipe)
     preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
     batches = Batches(
         data.samples,

@@ -2,10 +2,9 @@
 
 import asyncio
 import socket
-import sys
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import problems
 
@@ -23,16 +22,25 @@ HEADERS = {"Connection": "close", "X-Content-Type-Options": "nosniff"}
 """Of an answer that no middleware sees."""
 
 
-def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
+class RequestError(ValueError):
+    """What the parser lets pass and a server must not (RFC 9112, sections 3.2 and 3.2.3)."""
+
+
+def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[HttpToolsProtocol]:
     """A protocol for `uvicorn.Config(http=...)` that ends a connection
 
     - at once, when there are `max_connections` already: each takes a file descriptor;
-    - when the headers of a request are not complete after `idle_s` to twice of it, the first request's after `idle_s`;
+    - when the headers of a request are not complete after `idle_s` to twice of it, the first request's after `idle_s`,
+      or after `max_header_bytes`, with 431; so much may come between two pieces of a body, too;
     - when the client takes nothing of its answer for as long;
     - when it still sends its request `LINGER_S` after the answer.
     """
 
-    class Limited(H11Protocol):
+    class Limited(HttpToolsProtocol):
+        _in_body = False
+        """Between the headers of a request and its end."""
+        _in_between = 0
+        """Bytes since the last headers, the last piece of a body or its end. The parser may keep them all."""
         _looks: asyncio.TimerHandle | None = None
         _seen: object = None
 
@@ -50,38 +58,77 @@ def limited(idle_s: float, max_connections: int) -> type[H11Protocol]:
             if self._looks:
                 self._looks.cancel()
 
+        def data_received(self, data: bytes) -> None:
+            self._unset_keepalive_if_required()
+            self._in_between += len(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._decline(data[offer.args[0] :])
+            except httptools.HttpParserError as error:
+                found = str(error.__context__ or error)
+                status = 501 if "invalid `Transfer-Encoding`" in found else 400  # RFC 9112, section 6.1
+                self._refuse(status, f"expected an HTTP/1.1 request, found: {found}")
+            if self._in_between > max_header_bytes and not self.transport.is_closing():
+                self._refuse(431, f"expected at most {max_header_bytes} bytes of headers, found more")
+
+        def _decline(self, rest: bytes) -> None:
+            """The parser stops at an offer to speak another protocol. Another one, which does not see it, goes on."""
+            headers = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+            line = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.data_received(b"%b %b HTTP/%b\r\n" % line + headers + b"\r\n" + rest)
+
+        def on_headers_complete(self) -> None:
+            hosts = sum(name == b"host" for name, _ in self.headers)
+            if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+                raise RequestError(f"{hosts} Host headers")
+            if self.parser.get_method() == b"CONNECT":
+                raise RequestError("CONNECT, which is for proxies")
+            self._in_between = 0
+            if not self.parser.should_upgrade():
+                self._in_body = True
+                super().on_headers_complete()
+                self.headers = []  # what may follow the body is not the application's
+
+        def on_body(self, body: bytes) -> None:
+            self._in_between = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._in_between = 0
+            if self._in_body:
+                self._in_body = False
+                super().on_message_complete()
+
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.conn.their_state is h11.SEND_BODY:
+            if self._in_body and self.cycle.response_complete:
                 self.loop.call_later(LINGER_S, self._end, self.cycle)
 
         def _end(self, answered: object) -> None:
             """Unless the body of the request that was answered has come to its end."""
-            if self.cycle is answered and self.conn.their_state is h11.SEND_BODY:
+            if self.cycle is answered and self._in_body:
                 self.transport.abort()
 
-        def send_400_response(self, msg: str) -> None:
-            """What is no HTTP never gets to the application; its answer is a problem all the same. 431 for headers
-            without end, 501 for an unknown transfer encoding."""
-            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of an answer
-                self.transport.abort()
+        def _refuse(self, status: int, detail: str) -> None:
+            """What is no HTTP never gets to the application; its answer is a problem all the same."""
+            answering = self.cycle is not None and not self.cycle.response_complete
+            if answering and (self.pipeline or self.cycle.response_started or not self._in_body):
+                self.transport.abort()  # the client would take it for another request's answer, or the rest of it
                 return
-            error = sys.exception()  # this is called where it is caught
-            status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-            answer = problems.response(status, f"expected an HTTP/1.1 request, found: {error or msg}", HEADERS)
-            for event in (
-                h11.Response(status_code=status, headers=answer.raw_headers),
-                h11.Data(data=bytes(answer.body)),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
+            answer = problems.response(status, detail, HEADERS)
+            head = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
+            self.transport.write(b"".join([STATUS_LINE[status], head, b"\r\n", answer.body]))
             self.transport.close()
 
         def _look(self) -> None:
             """Whether anything has changed since the last look, when something should."""
             unsent = self.transport.get_write_buffer_size()
+            idle = not self._in_body and (self.cycle is None or self.cycle.response_complete)
             # the request before the one that is waited for tells it from others
-            awaited = ("headers", self.cycle) if self.conn.their_state is h11.IDLE else None
+            awaited = ("headers", self.cycle) if idle else None
             seen = ("answer", unsent) if unsent else awaited
             if seen and seen == self._seen:
                 self.transport.abort()

@@ -26,10 +26,9 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        http=limited(settings.idle_s, settings.max_connections),
+        http=limited(settings.idle_s, settings.max_connections, settings.max_header_bytes),
         ws="none",
         loop="asyncio",  # uvloop, where it is installed, is no faster here, and cannot be told how much to read at once
-        h11_max_incomplete_event_size=settings.max_header_bytes,
         server_header=False,
         log_config=None,
         access_log=False,

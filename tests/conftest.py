@@ -126,11 +126,13 @@ def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
 
 
 @contextmanager
-def listening(app: Any, idle_s: float = 60, max_connections: int = 99, **config: Any) -> Iterator[tuple[str, int]]:
+def listening(
+    app: Any, idle_s: float = 60, max_connections: int = 99, max_header_bytes: int = 2**14
+) -> Iterator[tuple[str, int]]:
     """The app on a real port, with uvicorn set up as `unet-serve` does it."""
-    http = limited(idle_s, max_connections)
+    http = limited(idle_s, max_connections, max_header_bytes)
     as_served = {"http": http, "ws": "none", "loop": "asyncio"}
-    settings = uvicorn.Config(app, **as_served, log_level="critical", timeout_graceful_shutdown=1, **config)
+    settings = uvicorn.Config(app, **as_served, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -168,7 +168,7 @@ def test_connections_at_and_above_the_limit() -> None:
 
 
 def test_headers_without_end_are_refused_before_they_fill_the_memory() -> None:
-    with listening(echo, h11_max_incomplete_event_size=4096) as address, connect(address) as connection:
+    with listening(echo, max_header_bytes=4096) as address, connect(address) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         said = drip(connection, b"x" * 512)
     assert said.startswith(b"HTTP/1.1 431 ")
@@ -179,6 +179,9 @@ def test_headers_without_end_are_refused_before_they_fill_the_memory() -> None:
     ("request_", "status"),
     [
         (b"GET /3 HTTP/1.1\r\n\r\n", 400),  # has no Host
+        (b"GET /3 HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"POST /3 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),  # smuggles
+        (b"CONNECT / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),  # is TLS
         (b"POST /3 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
     ],
@@ -206,6 +209,77 @@ def test_a_body_that_breaks_during_its_answer_ends_the_connection(caplog: pytest
         connection.sendall(b"no length\r\n")
         assert received(connection) == b""
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_what_follows_a_request_is_not_answered_in_its_place() -> None:
+    answered = threading.Event()
+
+    async def later(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(answered.wait, 30)
+        await echo(scope, receive, send)
+
+    with listening(later) as address, connect(address) as connection:
+        connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\n\r\nno request at all\r\n\r\n")
+        said = received(connection)
+        answered.set()
+    assert said == b""
+
+
+def test_requests_that_do_not_wait_are_answered_in_turn() -> None:
+    with listening(echo) as address, connect(address) as connection:
+        connection.sendall(
+            b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nabGET /22 HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        connection.sendall(b"GET /333 HTTP/1.0\r\n\r\n")
+        answers = received(connection).split(b"HTTP/1.1 200 OK")[1:]
+    assert [len(answer.partition(b"\r\n\r\n")[2]) for answer in answers] == [1, 22, 333]
+
+
+def test_what_follows_a_body_is_no_header_and_has_an_end() -> None:
+    seen: list[Any] = []
+
+    async def read(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive()).get("more_body"):
+            pass
+        if message["type"] == "http.request":
+            seen.append(scope["headers"])
+            await echo(scope, receive, send)
+
+    head = b"POST /3 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+    with listening(read, max_header_bytes=4096) as address:
+        with connect(address) as connection:
+            connection.sendall(head + b"X-Api-Key: k\r\n\r\n")
+            assert b"200 OK" in connection.recv(999)
+        with connect(address) as connection:
+            connection.sendall(head)
+            assert drip(connection, b"X: " + b"x" * 500 + b"\r\n").startswith(b"HTTP/1.1 431 ")
+    assert seen == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_an_upgrade_that_is_offered_is_declined(pieces: int) -> None:
+    """As `curl --http2` does."""
+    bodies: list[bytes] = []
+
+    async def read(scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message["body"]
+            more = message["more_body"]
+        bodies.append(body)
+        await echo(scope, receive, send)
+
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    head = b"POST /3 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n" + offer + b"\r\n"
+    with listening(read) as address, connect(address) as connection:
+        for piece in ([head + b"abcd"], [head + b"ab", b"cd"])[pieces - 1]:
+            connection.sendall(piece)
+            threading.Event().wait(0.1)  # so that it comes by itself
+        assert b"200 OK" in connection.recv(999)
+        connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"200 OK" in received(connection)
+    assert bodies == [b"abcd", b""]
 
 
 # the service

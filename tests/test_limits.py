@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import random
+import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -280,6 +283,39 @@ def test_an_upgrade_that_is_offered_is_declined(pieces: int) -> None:
         connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b"200 OK" in received(connection)
     assert bodies == [b"abcd", b""]
+
+
+def test_requests_that_are_damaged_at_random_are_answered_or_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    requests = [
+        b"GET /3?a=b HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n",
+        b"POST /3 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello",
+        b"POST /3 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nT: v\r\n\r\n",
+        b"POST /3 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc",
+    ]
+    pieces = [b"\r\n", b"\n", b"\0", b":", b" ", b"\xff", b"%", b"CONNECT ", b"0\r\n\r\n", b"ffffffffffffffff\r\n"]
+    pieces += [b"HTTP/1.1", b"Host: y\r\n", b"Content-Length: 3\r\n", b"Upgrade: x\r\nConnection: upgrade\r\n"]
+
+    async def three(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive()).get("more_body"):
+            pass
+        if message["type"] == "http.request":
+            await echo(scope | {"path": "/3"}, receive, send)
+
+    rng, statuses = random.Random(0), Counter[bytes]()  # noqa: S311
+    with listening(three) as address:
+        for _ in range(400):
+            sent = bytearray(b"".join(rng.choices(requests, k=rng.randint(1, 3))))
+            for _ in range(rng.randint(0, 4)):
+                at = rng.randrange(len(sent))
+                sent[at : at + rng.randint(0, 9)] = rng.choice(pieces) if rng.random() < 0.8 else b""
+            with connect(address) as connection, suppress(OSError):  # cut off before it was sent
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                statuses.update(re.findall(rb"HTTP/1.1 (\d+) ", received(connection)))
+        assert httpx.get(f"http://127.0.0.1:{address[1]}/3").content == bytes(3)
+    assert set(statuses) <= {b"100", b"200", b"400", b"501"}
+    assert min(statuses[b"200"], statuses[b"400"]) > 50
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # the service

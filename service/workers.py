@@ -20,7 +20,8 @@ from types import FrameType
 from prometheus_client import multiprocess
 
 from service import logs
-from service.server import BACKLOG, serve
+from service.connections import BACKLOG
+from service.server import serve
 from service.settings import ServeSettings
 
 log = logging.getLogger(__name__)

@@ -88,12 +88,17 @@ def test_in_bfloat16_as_far_as_it_goes(config: dict[str, object], size: tuple[in
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
-def test_gives_back_what_is_summed_up() -> None:
-    join = fused(trained({}).folded()).up4.conv
-    skip, below = torch.rand(1, 4, 32, 32), torch.rand(1, 4, 32, 32)
+def test_gives_back_what_nobody_needs_any_more() -> None:
+    network = fused(trained({}).folded())
+    fine, below = torch.rand(1, 4, 32, 32), torch.rand(1, 4, 16, 16)
     with torch.inference_mode():
-        assert join(skip, below).shape == (1, 4, 32, 32)
-    assert skip.untyped_storage().size() == below.untyped_storage().size() == 0
+        skip = network.up4.skip(fine)
+        assert network.down1(fine).shape == (1, 8, 16, 16)
+        assert fine.untyped_storage().size() == 0
+        up = network.up4.up(below)
+        found = network.up4.conv.add(skip, up)
+    assert found.shape == (1, 4, 32, 32)
+    assert up.untyped_storage().size() == 0
 
 
 def test_what_onednn_does_not_compute_is_left_alone() -> None:

@@ -2,9 +2,10 @@
 and all wait for on a GPU.
 
 ReLU is applied while a convolution writes; a skip connection and what comes from below are convolved one after the
-other into one sum, and never joined; pooling keeps no indices. On a CPU with the operators that `torch.compile` has for
-this (torch/_inductor/fx_passes/mkldnn_fusion.py), without its seconds of compilation and its C++ compiler, and with
-weights in the order that oneDNN wants; on a GPU with those of cuDNN.
+other into one sum, and never joined: the first at once, so that less has to be kept until the other has come; pooling
+keeps no indices. On a CPU with the operators that `torch.compile` has for this (torch/_inductor/fx_passes/
+mkldnn_fusion.py), without its seconds of compilation and its C++ compiler, and with weights in the order that oneDNN
+wants; on a GPU with those of cuDNN.
 """
 
 import logging
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from unet import kernels
 from unet.kernels import LANES, Kernels
-from unet.network import DoubleConv, OutConv, UNet, Up
+from unet.network import DoubleConv, OutConv, UNet, Up, fit
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,14 @@ def fused(network: UNet) -> UNet:
     own = kernels.compiled(Kernels) if kind is _CuDNN and weight.dtype == torch.bfloat16 else None
     for parent in list(network.modules()):
         for name, child in parent.named_children():
+            if isinstance(child, Up):
+                setattr(parent, name, _Up(child, kind))
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
             if isinstance(child, DoubleConv):
-                setattr(parent, name, kind(child, n_parts=2 if isinstance(parent, Up) else 1))
+                setattr(parent, name, kind(child))
             elif isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, _MaxPool(own))
+                setattr(parent, name, _MaxPool(own, last=not network.margin))
             elif isinstance(child, nn.ConvTranspose2d) and own and child.out_channels % LANES == 0:
                 setattr(parent, name, _UpConvolution(child, own))
             elif isinstance(child, OutConv) and weight.is_cuda:
@@ -60,7 +65,8 @@ def _works(kind: "type[_FusedDoubleConv]", device: torch.device, dtype: torch.dt
     part = torch.zeros(1, 8, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
-            kind(convolutions, n_parts=2)(part, part.clone())
+            both = kind(convolutions, n_parts=2)
+            both.add(both.start(part), part.clone())
     except RuntimeError as error:
         log.warning("slower than with fused convolutions: %s", str(error).partition("\n")[0])
         return False
@@ -68,9 +74,10 @@ def _works(kind: "type[_FusedDoubleConv]", device: torch.device, dtype: torch.dt
 
 
 class _FusedDoubleConv(nn.Module):
-    """(3x3 convolution, ReLU) twice, of `n_parts` tensors of equal shape that follow one another in the channels."""
+    """(3x3 convolution, ReLU) twice. For two tensors of equal shape that follow one another in the channels, by `start`
+    and `add`."""
 
-    def __init__(self, convolutions: DoubleConv, n_parts: int) -> None:
+    def __init__(self, convolutions: DoubleConv, n_parts: int = 1) -> None:
         super().__init__()
         first, second = (layer for layer in convolutions.double_conv if isinstance(layer, nn.Conv2d))
         assert isinstance(first.padding, tuple)
@@ -79,19 +86,25 @@ class _FusedDoubleConv(nn.Module):
         self.second = self._packed(second.weight.detach())
         self.first_bias, self.second_bias = first.bias, second.bias
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        x = self._convolved(parts[0], self.parts[0], self.first_bias, relu=len(parts) == 1)
-        if len(parts) == 2:
-            x = self._add_convolved(x, parts[1], self.parts[1])
-            for part in parts:  # nobody needs them any more, but whoever has called still holds them
-                part.untyped_storage().resize_(0)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._convolved(x, self.parts[0], self.first_bias, relu=True)
         return self._convolved(x, self.second, self.second_bias, relu=True)
+
+    def start(self, x: Tensor) -> Tensor:
+        """The first tensor's share."""
+        return self._convolved(x, self.parts[0], self.first_bias, relu=False)
+
+    def add(self, started: Tensor, x: Tensor) -> Tensor:
+        """The result. Gives back the memory of both arguments: whoever has called still holds them."""
+        started = self._add_convolved(started, x, self.parts[1])
+        _give_back(x)
+        return self._convolved(started, self.second, self.second_bias, relu=True)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
         raise NotImplementedError
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """ReLU of the sum, which may be written over `to`."""
+        """ReLU of the sum. It is written over `to`, or the memory of that is given back."""
         raise NotImplementedError
 
     def _packed(self, weight: Tensor) -> Tensor:
@@ -116,17 +129,17 @@ class _OneDNN(_FusedDoubleConv):
 
 
 class _CuDNN(_FusedDoubleConv):
-    def __init__(self, convolutions: DoubleConv, n_parts: int) -> None:
+    def __init__(self, convolutions: DoubleConv, n_parts: int = 1) -> None:
         super().__init__(convolutions, n_parts)
         self.narrow = n_parts == 1 and self.parts[0].shape[1] < NARROW
         if self.narrow:  # nine times the channels, but a matrix product
             weight = self.parts[0].flatten(1)
             self.parts = [F.pad(weight, [0, -weight.shape[1] % 16])[:, :, None, None]]
 
-    def forward(self, *parts: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.narrow:
-            return super().forward(*parts)
-        x = _neighbourhoods(parts[0], self.padding, self.parts[0].shape[1])
+            return super().forward(x)
+        x = _neighbourhoods(x, self.padding, self.parts[0].shape[1])
         x = torch.cudnn_convolution_relu(x, self.parts[0], self.first_bias, [1, 1], [0, 0], [1, 1], 1)
         return self._convolved(x, self.second, self.second_bias, relu=True)
 
@@ -136,10 +149,34 @@ class _CuDNN(_FusedDoubleConv):
         return torch.cudnn_convolution_relu(x, weight, bias, [1, 1], self.padding, [1, 1], 1)
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.cudnn_convolution_add_relu(x, weight, to, 1.0, self.first_bias, [1, 1], self.padding, [1, 1], 1)
+        x = torch.cudnn_convolution_add_relu(x, weight, to, 1.0, self.first_bias, [1, 1], self.padding, [1, 1], 1)
+        _give_back(to)
+        return x
 
     def _packed(self, weight: Tensor) -> Tensor:
         return weight.contiguous(memory_format=torch.channels_last)
+
+
+class _Up(nn.Module):
+    def __init__(self, up: Up, kind: type[_FusedDoubleConv]) -> None:
+        super().__init__()
+        self.up = up.up
+        self.conv = kind(up.conv, n_parts=2)
+        self.padded = up.padded
+
+    def skip(self, x: Tensor) -> Tensor:
+        return self.conv.start(x) if self.padded else x
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.up(x)
+        if self.padded:
+            return self.conv.add(skip, fit(x, skip))
+        return self.conv.add(self.conv.start(fit(skip, x)), x)
+
+
+def _give_back(x: Tensor) -> None:
+    """What nobody needs any more, though somebody still holds it."""
+    x.untyped_storage().resize_(0)
 
 
 def _neighbourhoods(x: Tensor, padding: list[int], channels: int) -> Tensor:
@@ -174,13 +211,21 @@ class _UpConvolution(nn.Module):
 
 
 class _MaxPool(nn.Module):
-    """As `nn.MaxPool2d(2)`: the last row or column of an odd size is lost."""
+    """As `nn.MaxPool2d(2)`: the last row or column of an odd size is lost. With `last`, nobody needs its argument after
+    it."""
 
-    def __init__(self, own: Kernels | None) -> None:
+    def __init__(self, own: Kernels | None, *, last: bool) -> None:
         super().__init__()
         self.own = own
+        self.last = last
 
     def forward(self, x: Tensor) -> Tensor:
+        pooled = self._pooled(x)
+        if self.last:
+            _give_back(x)
+        return pooled
+
+    def _pooled(self, x: Tensor) -> Tensor:
         if self.own and x.shape[1] % LANES == 0:
             return self.own.max_pool(x)
         height, width = x.shape[2] // 2, x.shape[3] // 2

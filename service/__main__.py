@@ -12,8 +12,7 @@ from unet.settings import parse
 def main(argv: list[str] | None = None) -> int:
     settings = parse(ServeSettings, argv)
     try:
-        from service.connections import BACKLOG
-        from service.server import serve
+        from service.server import BACKLOG, serve
         from service.workers import supervise
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")

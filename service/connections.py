@@ -4,7 +4,6 @@ import asyncio
 import socket
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import problems
@@ -19,27 +18,12 @@ and make the last of them wait."""
 SEND_BUFFER = 2**18
 """Bytes. The kernel's own may be megabytes, and its reader would seem to take nothing for as long as they last."""
 
-BACKLOG = 2048
-"""Connections that wait to be accepted."""
-
-AT_ONCE = 16
-"""Connections that are accepted before others are read from again. asyncio accepts all that wait: when hundreds do, who
-is connected already, such as a probe of /health, waits for the first steps of all of them."""
-
 HEADERS = {"Connection": "close", "X-Content-Type-Options": "nosniff"}
 """Of an answer that no middleware sees."""
 
 
 class RequestError(ValueError):
     """What the parser lets pass and a server must not (RFC 9112, sections 3.2 and 3.2.3)."""
-
-
-class Listener(uvicorn.Server):
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.backlog = AT_ONCE  # asyncio knows one number for how many wait, and how many it accepts at once
-        await super().startup(sockets)
-        for listener in sockets or ():
-            listener.listen(BACKLOG)
 
 
 def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[HttpToolsProtocol]:

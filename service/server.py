@@ -11,9 +11,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.connections import Listener, limited
+from service.connections import limited
 from service.engine import Engine
 from service.settings import ServeSettings
+
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 
 def serve(settings: ServeSettings, listener: socket.socket) -> int:
@@ -37,7 +40,7 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
     return 1 if server.lost else 0
 
 
-class Server(Listener):
+class Server(uvicorn.Server):
     """Told to stop, it goes on listening until what is in flight is finished, `grace_s` at most, and refuses the rest:
     a load balancer needs a moment to notice. Told a second time, it stops at once.
 

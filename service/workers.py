@@ -20,8 +20,7 @@ from types import FrameType
 from prometheus_client import multiprocess
 
 from service import logs
-from service.connections import BACKLOG
-from service.server import serve
+from service.server import BACKLOG, serve
 from service.settings import ServeSettings
 
 log = logging.getLogger(__name__)

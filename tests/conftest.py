@@ -19,7 +19,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.connections import Listener, limited
+from service.connections import limited
 from service.settings import ServeSettings
 from trainer.__main__ import main as train
 from trainer.run import Seldom
@@ -133,7 +133,7 @@ def listening(
     http = limited(idle_s, max_connections, max_header_bytes)
     as_served = {"http": http, "ws": "none", "loop": "asyncio"}
     settings = uvicorn.Config(app, **as_served, log_level="critical", timeout_graceful_shutdown=1)
-    server = Listener(settings)
+    server = uvicorn.Server(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

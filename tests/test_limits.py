@@ -8,7 +8,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,6 @@ def drip(connection: socket.socket, piece: bytes) -> bytes:
         except (ConnectionResetError, BrokenPipeError):
             return said
     raise AssertionError("the connection is still open after half a minute")
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def wait_for_a_place(address: tuple[str, int]) -> None:
@@ -172,31 +168,6 @@ def test_connections_at_and_above_the_limit() -> None:
             assert received(three) == b""
         one.close()
         wait_for_a_place(address)
-
-
-def test_many_who_connect_at_once_are_accepted_a_few_at_a_time() -> None:
-    """The others wait in the kernel, while those few are answered."""
-    blocked, release, served = threading.Event(), threading.Event(), threading.Semaphore(0)
-    n_files: list[int] = []
-
-    async def count(scope: Any, receive: Any, send: Any) -> None:
-        n_files.append(open_files())
-        if scope["path"] == "/0":
-            blocked.set()
-            release.wait(30)  # so that nothing is accepted
-        await echo(scope, receive, send)
-        served.release()
-
-    with listening(count, max_connections=300) as address, ExitStack() as stack:
-        stack.enter_context(connect(address)).sendall(b"GET /0 HTTP/1.1\r\nHost: x\r\n\r\n")
-        blocked.wait(30)
-        for _ in range(200):
-            stack.enter_context(connect(address)).sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
-        release.set()
-        for _ in range(201):
-            assert served.acquire(timeout=30)
-    first, last = n_files[-200], n_files[-1]
-    assert last - first > 100  # it takes some turns from the first connection to its request
 
 
 def test_headers_without_end_are_refused_before_they_fill_the_memory() -> None:

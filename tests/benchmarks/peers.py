@@ -62,8 +62,8 @@ def main() -> None:
             raw = raw_loop(predictor, images, arguments.seconds)
             with running(name, arguments.model.resolve()) as (url, group):
                 sent = forms if name in WANT_FORMS else requests
-                asyncio.run(load(url, sent, arguments.clients, arguments.seconds / 5, health=False))  # warm
-                answers = asyncio.run(load(url, sent, arguments.clients, arguments.seconds, health=False))
+                asyncio.run(load(url, sent, arguments.clients, arguments.seconds / 5))  # warm
+                answers = asyncio.run(load(url, sent, arguments.clients, arguments.seconds))
                 found[name].append(answers | {"raw": raw, "rss": memory(group)})
     rows = {name: row(rounds) for name, rounds in found.items()}
     print(f"{arguments.clients} clients   " + "".join(f"{column:>14}" for column in next(iter(rows.values()))))

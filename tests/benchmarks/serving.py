@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -129,32 +130,42 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
 
 
 def loads(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
-    """`load`, from more than one process where there are cores for it: a GPU answers more than one can ask."""
+    """`load`, from more than one process where there are cores for it: a GPU answers more than one can ask. And how many
+    seconds /health takes meanwhile, for a process that does nothing else."""
     n = max(1, min(n_clients // 8, (os.cpu_count() or 1) // 4))
     shares = [n_clients // n + (i < n_clients % n) for i in range(n)]
-    if n == 1:
-        return asyncio.run(load(url, requests, n_clients, seconds))
-    with ProcessPoolExecutor(n, get_context("fork")) as processes:
-        parts = list(
-            processes.map(_load, [(url, requests[i:] + requests[:i], k, seconds) for i, k in enumerate(shares)])
-        )
-    joined = {name: [t for part in parts for t in part[name]] for name in ("times", "refused", "health")}
+    with ProcessPoolExecutor(n + 1, get_context("fork")) as processes:
+        health = processes.submit(_run, probe, url, seconds)
+        running = [
+            processes.submit(_run, load, url, requests[i:] + requests[:i], k, seconds) for i, k in enumerate(shares)
+        ]
+        parts = [each.result() for each in running]
+    joined = {name: [t for part in parts for t in part[name]] for name in ("times", "refused")}
     statuses = sum((part["statuses"] for part in parts), Counter())
-    return joined | {"rate": sum(part["rate"] for part in parts), "statuses": statuses}
+    rate = sum(part["rate"] for part in parts)
+    return joined | {"rate": rate, "statuses": statuses, "health": health.result()}
 
 
-def _load(arguments: tuple[str, list[bytes], int, float]) -> dict[str, Any]:
-    return asyncio.run(load(*arguments))
+def _run(work: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+    return asyncio.run(work(*arguments))
 
 
-async def load(
-    url: str, requests: list[bytes], n_clients: int, seconds: float, *, health: bool = True
-) -> dict[str, Any]:
-    """N clients for some seconds; who is refused comes back when it has been told to. With `health`, one more that asks
-    for nothing but that."""
+async def probe(url: str, seconds: float) -> list[float]:
+    """How long /health takes, twenty times a second."""
+    times = []
+    end = time.perf_counter() + seconds
+    async with Connection(httpx.URL(url)) as connection:
+        while (asked := time.perf_counter()) < end:
+            await connection.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            times.append(time.perf_counter() - asked)
+            await asyncio.sleep(0.05)
+    return times
+
+
+async def load(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
+    """N clients for some seconds; who is refused comes back when it has been told to."""
     times: list[float] = []
     refused: list[float] = []
-    health_s: list[float] = []
     statuses: Counter[int] = Counter()
     address = httpx.URL(url)
     started = last = time.perf_counter()
@@ -174,21 +185,13 @@ async def load(
                 else:
                     await asyncio.sleep(retry_after)
 
-    async def ask_health() -> None:
-        async with Connection(address) as connection:
-            while (asked := time.perf_counter()) < end:
-                await connection.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                health_s.append(time.perf_counter() - asked)
-                await asyncio.sleep(0.05)
-
-    await asyncio.gather(*(client(i) for i in range(n_clients)), *([ask_health()] if health else []))
+    await asyncio.gather(*(client(i) for i in range(n_clients)))
     print(f"{n_clients} clients: {dict(statuses)}", file=sys.stderr)
     return {
         "times": times,
         "rate": len(times) / (last - started) if times else 0.0,
         "statuses": statuses,
         "refused": refused,
-        "health": health_s,
     }
 
 

@@ -130,8 +130,8 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
 
 
 def loads(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
-    """`load`, from more than one process where there are cores for it: a GPU answers more than one can ask. And how many
-    seconds /health takes meanwhile, for a process that does nothing else."""
+    """`load`, from more than one process where there are cores for it: a GPU answers more than one can ask. Beside it
+    `probe`, in a process that does nothing else."""
     n = max(1, min(n_clients // 8, (os.cpu_count() or 1) // 4))
     shares = [n_clients // n + (i < n_clients % n) for i in range(n)]
     with ProcessPoolExecutor(n + 1, get_context("fork")) as processes:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer import sample
+from trainer import fit, sample
 from trainer.batches import Batches
 from trainer.dataset import Sample
 from trainer.fit import Learner
@@ -213,6 +213,16 @@ def test_longer_gradients_are_shortened(device: str) -> None:
         learner.step(batch, 0.5)
         moved = [(b - a).flatten() for a, b in zip(before, learner.network.parameters(), strict=True)]
         assert float(torch.cat(moved).detach().norm()) == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_the_order_of_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {}
+    for order in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(fit, "memory_format", lambda device, order=order: order)
+        learner, batches = small_learner(torch.device("cpu"))
+        assert learner.network.inc.double_conv[3].weight.is_contiguous(memory_format=order)
+        losses[order] = [float(learner.step(batch, 1e-3)) for batch in islice(batches.epoch(1), 4)]
+    assert losses[torch.contiguous_format] == pytest.approx(losses[torch.channels_last], rel=1e-3)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from signal import SIGTERM
@@ -273,12 +273,15 @@ def validate(predictor: Predictor, samples: list[Sample], check: Callable[[], No
             matrix[:] += confusion(predictor.to_classes(probabilities), label, n_classes)
 
     with ThreadPoolExecutor(1) as pool:  # counts while the next image is computed, which takes a GPU as long
-        counted = []
+        counting: Future[None] | None = None
         for sample in tqdm(samples, "validation", leave=False, unit="image", disable=None):
             check()
-            counted.append(pool.submit(count, predictor(sample.image), sample.label))
-        for each in counted:
-            each.result()
+            probabilities = predictor(sample.image)
+            if counting:
+                counting.result()
+            counting = pool.submit(count, probabilities, sample.label)
+        if counting:
+            counting.result()
     if predictor.binary:
         threshold, best = curve.best()
         return Validation(best, threshold, curve.auc())

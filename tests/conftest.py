@@ -144,6 +144,38 @@ def listening(
             thread.join()
 
 
+def connect(address: tuple[str, int]) -> socket.socket:
+    return socket.create_connection(address, timeout=30)
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    data = b""
+    try:
+        while piece := connection.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def drip(connection: socket.socket, piece: bytes) -> bytes:
+    """Sends a piece every tenth of a second until the other side closes; what it said."""
+    said = b""
+    connection.settimeout(0.1)
+    for _ in range(300):
+        try:
+            connection.sendall(piece)
+            if not (data := connection.recv(65536)):
+                return said
+            said += data
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            return said
+    raise AssertionError("the connection is still open after half a minute")
+
+
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The program on a free port, and its address. It may still be loading: who asks now, waits."""

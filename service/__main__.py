@@ -3,13 +3,21 @@
 import socket
 import sys
 
-from service import logs
-from service.settings import ServeSettings
-from unet.device import DeviceError, device_name, resolve_device
-from unet.settings import parse
+from service import malloc
+
+
+def run() -> int:
+    """The program: `main`, in a process that may have to be started again for it."""
+    malloc.restart()
+    return main()
 
 
 def main(argv: list[str] | None = None) -> int:
+    from service import logs
+    from service.settings import ServeSettings
+    from unet.device import DeviceError, device_name, resolve_device
+    from unet.settings import parse
+
     settings = parse(ServeSettings, argv)
     try:
         from service.server import BACKLOG, serve
@@ -47,4 +55,4 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import cycle
 from math import log2
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ import torch
 
 from service.logs import request_id
 from service.problems import ProblemError
+from service.room import Room
 from unet.network import STRIDE
 from unet.predictor import Prediction, Predictor
 
@@ -34,6 +36,9 @@ GPU_STREAMS = 2
 """One fetches and hands out images while the GPU computes the other's."""
 BATCH_PIXELS = 2**22
 """On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
+ROOM_PER_CODEC = 2**24
+"""Pixels of images that are being decoded, computed or encoded at a time; there are two codec threads or more. An image
+of 4096 x 4096, in colour or with `tta`, takes up to 0.4 GiB."""
 NICENESS = 5
 """Of the streams: /health and refusals come first, though a neighbour on the same cores is not to have them all."""
 LINUX = sys.platform == "linux"
@@ -45,6 +50,9 @@ RETRY_AFTER = (1, 2, 3)
 
 Computed = tuple[npt.NDArray[Any], float]
 """A prediction's result, and the seconds of computing it, without those it waited."""
+
+Steps = Generator[Prediction | int, Any, R]
+"""For `Engine.work`."""
 
 
 class InferenceError(RuntimeError):
@@ -105,6 +113,7 @@ class Engine:
             stream.start()
         n_codecs = max(2, len(self._cores) // 2 // workers) if self._on_gpu else 2  # a GPU is fed by many
         self._codecs = ThreadPoolExecutor(n_codecs, "codec")
+        self._room = Room(n_codecs * ROOM_PER_CODEC)
 
     @property
     def queued(self) -> int:
@@ -132,9 +141,10 @@ class Engine:
         finally:
             self.in_flight -= 1
 
-    async def work(self, steps: "Generator[Prediction, Computed, R]") -> R:
-        """What the generator returns. It runs on codec threads, and is sent what the streams have computed of each
-        prediction that it yields. None of that passes the event loop, which would have to wake up for it.
+    async def work(self, steps: Steps[R]) -> R:
+        """What the generator returns. It runs on codec threads. For each prediction that it yields, it is sent what the
+        streams have `Computed` of it; for a number of pixels, nothing, when there is room for so many until it ends.
+        None of that passes the event loop, which would have to wake up for it.
 
         Who stops waiting, by a time-out or because the client is gone, ends it after the step or piece in hand. Raises
         what the generator raises, and InferenceError.
@@ -143,33 +153,31 @@ class Engine:
         self._codecs.submit(self._step, steps, None, outcome, request_id.get())
         return await asyncio.wrap_future(outcome)
 
-    def _step(
-        self,
-        steps: "Generator[Prediction, Computed, R]",
-        computed: "Future[Computed] | None",
-        outcome: "Future[R]",
-        request_id: str,
-    ) -> None:
-        """From one prediction to the next, or to the end."""
-        if outcome.cancelled():
-            return
-        try:
-            prediction = steps.send(computed.result()) if computed else next(steps)
-        except StopIteration as end:
-            _settle(outcome.set_result, end.value)
-        except Exception as error:  # for who waits
-            _settle(outcome.set_exception, error)
+    def _step(self, steps: Steps[R], got: "Future[Any] | None", outcome: "Future[R]", request_id: str) -> None:
+        """From one thing that it has to wait for to the next, or to the end."""
+        while not outcome.cancelled():
+            try:
+                wanted = steps.send(got.result() if got else None)
+            except StopIteration as end:
+                _settle(outcome.set_result, end.value)
+                return
+            except Exception as error:  # for who waits
+                _settle(outcome.set_exception, error)
+                return
+            if isinstance(wanted, int):
+                got = self._room.take(wanted, until=outcome)
+            else:
+                got = self.submit(wanted, request_id)
+                outcome.add_done_callback(partial(_cancel, got))
+            if not got.done() or got.cancelled():
+                got.add_done_callback(partial(self._resume, steps, outcome, request_id))
+                return
+
+    def _resume(self, steps: Steps[R], outcome: "Future[R]", request_id: str, got: "Future[Any]") -> None:
+        if got.cancelled():
+            outcome.cancel()
         else:
-            computing = self.submit(prediction, request_id)
-            outcome.add_done_callback(lambda _: computing.cancel())
-
-            def resume(computed: "Future[Computed]") -> None:
-                if computed.cancelled():
-                    outcome.cancel()
-                else:
-                    self._codecs.submit(self._step, steps, computed, outcome, request_id)
-
-            computing.add_done_callback(resume)
+            self._codecs.submit(self._step, steps, got, outcome, request_id)
 
     def submit(self, prediction: Prediction, request_id: str = "") -> "Future[Computed]":
         """To the streams; cancel the future to stop after the piece in hand. Raises InferenceError."""
@@ -189,6 +197,7 @@ class Engine:
             self._changed.notify_all()
         for stream in self._streams:
             stream.join()
+        self._room.close()
         for job in self._queue:
             job.future.cancel()
         self._codecs.shutdown(wait=True)  # who works there is told at the next prediction
@@ -307,6 +316,10 @@ def _keep_to(cores: Sequence[int]) -> None:
 def _out_of_memory(error: Exception) -> bool:
     """Of the GPU's, or of the system's, which torch has no exception of its own for."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _cancel(future: "Future[Any]", _: object) -> None:
+    future.cancel()
 
 
 def _settle(settle: Callable[[R], None], value: R) -> None:

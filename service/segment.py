@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,15 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.account import Notes
-from service.engine import Computed, Engine, InferenceError
+from service.engine import Engine, InferenceError, Steps
 from service.models import ModelSlot
 from service.problems import HUNG_UP, ProblemError, declare, response
 from service.settings import ServeSettings
 from service.upload import OPENAPI, read_upload
 from unet import Predictor
-from unet.images import ImageError, ImageTooLargeError, decode, encode_png, encode_tiff
+from unet.images import ImageError, ImageTooLargeError, count_pixels, decode, encode_png, encode_tiff
 from unet.pixels import PixelError
-from unet.predictor import Prediction
 
 R = TypeVar("R")
 
@@ -108,7 +107,7 @@ class Doorman:
         await self.app(scope, receive, send)
 
 
-async def _segment(engine: Engine, steps: Generator[Prediction, Computed, R]) -> R:
+async def _segment(engine: Engine, steps: Steps[R]) -> R:
     """What goes wrong on the way, as a problem."""
     try:
         return await engine.work(steps)
@@ -122,9 +121,13 @@ async def _segment(engine: Engine, steps: Generator[Prediction, Computed, R]) ->
 
 def _steps(
     data: bytes, predictor: Predictor, query: SegmentQuery, settings: ServeSettings, clock: "Clock", notes: Notes
-) -> Generator[Prediction, Computed, tuple[bytes, str]]:
+) -> Steps[tuple[bytes, str]]:
     """For `Engine.work`: from the image file to the answer's body and media type. Raises ImageError or PixelError."""
-    pages = decode(data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
+    n_pixels = count_pixels(data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
+    clock.lap("decode")
+    yield n_pixels
+    clock.lap("queue")
+    pages = decode(data)
     predictions = [predictor.start(page, query.output, threshold=query.threshold, tta=query.tta) for page in pages]
     clock.lap("decode")
     masks, infer_s = [], 0.0
@@ -168,9 +171,9 @@ class Clock:
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str, **parts: float) -> None:
-        """The time since the last lap, less its `parts`, which get names of their own."""
+        """The time since the last lap, less its `parts`, which get names of their own. Laps of one name add up."""
         now = time.perf_counter()
-        self.laps[name] = now - self.last - sum(parts.values())
+        self.laps[name] = self.laps.get(name, 0.0) + now - self.last - sum(parts.values())
         self.laps |= parts
         self.last = now
 

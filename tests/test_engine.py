@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from service import engine as engines
-from service.engine import Computed, Engine, InferenceError
+from service.engine import Engine, InferenceError, Steps
 from unet import Predictor
 from unet.predictor import Piece, Prediction
 
@@ -112,7 +112,7 @@ def test_what_is_given_up_is_not_computed(predictor: Spy, one_stream: Engine) ->
 
 
 def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine) -> None:
-    def steps() -> Generator[Prediction, Computed, int]:
+    def steps() -> Steps[int]:
         sides = []
         for side in (40, 600):
             mask, seconds = yield start(predictor, side)
@@ -123,8 +123,37 @@ def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine) -> N
     assert asyncio.run(one_stream.work(steps())) == 640
 
 
+def test_work_on_large_images_waits_for_room_and_small_ones_pass(predictor: Spy, one_stream: Engine) -> None:
+    order: list[str] = []
+    holding, leave = threading.Event(), threading.Event()
+
+    def large(name: str) -> Steps[None]:
+        yield 2**30  # more than there is room for
+        order.append(name)
+        holding.set()
+        leave.wait(60)
+
+    def small() -> Steps[int]:
+        yield 40 * 40
+        mask, _ = yield start(predictor, 40)
+        order.append("small")
+        return len(mask)
+
+    async def work() -> None:
+        first = asyncio.create_task(one_stream.work(large("first")))
+        await asyncio.to_thread(holding.wait)
+        others = [asyncio.create_task(one_stream.work(large(name))) for name in ("impatient", "second")]
+        assert await one_stream.work(small()) == 40
+        others[0].cancel()
+        leave.set()
+        await asyncio.gather(first, others[1])
+
+    asyncio.run(work())
+    assert order == ["first", "small", "second"]
+
+
 def test_work_that_fails_says_why(predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def steps(sent: int) -> Generator[Prediction, Computed, None]:
+    def steps(sent: int) -> Steps[None]:
         for _ in range(sent):
             yield start(predictor, 40)
         raise ValueError("no image")
@@ -140,7 +169,7 @@ def test_work_that_fails_says_why(predictor: Spy, one_stream: Engine, monkeypatc
 def test_work_that_nobody_waits_for_ends(predictor: Spy, one_stream: Engine) -> None:
     prediction = start(predictor, 3000)
 
-    def steps() -> Generator[Prediction, Computed, None]:
+    def steps() -> Steps[None]:
         yield prediction
 
     async def give_up() -> None:
@@ -225,14 +254,16 @@ def test_out_of_memory_for_the_smallest_is_a_failure(make_checkpoint: Make, one_
 def test_closing_cancels_what_waits(predictor: Spy) -> None:
     engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
 
-    def steps() -> Generator[Prediction, Computed, None]:
+    def steps() -> Steps[None]:
+        yield 2**30
         yield start(predictor, 2000)
 
     async def work() -> None:
-        working = asyncio.create_task(engine.work(steps()))
+        working = [asyncio.create_task(engine.work(steps())) for _ in range(3)]  # two of them wait for room
         await asyncio.to_thread(engine.close)
-        with pytest.raises(asyncio.CancelledError):
-            await working
+        assert all(
+            isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*working, return_exceptions=True)
+        )
 
     futures = [engine.submit(start(predictor, 2000)) for _ in range(3)]
     asyncio.run(work())

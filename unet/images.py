@@ -28,16 +28,20 @@ class ImageTooLargeError(ImageError):
     """More pixels or pages than allowed."""
 
 
-def decode(data: bytes, *, max_pixels: int | None = None, max_pages: int | None = None) -> list[Array]:
+def count_pixels(data: bytes, *, max_pixels: int, max_pages: int) -> int:
+    """Of all pages of an image file together, by its headers: before any memory is taken for them. Raises
+    ImageTooLargeError or ImageError."""
+    return sum(page.pixels for page in _claimed(data, max_pixels, max_pages))
+
+
+def decode(data: bytes) -> list[Array]:
     """The pages of an image file, one unless it is a multi-page TIFF: each (H, W) grey or (H, W, 3) RGB.
 
     Integers and floats as in the file; 1-bit becomes 0 and 255; palettes are looked up; alpha is dropped; the EXIF
-    orientation is applied; of an animation the first picture counts. `max_pixels` counts all pages, and is checked
-    before any memory is taken for them. Raises ImageTooLargeError or ImageError.
+    orientation is applied; of an animation the first picture counts. Raises ImageError; of files that nobody vouches
+    for, `count_pixels` comes first.
     """
-    if not data:
-        raise ImageError("expected an image, found nothing (0 bytes)")
-    claimed = _claimed(data, max_pixels, max_pages)
+    claimed = _claimed(data)
     try:
         buffer = np.frombuffer(png.inflated(headers.bare(data)), np.uint8)
         if len(claimed) == 1:
@@ -62,8 +66,10 @@ def encode_tiff(pages: Sequence[Array]) -> bytes:
     return _encoded(*cv2.imencodemulti(".tiff", [_bgr(page) for page in pages]))
 
 
-def _claimed(data: bytes, max_pixels: int | None, max_pages: int | None) -> list[Page]:
+def _claimed(data: bytes, max_pixels: int | None = None, max_pages: int | None = None) -> list[Page]:
     """The pages that the headers claim, if they are within the limits."""
+    if not data:
+        raise ImageError("expected an image, found nothing (0 bytes)")
     claimed: list[Page] = []
     try:
         for page in headers.pages(data):

@@ -1,6 +1,6 @@
 """Broken image files against the decoder:  python tests/benchmarks/fuzz.py [--inputs 100000] [--seed 0] [--json FILE]
 
-Small valid files of all kinds are damaged at random, and given to `unet.images.decode` with the service's limits, in a
+Small valid files of all kinds are damaged at random, and given to `unet.images` with the service's limits, in a
 process of its own: one that dies or does not come back is noticed, named and replaced. Each input is made from `--seed`
 and its number alone; `--only NUMBER --save FILE` writes one. Exit status 1 for anything but an image or an ImageError.
 """
@@ -25,7 +25,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from unet.images import ImageError, ImageTooLargeError, decode
+from unet.images import ImageError, ImageTooLargeError, count_pixels, decode
 
 MAX_PIXELS, MAX_PAGES = 2**24, 64  # as the service's defaults
 HANG_S = 20.0
@@ -192,7 +192,8 @@ def _fix_checksums(data: bytearray) -> None:
 def attempt(data: bytes) -> str:
     """What became of it."""
     try:
-        pages = decode(data, max_pixels=MAX_PIXELS, max_pages=MAX_PAGES)
+        count_pixels(data, max_pixels=MAX_PIXELS, max_pages=MAX_PAGES)
+        pages = decode(data)
     except ImageTooLargeError:
         return "too large"
     except ImageError:

@@ -1,0 +1,58 @@
+"""Who may take memory for an image, and when."""
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import Any
+
+SMALL = 2**20
+"""Pixels of an image that never waits: as many of them as there are in flight do not take much."""
+
+
+class Room:
+    """For so many pixels at a time, first come, first served. What is larger than all of it has it for itself."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all = self._free = pixels
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def take(self, pixels: int, until: "Future[Any]") -> "Future[None]":
+        """Done as soon as there is room, which is given back when `until` is done. Cancelled when that comes first."""
+        turn: Future[None] = Future()
+        if pixels <= SMALL:
+            turn.set_result(None)
+            return turn
+        pixels = min(pixels, self._all)
+        with self._lock:
+            self._waiting.append((pixels, turn))
+        self._let_in()
+        until.add_done_callback(lambda _: self._let_in(0 if turn.cancel() else pixels))
+        return turn
+
+    def close(self) -> None:
+        """Nobody is let in any more."""
+        with self._lock:
+            self._closed = True
+        self._let_in()
+
+    def _let_in(self, given_back: int = 0) -> None:
+        """Those whose turn it is."""
+        let_in, turned_away = [], []
+        with self._lock:
+            self._free += given_back
+            while self._waiting:
+                pixels, turn = self._waiting[0]
+                if self._closed:
+                    turned_away.append(turn)
+                elif pixels > self._free and not turn.cancelled():
+                    break
+                elif turn.set_running_or_notify_cancel():
+                    self._free -= pixels
+                    let_in.append(turn)
+                self._waiting.popleft()
+        for turn in let_in:
+            turn.set_result(None)
+        for turn in turned_away:
+            turn.cancel()

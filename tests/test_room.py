@@ -1,0 +1,79 @@
+"""Memory for large images, in turn."""
+
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from service.room import SMALL, Room
+
+LARGE = 2 * SMALL
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room(2 * LARGE)
+
+
+def work() -> "Future[Any]":
+    return Future()
+
+
+def test_so_many_at_a_time_in_their_order(room: Room) -> None:
+    works = [work() for _ in range(5)]
+    turns = [room.take(LARGE, until=each) for each in works]
+    assert [turn.done() for turn in turns] == [True, True, False, False, False]
+    works[1].set_result(None)
+    assert [turn.done() for turn in turns] == [True, True, True, False, False]
+    works[0].set_exception(ValueError())
+    works[2].cancel()
+    assert all(turn.done() for turn in turns)
+
+
+def test_small_ones_do_not_wait(room: Room) -> None:
+    for _ in range(3):
+        room.take(2 * LARGE, until=work())
+    assert room.take(SMALL, until=work()).done()
+
+
+def test_many_do_not_keep_a_large_one_waiting_for_ever(room: Room) -> None:
+    first, second = work(), work()
+    room.take(LARGE, until=first)
+    largest = room.take(2 * LARGE, until=second)
+    after = room.take(LARGE, until=work())  # there would be room
+    assert not largest.done()
+    assert not after.done()
+    first.set_result(None)
+    assert largest.done()
+    assert not after.done()
+    second.set_result(None)
+    assert after.done()
+
+
+def test_what_is_larger_than_all_has_it_for_itself(room: Room) -> None:
+    whole = work()
+    assert room.take(100 * LARGE, until=whole).done()
+    other = room.take(LARGE, until=work())
+    assert not other.done()
+    whole.set_result(None)
+    assert other.done()
+
+
+def test_who_waits_no_longer_takes_nothing(room: Room) -> None:
+    first, impatient = work(), work()
+    room.take(LARGE, until=first)
+    given_up = room.take(2 * LARGE, until=impatient)
+    after = room.take(LARGE, until=work())
+    impatient.cancel()
+    assert given_up.cancelled()
+    assert after.done()
+    first.set_result(None)
+    assert room.take(LARGE, until=work()).done()
+
+
+def test_closed_it_turns_away_who_waits_and_who_comes(room: Room) -> None:
+    room.take(2 * LARGE, until=work())
+    waiting = room.take(LARGE, until=work())
+    room.close()
+    assert waiting.cancelled()
+    assert room.take(LARGE, until=work()).cancelled()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet.images import SUFFIXES, ImageError, decode
-from unet.pixels import LUMA, PixelError, to_pixels
+from unet.pixels import PixelError, luminance, to_pixels
 
 IMAGES, LABELS = "Training_Images", "Training_Labels"
 MAX_CLASSES = 64
@@ -205,7 +205,7 @@ def _grey(label: Array) -> Array:
     """A label in colour, such as red on black or a looked-up palette, is read by its luminance."""
     if label.ndim == 2:
         return label
-    return label[:, :, 0] if not _has_colour(label) else np.rint(label @ LUMA).astype(label.dtype)
+    return label[:, :, 0] if not _has_colour(label) else np.rint(luminance(label)).astype(label.dtype)
 
 
 def _has_colour(image: Array) -> bool:

@@ -23,6 +23,8 @@ FloatArray = npt.NDArray[np.float32]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of R, G and B in a grey value (ITU-R BT.601, as OpenCV)."""
+STRIP = 64
+"""Rows."""
 
 
 class PixelError(ValueError):
@@ -111,10 +113,18 @@ def match_channels(x: npt.NDArray[Any], unit: int, n_channels: int) -> tuple[npt
     if x.shape[2] == n_channels:
         return np.ascontiguousarray(x), unit
     if x.shape[2] == 3 and n_channels == 1:
-        return (x @ LUMA)[:, :, np.newaxis], unit
+        return luminance(x)[:, :, np.newaxis], unit
     if x.shape[2] == 1 and n_channels == 3:
         return np.repeat(x, 3, axis=2), unit
     raise PixelError(f"this network takes images of {n_channels} channels, found {x.shape[2]}")
+
+
+def luminance(rgb: npt.NDArray[Any]) -> FloatArray:
+    """(H, W, 3) -> (H, W). In strips: as a whole it would be converted to float first, in 12 bytes a pixel."""
+    grey = np.empty(rgb.shape[:2], np.float32)
+    for top in range(0, len(rgb), STRIP):
+        np.matmul(rgb[top : top + STRIP], LUMA, out=grey[top : top + STRIP])
+    return grey
 
 
 def mirror(x: npt.NDArray[Any], height: int, width: int, margin: int = 0) -> npt.NDArray[Any]:

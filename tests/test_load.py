@@ -1,5 +1,4 @@
-"""Twice as many requests as it can do: tests/benchmarks/overload.py in short. What is refused is refused in order, and
-nothing is left behind."""
+"""More than it can do: tests/benchmarks/overload.py and crowd.py in short."""
 
 import json
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files and threads where Linux has them")
 def test_overload_leaves_nothing_behind(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Twice as many requests as it can do: what is refused is refused in order."""
     program = [sys.executable, "tests/benchmarks/overload.py", trained / "best_model.pth", data]
     report = tmp_path / "overload.json"
     subprocess.run(
@@ -26,3 +26,20 @@ def test_overload_leaves_nothing_behind(trained: Path, data: Path, tmp_path: Pat
     assert found["503"] > 0
     assert found["rss growth %"] < 5
     assert (found["more files"], found["more threads"]) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory where Linux has it")
+def test_a_crowd_of_large_images_takes_turns(trained: Path, tmp_path: Path) -> None:
+    """All at once they would take 2 GiB, and a small image would wait for all of them to be decoded."""
+    report = tmp_path / "crowd.json"
+    subprocess.run(
+        [sys.executable, "tests/benchmarks/crowd.py", trained / "best_model.pth", "--clients", "12", "--json", report],
+        check=True,
+        timeout=200,
+        env={"PYTHONPATH": str(Path.cwd())},
+    )
+    found = json.loads(report.read_text())
+    assert found["200"] + found["504"] == 12
+    assert found["peak MiB"] - found["idle MiB"] < 1200
+    assert found["small, worst s"] < 3

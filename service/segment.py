@@ -82,7 +82,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
         raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
 
     async with engine.admit():
-        data = await read_upload(request, settings.max_parts)
+        data = await read_upload(request, settings.max_bytes, settings.max_parts)
         clock = Clock()
         notes.model_id, notes.stages = model.id, clock.laps
         steps = _steps(data, predictor, query, settings, clock, notes)

@@ -1,5 +1,6 @@
 """The image in a request: a multipart field `file`, or the body itself."""
 
+import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from service.problems import ProblemError
 _RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
 _MAX_BOUNDARY = 70  # RFC 2046
 _MAX_HEADERS = 4096  # of a part
+
+LARGE = 2**20
+"""Bytes of a body."""
 
 _BINARY = {"type": "string", "format": "binary"}
 OPENAPI: dict[str, Any] = {
@@ -37,7 +41,7 @@ OPENAPI: dict[str, Any] = {
 }
 
 
-async def read_upload(request: Request, max_parts: int) -> bytes:
+async def read_upload(request: Request, max_bytes: int, max_parts: int) -> bytes:
     """The bytes of the image. Raises ProblemError 400, 413, 415 or 422."""
     content_type = request.headers.get("content-type", "application/octet-stream")
     media_type = content_type.partition(";")[0].strip().lower()
@@ -45,8 +49,21 @@ async def read_upload(request: Request, max_parts: int) -> bytes:
         raise ProblemError(
             415, f"expected multipart/form-data, an image type or application/octet-stream, found {media_type}"
         )
-    body = await request.body()
+    body = await _body(request, max_bytes)
     return _file(body, content_type, max_parts) if media_type == "multipart/form-data" else body
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """Large ones are put together in memory of their own, which the system gives as it is filled and gets back: joined
+    from pieces that lie between those of others, they would take twice as much, and the heap would keep it."""
+    announced = request.headers.get("content-length", "")
+    length = int(announced) if announced.isdecimal() else max_bytes
+    if length <= LARGE:
+        return await request.body()
+    with mmap.mmap(-1, length) as block:
+        async for piece in request.stream():
+            block.write(piece)
+        return block[: block.tell()]
 
 
 def _file(form: bytes, content_type: str, max_parts: int) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from conftest import picture, png
 from fastapi.testclient import TestClient
 
+from service import upload
 from trainer import sample
 
 IMAGE, _ = sample.generate(np.random.default_rng(99), size=40)
@@ -87,6 +88,16 @@ def test_a_form_needs_no_disk(client: TestClient, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     answer = client.post("/segment", files={"file": png(IMAGE, ".bmp") + bytes(3 * 2**20)})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["of a length", "in chunks"])
+def test_a_large_body_is_put_together_in_order(client: TestClient, announced: bool) -> None:
+    image = np.random.default_rng(3).integers(0, 256, (1100, 1100), dtype=np.uint8)
+    file = png(image, ".bmp")
+    pieces = (file[at : at + 10_000] for at in range(0, len(file), 10_000))
+    small, large = (client.post("/segment", content=body) for body in (png(image), file if announced else pieces))
+    assert len(file) > upload.LARGE
+    assert large.content == small.content
 
 
 def test_a_form_of_nothing_but_near_ends_takes_no_time(client: TestClient) -> None:

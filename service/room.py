@@ -28,7 +28,7 @@ class Room:
         with self._lock:
             self._waiting.append((pixels, turn))
         self._let_in()
-        until.add_done_callback(lambda _: self._let_in(0 if turn.cancel() else pixels))
+        until.add_done_callback(lambda _: self._leave(pixels, turn))
         return turn
 
     def close(self) -> None:
@@ -37,21 +37,26 @@ class Room:
             self._closed = True
         self._let_in()
 
-    def _let_in(self, given_back: int = 0) -> None:
+    def _leave(self, pixels: int, turn: "Future[None]") -> None:
+        gave_up = turn.cancel()
+        with self._lock:
+            if not gave_up:
+                self._free += pixels
+            elif (pixels, turn) in self._waiting:  # with all that its callbacks know
+                self._waiting.remove((pixels, turn))
+        self._let_in()
+
+    def _let_in(self) -> None:
         """Those whose turn it is."""
         let_in, turned_away = [], []
         with self._lock:
-            self._free += given_back
-            while self._waiting:
-                pixels, turn = self._waiting[0]
+            while self._waiting and (self._closed or self._waiting[0][0] <= self._free):
+                pixels, turn = self._waiting.popleft()
                 if self._closed:
                     turned_away.append(turn)
-                elif pixels > self._free and not turn.cancelled():
-                    break
                 elif turn.set_running_or_notify_cancel():
                     self._free -= pixels
                     let_in.append(turn)
-                self._waiting.popleft()
         for turn in let_in:
             turn.set_result(None)
         for turn in turned_away:

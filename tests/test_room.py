@@ -1,5 +1,7 @@
 """Memory for large images, in turn."""
 
+import gc
+import weakref
 from concurrent.futures import Future
 from typing import Any
 
@@ -69,6 +71,17 @@ def test_who_waits_no_longer_takes_nothing(room: Room) -> None:
     assert after.done()
     first.set_result(None)
     assert room.take(LARGE, until=work()).done()
+
+
+def test_who_waits_no_longer_is_forgotten_with_the_image(room: Room) -> None:
+    room.take(2 * LARGE, until=work())
+    room.take(LARGE, until=work())  # the first in the queue
+    impatient = work()
+    given_up = weakref.ref(room.take(LARGE, until=impatient))
+    impatient.cancel()
+    del impatient
+    gc.collect()
+    assert given_up() is None
 
 
 def test_closed_it_turns_away_who_waits_and_who_comes(room: Room) -> None:

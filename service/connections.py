@@ -15,6 +15,9 @@ READ_SIZE = 2**16
 """Bytes that are taken from a connection at once. asyncio's 256 KiB of each take much memory when many come together,
 and make the last of them wait."""
 
+DRAIN_SIZE = 2**20
+"""The same of what is thrown away: what is left of a refused upload."""
+
 SEND_BUFFER = 2**18
 """Bytes. The kernel's own may be megabytes, and its reader would seem to take nothing for as long as they last."""
 
@@ -98,6 +101,7 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
 
         def on_message_complete(self) -> None:
             self._in_between = 0
+            self.transport.max_size = READ_SIZE  # type: ignore[attr-defined]
             if self._in_body:
                 self._in_body = False
                 super().on_message_complete()
@@ -105,6 +109,7 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self._in_body and self.cycle.response_complete:
+                self.transport.max_size = DRAIN_SIZE  # type: ignore[attr-defined]
                 self.loop.call_later(LINGER_S, self._end, self.cycle)
 
         def _end(self, answered: object) -> None:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -42,9 +43,15 @@ class ProblemError(Exception):
             self.headers["Connection"] = "close"
 
 
-def response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(_body(status, detail), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+@lru_cache(64)
+def _body(status: int, detail: str) -> bytes:
+    """A service that is full says the same to everybody."""
     problem = Problem(type="about:blank", title=_title(status), status=status, detail=detail)
-    return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+    return problem.model_dump_json().encode()
 
 
 def _title(status: int) -> str:
@@ -72,15 +79,15 @@ def install(app: FastAPI) -> None:
     app.add_middleware(OurMistakes)
 
     @app.exception_handler(ProblemError)
-    async def refuse(_: Request, error: ProblemError) -> JSONResponse:
+    async def refuse(_: Request, error: ProblemError) -> Response:
         return response(error.status, error.detail, error.headers)
 
     @app.exception_handler(HTTPException)
-    async def framework(_: Request, error: HTTPException) -> JSONResponse:
+    async def framework(_: Request, error: HTTPException) -> Response:
         return response(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         return response(422, "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()))
 
 

@@ -113,7 +113,7 @@ class Engine:
             stream.start()
         n_codecs = max(2, len(self._cores) // 2 // workers) if self._on_gpu else 2  # a GPU is fed by many
         self._codecs = ThreadPoolExecutor(n_codecs, "codec")
-        self._room = Room(n_codecs * ROOM_PER_CODEC)
+        self._room = Room(n_codecs * ROOM_PER_CODEC, max_waiting=max(1, max_in_flight // 2))  # the rest is for others
 
     @property
     def queued(self) -> int:
@@ -147,7 +147,7 @@ class Engine:
         None of that passes the event loop, which would have to wake up for it.
 
         Who stops waiting, by a time-out or because the client is gone, ends it after the step or piece in hand. Raises
-        what the generator raises, and InferenceError.
+        what the generator raises, InferenceError, and ProblemError, 503, when too many wait for room.
         """
         outcome: Future[R] = Future()
         self._codecs.submit(self._step, steps, None, outcome, request_id.get())

@@ -5,28 +5,40 @@ from collections import deque
 from concurrent.futures import Future
 from typing import Any
 
+from service.problems import ProblemError
+
 SMALL = 2**20
 """Pixels of an image that never waits: as many of them as there are in flight do not take much."""
+
+RETRY_AFTER = 5
+"""Seconds. Large images take some."""
 
 
 class Room:
     """For so many pixels at a time, first come, first served. What is larger than all of it has it for itself."""
 
-    def __init__(self, pixels: int) -> None:
+    def __init__(self, pixels: int, max_waiting: int) -> None:
         self._all = self._free = pixels
+        self._max_waiting = max_waiting
         self._waiting: deque[tuple[int, Future[None]]] = deque()
         self._closed = False
         self._lock = threading.Lock()
 
     def take(self, pixels: int, until: "Future[Any]") -> "Future[None]":
-        """Done as soon as there is room, which is given back when `until` is done. Cancelled when that comes first."""
+        """Done as soon as there is room, which is given back when `until` is done. Cancelled when that comes first.
+        Raises ProblemError, 503, when too many wait already."""
         turn: Future[None] = Future()
         if pixels <= SMALL:
             turn.set_result(None)
             return turn
         pixels = min(pixels, self._all)
         with self._lock:
-            self._waiting.append((pixels, turn))
+            if len(self._waiting) < self._max_waiting:
+                self._waiting.append((pixels, turn))
+            else:
+                detail = f"{self._max_waiting} images above {SMALL} pixels are waiting already; try again"
+                turn.set_exception(ProblemError(503, detail, retry_after=RETRY_AFTER))
+                return turn
         self._let_in()
         until.add_done_callback(lambda _: self._leave(pixels, turn))
         return turn

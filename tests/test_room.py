@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.problems import ProblemError
 from service.room import SMALL, Room
 
 LARGE = 2 * SMALL
@@ -14,7 +15,7 @@ LARGE = 2 * SMALL
 
 @pytest.fixture
 def room() -> Room:
-    return Room(2 * LARGE)
+    return Room(2 * LARGE, max_waiting=4)
 
 
 def work() -> "Future[Any]":
@@ -82,6 +83,18 @@ def test_who_waits_no_longer_is_forgotten_with_the_image(room: Room) -> None:
     del impatient
     gc.collect()
     assert given_up() is None
+
+
+def test_too_many_are_refused(room: Room) -> None:
+    works = [work() for _ in range(6)]
+    for each in works:
+        room.take(LARGE, until=each)
+    with pytest.raises(ProblemError, match="4 images above 1048576 pixels are waiting already") as refused:
+        room.take(LARGE, until=work()).result(0)
+    assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
+    assert room.take(SMALL, until=work()).done()
+    works[0].set_result(None)
+    assert not room.take(LARGE, until=work()).done()
 
 
 def test_closed_it_turns_away_who_waits_and_who_comes(room: Room) -> None:

@@ -38,7 +38,7 @@ BATCH_PIXELS = 2**22
 """On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
 ROOM_PER_CODEC = 2**24
 """Pixels of images that are being decoded, computed or encoded at a time; there are two codec threads or more. An image
-of 4096 x 4096, in colour or with `tta`, takes up to 0.4 GiB."""
+of 4096 x 4096, in colour or with `tta`, takes up to half a GiB."""
 NICENESS = 5
 """Of the streams: /health and refusals come first, though a neighbour on the same cores is not to have them all."""
 LINUX = sys.platform == "linux"

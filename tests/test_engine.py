@@ -14,6 +14,7 @@ import torch
 
 from service import engine as engines
 from service.engine import Engine, InferenceError, Steps
+from service.problems import ProblemError
 from unet import Predictor
 from unet.predictor import Piece, Prediction
 
@@ -150,6 +151,26 @@ def test_work_on_large_images_waits_for_room_and_small_ones_pass(predictor: Spy,
 
     asyncio.run(work())
     assert order == ["first", "small", "second"]
+
+
+def test_large_images_wait_on_half_of_the_places() -> None:
+    engine = Engine(max_in_flight=4, timeout_s=60, device=CPU)
+    leave = threading.Event()
+
+    def large() -> Steps[None]:
+        yield 2**30
+        leave.wait(60)
+
+    async def work() -> None:
+        working = [asyncio.create_task(engine.work(large())) for _ in range(4)]
+        done, waiting = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        with pytest.raises(ProblemError, match="2 images above 1048576 pixels are waiting already"):
+            await done.pop()
+        leave.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(work())
+    engine.close()
 
 
 def test_work_that_fails_says_why(predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

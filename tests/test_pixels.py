@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unet.pixels import PixelError, Prepared, Preprocessing, match_channels, mirror, to_pixels
+from unet.pixels import STRIP, PixelError, Prepared, Preprocessing, luminance, match_channels, mirror, to_pixels
 
 
 def prepared(preprocessing: Preprocessing, image: np.ndarray) -> np.ndarray:
@@ -97,3 +97,8 @@ def test_mirror() -> None:
 def test_a_senseless_setting_is_refused_by_name(field: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(field))):
         Preprocessing(**field)  # type: ignore[arg-type]
+
+
+def test_a_colour_image_taller_than_a_strip_becomes_grey_row_by_row() -> None:
+    rgb = np.random.default_rng(7).integers(0, 256, (2 * STRIP + 5, 9, 3), dtype=np.uint8)
+    np.testing.assert_allclose(luminance(rgb), rgb @ np.float32([0.299, 0.587, 0.114]), rtol=1e-6)

@@ -16,9 +16,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from serving import Connection, encoded, first, memory, post, wait_for
-
-HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+from serving import HEALTH, Connection, encoded, first, memory, post, wait_for
 
 
 def main() -> None:

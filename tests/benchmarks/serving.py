@@ -33,6 +33,7 @@ from trainer.dataset import read_folder
 from unet import Predictor
 
 ROUNDS = 3
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def main() -> None:
@@ -156,7 +157,7 @@ async def probe(url: str, seconds: float) -> list[float]:
     end = time.perf_counter() + seconds
     async with Connection(httpx.URL(url)) as connection:
         while (asked := time.perf_counter()) < end:
-            await connection.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await connection.ask(HEALTH)
             times.append(time.perf_counter() - asked)
             await asyncio.sleep(0.05)
     return times

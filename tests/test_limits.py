@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
@@ -179,3 +180,19 @@ def test_pages_and_pixels(trained: Path, serve: Serve) -> None:
         with serve(model=trained / "best_model.pth", max_pages=2, max_pixels=400) as client:
             body = encode_tiff(list(repeat(IMAGE[:side, :side], n_pages)))
             assert client.post("/segment", content=body).status_code == status
+
+
+def test_large_images_wait_for_room_and_too_many_are_refused(trained: Path, serve: Serve) -> None:
+    large = png(np.zeros((1025, 1024), np.uint8))
+    with serve(model=trained / "best_model.pth", max_in_flight=2) as client:
+        room = client.app.state.engine._room  # type: ignore[attr-defined]
+        holding, waiting = Future[None](), Future[None]()
+        for held in (holding, waiting):
+            room.take(2**30, until=held)
+        refused = client.post("/segment", content=large)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["detail"] == "1 images above 1048576 pixels are waiting already; try again"
+        assert client.post("/segment", content=png(np.zeros((1024, 1024), np.uint8))).status_code == 200
+        for held in (waiting, holding):
+            held.set_result(None)
+        assert client.post("/segment", content=large).status_code == 200

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.app import create_app
+from service.segment import Clock
 from service.settings import ServeSettings
 from trainer import sample
 from unet import Predictor
@@ -250,3 +251,11 @@ def test_every_status_is_declared(client: TestClient) -> None:
     assert "multipart/form-data" in operation["requestBody"]["content"]
     for status, response in operation["responses"].items():
         assert status == "200" or set(response["content"]) == {"application/problem+json"}
+
+
+def test_laps_of_one_name_add_up() -> None:
+    clock = Clock()
+    start = clock.last
+    for name in ("decode", "queue", "decode"):
+        clock.lap(name)
+    assert sum(clock.laps.values()) == pytest.approx(clock.last - start)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from unet import winograd
 from unet.fused import fused
 from unet.network import NetworkConfig, UNet
 
@@ -65,12 +66,17 @@ def test_fused_computes_the_same_on_a_gpu(
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 @pytest.mark.parametrize(("config", "size"), CONFIGS)
-def test_fused_computes_the_same(config: dict[str, object], size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("wide", [winograd.WIDE, 8])  # from where oneDNN does not convolve: not at all here, nearly all
+def test_fused_computes_the_same(
+    config: dict[str, object], size: tuple[int, int], wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "WIDE", wide)
     network, x = network_and_images(config, size)
     with torch.inference_mode():
         expected = network(x)
         found = fused(network.folded().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-        torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-4)
+        difference = found(x) - expected
+    assert difference.abs().max() < 1e-4 * expected.abs().max()
     left = {type(module) for module in found.modules()}
     assert left.isdisjoint({nn.ReLU, nn.MaxPool2d, nn.BatchNorm2d})
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet import kernels
+from unet import kernels, winograd
 from unet.kernels import LANES, Kernels
 from unet.network import DoubleConv, OutConv, UNet, Up, fit
 
@@ -112,20 +112,33 @@ class _FusedDoubleConv(nn.Module):
 
 
 class _OneDNN(_FusedDoubleConv):
+    """Wide convolutions in float32 are not oneDNN's, but `winograd`'s."""
+
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+        if _is_winograd(weight):
+            x = winograd.convolved(x, weight, bias, self.padding)
+            return x.relu_() if relu else x
         return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
             x, weight, bias, self.padding, [1, 1], [1, 1], 1, "relu" if relu else "none", [], ""
         )
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        if _is_winograd(weight):
+            return to.add_(winograd.convolved(x, weight, None, self.padding)).relu_()
         return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
             to, x, weight, None, self.padding, [1, 1], [1, 1], 1, "add", 1.0, "relu", [], ""
         )
 
     def _packed(self, weight: Tensor) -> Tensor:
+        if weight.dtype == torch.float32 and min(weight.shape[:2]) >= winograd.WIDE:
+            return winograd.transformed(weight)
         return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
             weight.contiguous().to_mkldnn(), self.padding, [1, 1], [1, 1], 1, None
         )
+
+
+def _is_winograd(weight: Tensor) -> bool:
+    return weight.ndim == 3
 
 
 class _CuDNN(_FusedDoubleConv):

@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {reason}; expected a free port")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
-    print(f"listening on http://{settings.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"listening on http://{host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     logs.configure(settings.log_format)
     return supervise(settings, listener) if settings.workers > 1 else serve(settings, listener)
 

@@ -17,7 +17,7 @@ from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
 PROBES = LIVE | {"/health", "/metrics"}
-"""Asked by machines, which may know no more of the service than its address."""
+"""Asked every few seconds, by machines that may know no more of the service than its address."""
 OPEN = PROBES | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 """What needs no key, unless settings say so: nothing here computes anything or tells of images."""
 

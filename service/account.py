@@ -8,13 +8,11 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access import PROBES
 from service.metrics import Metrics
 from service.problems import HUNG_UP
 
 log = logging.getLogger(__name__)
-
-QUIET = {"/health", "/health/live", "/metrics"}
-"""Asked every few seconds, by machines: not in the log."""
 
 
 @dataclass
@@ -58,6 +56,7 @@ class Account:
             await self.app(scope, count_in, count_out)
         finally:
             seconds = time.perf_counter() - started
+            notes.stages = dict(notes.stages)  # who was not waited for may still be adding to it
             self._measure(scope, status, seconds, notes)
             self._log(scope, status, seconds, notes, bytes_in=n_in, bytes_out=n_out)
 
@@ -71,7 +70,7 @@ class Account:
             metrics.stage_seconds.labels(stage).observe(stage_s)
 
     def _log(self, scope: Scope, status: int, seconds: float, notes: Notes, **sizes: int) -> None:
-        level = logging.DEBUG if scope["path"] in QUIET else logging.WARNING if status >= 500 else logging.INFO
+        level = logging.DEBUG if scope["path"] in PROBES else logging.WARNING if status >= 500 else logging.INFO
         path = scope["path"][:256]  # without the query, which may hold what is nobody's business
         fields: dict[str, Any] = {
             "client": (scope.get("client") or ("",))[0],

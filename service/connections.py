@@ -1,12 +1,17 @@
 """What a connection may do before and after its requests: uvicorn limits neither."""
 
 import asyncio
+import logging
+import re
 import socket
+import uuid
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import problems
+
+log = logging.getLogger(__name__)
 
 LINGER_S = 2.0
 """What a client goes on sending after its answer is thrown away for so long: it may not read before it has sent."""
@@ -23,6 +28,9 @@ SEND_BUFFER = 2**18
 
 HEADERS = {"Connection": "close", "X-Content-Type-Options": "nosniff"}
 """Of an answer that no middleware sees."""
+
+
+_HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")  # RFC 3986, section 3.2.2, and a port; empty for a target without one
 
 
 class RequestError(ValueError):
@@ -63,30 +71,39 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
 
         def data_received(self, data: bytes) -> None:
             self._unset_keepalive_if_required()
-            self._in_between += len(data)
+            while data:
+                self._in_between += len(data)
+                data = self._parse(data)
+            if self._in_between > max_header_bytes and not self.transport.is_closing():
+                self._refuse(431, f"expected at most {max_header_bytes} bytes of headers, found more")
+
+        def _parse(self, data: bytes) -> bytes:
+            """What is to be parsed after it."""
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
-                self._decline(data[offer.args[0] :])
+                return self._declined(data[offer.args[0] :])
             except httptools.HttpParserError as error:
                 found = str(error.__context__ or error)
                 status = 501 if "invalid `Transfer-Encoding`" in found else 400  # RFC 9112, section 6.1
                 self._refuse(status, f"expected an HTTP/1.1 request, found: {found}")
-            if self._in_between > max_header_bytes and not self.transport.is_closing():
-                self._refuse(431, f"expected at most {max_header_bytes} bytes of headers, found more")
+            return b""
 
-        def _decline(self, rest: bytes) -> None:
-            """The parser stops at an offer to speak another protocol. Another one, which does not see it, goes on."""
+        def _declined(self, rest: bytes) -> bytes:
+            """The parser stops at an offer to speak another protocol. Another one goes on: with the request, less the
+            offer, and the rest."""
             headers = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
             line = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            self.data_received(b"%b %b HTTP/%b\r\n" % line + headers + b"\r\n" + rest)
+            return b"%b %b HTTP/%b\r\n" % line + headers + b"\r\n" + rest
 
         def on_headers_complete(self) -> None:
-            hosts = sum(name == b"host" for name, _ in self.headers)
-            if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
-                raise RequestError(f"{hosts} Host headers")
+            hosts = [value for name, value in self.headers if name == b"host"]
+            if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+                raise RequestError(f"{len(hosts)} Host headers")
+            if hosts and not _HOST.fullmatch(hosts[0]):
+                raise RequestError("a Host that is none")
             if self.parser.get_method() == b"CONNECT":
                 raise RequestError("CONNECT, which is for proxies")
             self._in_between = 0
@@ -123,8 +140,11 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
             if answering and (self.pipeline or self.cycle.response_started or not self._in_body):
                 self.transport.abort()  # the client would take it for another request's answer, or the rest of it
                 return
-            answer = problems.response(status, detail, HEADERS)
-            head = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
+            request_id = uuid.uuid4().hex
+            log.info("no request: %d, %s", status, detail, extra={"request_id": request_id})
+            answer = problems.response(status, detail, HEADERS | {"X-Request-Id": request_id})
+            headers = self.server_state.default_headers + answer.raw_headers  # the first: Date
+            head = b"".join(b"%b: %b\r\n" % header for header in headers)
             self.transport.write(b"".join([STATUS_LINE[status], head, b"\r\n", answer.body]))
             self.transport.close()
 

@@ -265,8 +265,16 @@ class Engine:
         for job in jobs:
             job.seconds += seconds
             if job.prediction.finished:
-                _settle(job.future.set_result, (job.prediction.result, job.seconds))
+                self._finish(job)
         return [job for job in jobs if not job.prediction.finished]
+
+    def _finish(self, job: _Job) -> None:
+        try:
+            result = job.prediction.result
+        except Exception as error:  # memory for it, say; the stream and the other jobs of the batch go on
+            self._fail([job], error)
+        else:
+            _settle(job.future.set_result, (result, job.seconds))
 
     def _lower(self, predictor: Predictor, n_jobs: int, side: int) -> bool:
         """Out of memory: from now on half as much at a time. False if that is too little."""

@@ -43,6 +43,7 @@ class Live(BaseModel):
     status: str = "ok"
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", responses={503: {"model": Health, "description": "no model is loaded"}})
 async def health(request: Request, response: Response) -> Health:
     """200 when a model is loaded, else 503."""
@@ -64,6 +65,7 @@ async def health(request: Request, response: Response) -> Health:
     )
 
 
+@live_router.head("/health/live", include_in_schema=False)
 @live_router.get("/health/live")
 async def live() -> Live:
     """200 while the process runs."""

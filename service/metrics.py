@@ -114,6 +114,7 @@ class _Model(Collector):
         yield loaded
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     response_class=Response,

@@ -67,7 +67,9 @@ class RequestLimits:
                 async with asyncio.timeout_at(None if complete else patience):
                     message = await receive()
             except TimeoutError:
-                raise ProblemError(408, f"expected a KiB of the body in {self.idle_s:g} s, found less") from None
+                raise ProblemError(
+                    408, f"expected a KiB of the body in {self.idle_s:g} s, found less", close=True
+                ) from None
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > self.max_bytes:

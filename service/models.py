@@ -89,9 +89,12 @@ class ModelSlot:
             self.on_outcome("refused")
             self._refuse(str(error).replace(str(self.path), self.path.name))  # answers to clients hold no paths
         except Exception:  # a file must not be able to stop the service, whatever is wrong with it
-            self.on_outcome("refused")
-            log.exception("loading %s failed", self.path)
-            self._refuse(f"{self.path.name} cannot be loaded")
+            self._seen = ()  # perhaps there was no memory for it, beside another program's: the next look tries again
+            reason = f"{self.path.name} cannot be loaded"
+            if reason != self.refusal:
+                self.on_outcome("refused")
+                log.exception("loading %s failed", self.path)
+            self._refuse(reason)
 
     def _load(self) -> Model:
         checkpoint = checkpoints.load(self.path, self.input_range)

@@ -14,7 +14,7 @@ from service.engine import Engine, InferenceError, Steps
 from service.models import ModelSlot
 from service.problems import HUNG_UP, ProblemError, declare, response
 from service.settings import ServeSettings
-from service.upload import OPENAPI, read_upload
+from service.upload import OPENAPI, Upload, read_upload
 from unet import Predictor
 from unet.images import ImageError, ImageTooLargeError, count_pixels, decode, encode_png, encode_tiff
 from unet.pixels import PixelError
@@ -82,10 +82,11 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
         raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
 
     async with engine.admit():
-        data = await read_upload(request, settings.max_bytes, settings.max_parts)
+        upload = await read_upload(request, settings.max_bytes)
         clock = Clock()
         notes.model_id, notes.stages = model.id, clock.laps
-        steps = _steps(data, predictor, query, settings, clock, notes)
+        steps = _steps(upload, predictor, query, settings, clock, notes)
+        del upload  # the steps let go of it as soon as they have the image
         body, media_type = await unless_hung_up(request, _segment(engine, steps))
     return Response(body, media_type=media_type, headers={"X-Model-Id": model.id, "Server-Timing": str(clock)})
 
@@ -120,12 +121,15 @@ async def _segment(engine: Engine, steps: Steps[R]) -> R:
 
 
 def _steps(
-    data: bytes, predictor: Predictor, query: SegmentQuery, settings: ServeSettings, clock: "Clock", notes: Notes
+    upload: Upload, predictor: Predictor, query: SegmentQuery, settings: ServeSettings, clock: "Clock", notes: Notes
 ) -> Steps[tuple[bytes, str]]:
-    """For `Engine.work`: from the image file to the answer's body and media type. Raises ImageError or PixelError."""
+    """For `Engine.work`: from a request's body to its answer's, with the media type. Raises ProblemError, ImageError or
+    PixelError."""
+    data = upload.image(settings.max_parts)
+    del upload
     n_pixels = count_pixels(data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)
     clock.lap("decode")
-    yield n_pixels
+    yield n_pixels * (predictor.n_classes if query.tta else 1)  # the mean over views is kept of every class
     clock.lap("queue")
     pages = decode(data)
     predictions = [predictor.start(page, query.output, threshold=query.threshold, tta=query.tta) for page in pages]

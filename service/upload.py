@@ -2,13 +2,15 @@
 
 import mmap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 
 from service.problems import ProblemError
+from unet.headers import SEARCH
 
+_FORM = "multipart/form-data"
 # curl --data-binary calls everything a form
 _RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
 _MAX_BOUNDARY = 70  # RFC 2046
@@ -22,7 +24,7 @@ OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": {
+            _FORM: {
                 "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}},
             },
             **{
@@ -41,16 +43,27 @@ OPENAPI: dict[str, Any] = {
 }
 
 
-async def read_upload(request: Request, max_bytes: int, max_parts: int) -> bytes:
-    """The bytes of the image. Raises ProblemError 400, 413, 415 or 422."""
+class Upload(NamedTuple):
+    body: bytes
+    content_type: str
+
+    def image(self, max_parts: int) -> bytes:
+        """The image's file, in which the whole form is searched: not for the event loop. Raises ProblemError 400, 413
+        or 422."""
+        return _file(self.body, self.content_type, max_parts) if _media_type(self.content_type) == _FORM else self.body
+
+
+async def read_upload(request: Request, max_bytes: int) -> Upload:
+    """Raises ProblemError 413 or 415."""
     content_type = request.headers.get("content-type", "application/octet-stream")
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type != "multipart/form-data" and not media_type.startswith(_RAW):
-        raise ProblemError(
-            415, f"expected multipart/form-data, an image type or application/octet-stream, found {media_type}"
-        )
-    body = await _body(request, max_bytes)
-    return _file(body, content_type, max_parts) if media_type == "multipart/form-data" else body
+    media_type = _media_type(content_type)
+    if media_type != _FORM and not media_type.startswith(_RAW):
+        raise ProblemError(415, f"expected {_FORM}, an image type or application/octet-stream, found {media_type}")
+    return Upload(await _body(request, max_bytes), content_type)
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
@@ -70,7 +83,7 @@ def _file(form: bytes, content_type: str, max_parts: int) -> bytes:
     """The field `file`. Searched in the whole form, in memory: nothing is written to disk."""
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 1 <= len(boundary) <= _MAX_BOUNDARY:
-        raise ProblemError(400, f"expected multipart/form-data with a boundary of 1 to {_MAX_BOUNDARY} bytes")
+        raise ProblemError(400, f"expected {_FORM} with a boundary of 1 to {_MAX_BOUNDARY} bytes")
     files = []
     for i, (start, end) in enumerate(_parts(form, b"--" + boundary)):
         if i == max_parts:
@@ -91,16 +104,22 @@ def _file(form: bytes, content_type: str, max_parts: int) -> bytes:
 
 def _parts(form: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
     """Start and end of what is between the delimiters (RFC 2046, section 5.1.1)."""
-    at = form.find(delimiter)
+    at = _find(form, delimiter, 0)
     if at < 0:
         raise _broken("its boundary is not in it")
     while not form.startswith(b"--", at + len(delimiter)):
         start = at + len(delimiter)
-        end = form.find(b"\r\n" + delimiter, start)
+        end = _find(form, b"\r\n" + delimiter, start)
         if end < 0:
             raise _broken("its end is missing")
         yield start, end
         at = end + 2
+
+
+def _find(form: bytes, wanted: bytes, start: int) -> int:
+    """As `bytes.find`, but in steps, between which other threads may run: -1, or where it begins."""
+    steps = (form.find(wanted, at, at + SEARCH + len(wanted)) for at in range(start, len(form), SEARCH))
+    return next((found for found in steps if found >= 0), -1)
 
 
 def _name(headers: bytes) -> tuple[bytes, bool]:
@@ -109,7 +128,7 @@ def _name(headers: bytes) -> tuple[bytes, bool]:
         header, _, value = line.partition(b":")
         if header.strip().lower() == b"content-disposition":
             options = parse_options_header(value)[1]
-            return options.get(b"name", b""), b"filename" in options
+            return options.get(b"name", b""), b"filename" in value.lower()  # the options lack `filename*`
     raise _broken("a part has no name")
 
 

@@ -105,6 +105,12 @@ class Evil:
         return os.system, ("touch /tmp/unet-service-evil",)
 
 
+def edited_weight(path: Path, edit: Callable[[torch.Tensor], object]) -> None:
+    name = "inc.double_conv.0.weight"
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    edited(path, state_dict=weights | {name: edit(weights[name])})
+
+
 def edited(path: Path, **changes: Any) -> None:
     content = torch.load(path, weights_only=True)
     torch.save({**content, **changes}, path)
@@ -129,7 +135,16 @@ def edited(path: Path, **changes: Any) -> None:
         (lambda p: edited(p, network={"base_channels": 8}), "weights do not fit"),
         (lambda p: edited(p, network={"width": 8}), "width"),
         (lambda p: edited(p, state_dict={}), "weights do not fit"),
-        (lambda p: edited(p, state_dict={"inc.double_conv.0.weight": 3}), "shape"),
+        (lambda p: edited_weight(p, lambda _: 3), "found int"),
+        (lambda p: edited_weight(p, lambda weight: weight.to_sparse()), "weight: expected .*, found .* sparse"),
+        (lambda p: edited_weight(p, lambda weight: weight.long()), "found .* whole numbers"),
+        (lambda p: edited_weight(p, lambda weight: weight + 0j), "found .* complex"),
+        (lambda p: edited(p, threshold=torch.tensor([0.5, 0.5])), "ambiguous"),
+        (lambda p: edited(p, class_values=[0.5, 255.0]), "class_values: expected whole numbers"),
+        (lambda p: edited(p, training={"epoch": "three"}), "training: expected a number as epoch, found 'three'"),
+        (lambda p: edited(p, training=[1]), "get"),
+        (lambda p: edited(p, network={"n_channels": 4}), "expected 1 .grey. or 3 .RGB., found 4"),
+        (lambda p: edited(p, network={"base_channels": 2**40}), "overflow|too large|Storage|size"),
     ],
 )
 def test_a_file_that_is_no_use_is_refused_with_the_reason(

@@ -240,6 +240,35 @@ def test_an_upgrade_that_is_offered_is_declined(pieces: int) -> None:
     assert bodies == [b"abcd", b""]
 
 
+def test_a_thousand_offers_at_once_are_declined(caplog: pytest.LogCaptureFixture) -> None:
+    offer = b"GET /3 HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    last = b"GET /3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with listening(echo) as address, connect(address) as connection:
+        connection.sendall(999 * offer + last)
+        assert received(connection).count(b"HTTP/1.1 200 OK") == 1000
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_what_is_no_request_is_answered_like_one(caplog: pytest.LogCaptureFixture) -> None:
+    """With what every answer has, and a line in the log."""
+    with caplog.at_level("INFO"), listening(echo) as address, connect(address) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a b/c\r\n\r\n")
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert json.loads(body)["detail"] == "expected an HTTP/1.1 request, found: a Host that is none"
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert headers.keys() >= {b"date", b"x-request-id", b"content-length"}
+    (record,) = [record for record in caplog.records if record.name == "service.connections"]
+    assert record.__dict__["request_id"] == headers[b"x-request-id"].decode()
+
+
+@pytest.mark.parametrize("host", ["x", "x:80", "[::1]:80", "a-b.example", "10.0.0.1", ""])
+def test_hosts_that_are_some(host: str) -> None:
+    with listening(echo) as address, connect(address) as connection:
+        connection.sendall(f"GET /3 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert received(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_requests_that_are_damaged_at_random_are_answered_or_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     requests = [
         b"GET /3?a=b HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n",

@@ -233,6 +233,30 @@ def test_a_failure_is_told_and_the_next_one_works(
     assert one_stream.failure is None
 
 
+def test_a_result_that_cannot_be_made_is_told_and_the_others_have_theirs(
+    predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no memory for it. The thread that computes has to go on."""
+    one_stream._batch_pixels = 4 * 48 * 48
+    bad, good = start(predictor, 48, 0), start(predictor, 48, 1)
+    result = Prediction.result.fget
+    assert result
+
+    def failing(self: Prediction) -> Any:
+        if self is bad:
+            raise MemoryError
+        return result(self)
+
+    monkeypatch.setattr(Prediction, "result", property(failing))
+    with one_stream._changed:
+        futures = [one_stream.submit(prediction) for prediction in (bad, good)]
+    with pytest.raises(InferenceError):
+        futures[0].result(60)
+    assert futures[1].result(60)[0].shape == (48, 48)
+    assert predictor.computed == [[bad, good]]
+    assert one_stream.submit(start(predictor, 40)).result(60)[0].shape == (40, 40)
+
+
 class Small(Spy):
     """On a device without memory for more than so many pixels at a time."""
 

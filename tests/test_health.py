@@ -35,6 +35,14 @@ def test_ok(client: TestClient, trained: Path) -> None:
     assert model["epoch"] in (1, 2, 3, 4)
 
 
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/metrics"])
+def test_who_only_wants_to_know_whether(client: TestClient, path: str) -> None:
+    """HEAD, as some monitors ask (RFC 9110, section 9.1)."""
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+
+
 def test_waiting_then_ok(tmp_path: Path, make_checkpoint: Make, serve: Serve) -> None:
     with serve(model=tmp_path / "best_model.pth", watch_s=1000) as client:
         answer = client.get("/health")

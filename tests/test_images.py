@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -235,6 +236,7 @@ STRANGE = {
     ),
     "an old compression": (tiff_claiming(*tiff_of(9, 9), (COMPRESSION, 3, 1, 6)), "found 6"),
     "a loop of pages": (tiff_claiming(*tiff_of(9, 9))[:-4] + struct.pack("<I", 8), "no end"),
+    "strips without end": (tiff_claiming(*tiff_of(9, 9), (279, 1, 2**20 + 1, 0)) + bytes(2**20 + 1), "strips or tiles"),
     "no pixels": (tiff_claiming(*tiff_of(0, 9)), "found 0 x 9"),
     "no pixels in a PNG": (png_claiming(0, 9), "found 0 x 9"),
     "no pixels in a BMP": (bmp_claiming(0, 0), "found 0 x 0"),
@@ -296,6 +298,20 @@ def scans(n: int) -> bytes:
     while data[end + 1] == 0:
         end = data.index(b"\xff", end + 2)
     return data[:start] + data[start:end] * n + data[start:]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 1000])
+def test_a_jpeg_is_searched_in_steps(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A marker may lie on both sides of where two of them meet."""
+    data = pil(Image.fromarray(RGB), "JPEG", progressive=True)
+    expected = list(headers.pages(data))
+    monkeypatch.setattr(headers, "SEARCH", step)
+    assert list(headers.pages(data)) == expected
+    monkeypatch.setattr(headers, "MAX_SCANS", len(re.findall(rb"\xff\xda", data)))
+    assert list(headers.pages(data)) == expected
+    monkeypatch.setattr(headers, "MAX_SCANS", headers.MAX_SCANS - 1)
+    with pytest.raises(headers.HeaderError, match="scans"):
+        list(headers.pages(data))
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_it_takes_hours() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from trainer import sample
 from unet import NetworkConfig, Predictor
-from unet.device import DeviceError
+from unet.device import DeviceChoice, DeviceError
 from unet.pixels import PixelError, Preprocessing
 from unet.predictor import Prediction
 
@@ -92,6 +92,24 @@ def test_test_time_augmentation_is_the_mean_of_eight_views(make_checkpoint: Make
     np.testing.assert_allclose(averaged, np.mean(views, axis=0), atol=1e-6)
     np.testing.assert_allclose(predictor(image[::-1], tta=True), np.flip(averaged, -2), atol=1e-6)
     assert np.abs(averaged - predictor(image)).max() > 1e-4
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_test_time_augmentation_of_what_a_client_may_ask_for(
+    make_checkpoint: Make, n_classes: int, device: DeviceChoice
+) -> None:
+    """On a GPU the mean over the views is on the other side of the bus."""
+    values = (0, 255) if n_classes == 1 else (7, 0, 255)
+    predictor = Predictor.load(make_checkpoint(n_classes=n_classes), device, "fp32")
+    predictor = Predictor(predictor.network, predictor.preprocessing, class_values=values)
+    image = np.random.default_rng(0).integers(0, 256, (40, 25), dtype=np.uint8)
+    probabilities = predictor(image, tta=True)
+    mask = predictor.mask(image, tta=True)
+    np.testing.assert_array_equal(mask, np.array(values)[predictor.to_classes(probabilities)])
+    likeliest = probabilities if n_classes == 1 else probabilities.max(axis=0)
+    found = predictor.run(predictor.start(image, "probability", tta=True))
+    np.testing.assert_allclose(found, likeliest * 255, atol=0.51)
 
 
 def test_sixteen_bits_and_floats_mean_the_same_as_eight(trained: Path) -> None:

@@ -78,6 +78,26 @@ def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatc
     assert slot.status == "ok"
 
 
+def test_what_did_not_work_once_is_tried_again(make_checkpoint: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """On a GPU that is shared with the trainer there may be no memory for a moment, and this file is the last one."""
+    tries: list[Prediction] = []
+    outcomes: list[str] = []
+
+    def warm_up(prediction: Prediction) -> None:
+        tries.append(prediction)
+        if len(tries) < 3:
+            raise torch.OutOfMemoryError("not now")
+        run(prediction)
+
+    slot = ModelSlot(make_checkpoint(), "cpu", "auto", warm_up=warm_up, on_outcome=outcomes.append)
+    for status in ("failed", "failed", "ok", "ok"):
+        slot.refresh()
+        assert slot.status == status
+    assert len(tries) == 3
+    assert outcomes == ["refused", "loaded"]
+    assert len([record for record in caplog.records if record.exc_info]) == 1  # it is said once
+
+
 def plain(path: Path, *, foreground: bool, base_channels: int = 4) -> None:
     """A model that finds foreground everywhere, or nowhere: its answers say who made them."""
     network = NetworkConfig(base_channels=base_channels)

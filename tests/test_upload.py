@@ -35,12 +35,27 @@ DATA = FILE + b"\r\n" + png(IMAGE)
         (b"a preamble\r\n" + form(DATA) + b"an epilogue", "boundary=b"),
         (form(b"content-disposition:form-data;name=x\r\n\r\nx--b", DATA), "boundary=b"),
         (form(b"Content-Type: image/png\r\n" + DATA), "boundary=b"),
+        (form(DATA.replace(b'="a.png"', b"*=utf-8''a.png")), "boundary=b"),
         (form(DATA, end=b"--"), "boundary=b"),
         (form(DATA + b"\r\n--", boundary=b"b"), "boundary=b"),
     ],
-    ids=["plain", "quoted", "long boundary", "preamble", "another field", "headers", "no last line", "after the image"],
+    ids=[
+        "plain",
+        "quoted",
+        "long boundary",
+        "preamble",
+        "another field",
+        "headers",
+        "a name in UTF-8",
+        "no last line",
+        "after the image",
+    ],
 )
-def test_forms_that_are_right(client: TestClient, body: bytes, boundary: str) -> None:
+@pytest.mark.parametrize("step", [2**18, 1, 7])
+def test_forms_that_are_right(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, body: bytes, boundary: str, step: int
+) -> None:
+    monkeypatch.setattr(upload, "SEARCH", step)
     answer = post(client, body, boundary)
     assert answer.status_code == 200, answer.text
     assert picture(answer.content).shape == IMAGE.shape

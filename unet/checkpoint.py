@@ -48,15 +48,24 @@ class Checkpoint:
     """The first 12 digits of the SHA-256 of the file it was loaded from; empty if it was not."""
 
     def __post_init__(self) -> None:
+        if self.network.n_channels not in (1, 3):
+            raise ValueError(f"n_channels: expected 1 (grey) or 3 (RGB), found {self.network.n_channels}")
         n_values = max(2, self.network.n_classes)
         if len(self.class_values) != n_values:
             raise ValueError(f"class_values: expected {n_values} values, found {len(self.class_values)}")
+        if not all(isinstance(value, int) for value in self.class_values):
+            raise ValueError(f"class_values: expected whole numbers, found {self.class_values}")
         if self.network.n_classes > 1 and not all(0 <= value <= 255 for value in self.class_values):
             raise ValueError(f"class_values: expected values of 0..255, found {self.class_values}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {self.threshold}")
-        expected = {name: tuple(tensor.shape) for name, tensor in self._unfilled().state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in self.state_dict.items()}
+        for name, kind in (("epoch", int), ("score", int | float)):
+            if not isinstance(self.training.get(name), kind | None):
+                raise ValueError(f"training: expected a number as {name}, found {self.training[name]!r}")
+        expected, found = (
+            {name: _kind(tensor) for name, tensor in weights.items()}
+            for weights in (self._unfilled().state_dict(), self.state_dict)
+        )
         if expected != found:
             raise ValueError(_difference(expected, found))
 
@@ -96,8 +105,8 @@ def load(path: Path, input_range: InputRange = "0-1") -> Checkpoint:
         checkpoint = replace(checkpoint, id=digest[:12])
     except KeyError as error:
         raise CheckpointError(f"{path}: has no entry {error}") from error
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: {str(error).partition(chr(10))[0]}") from error
     if not all(bool(tensor.isfinite().all()) for tensor in checkpoint.state_dict.values()):
         raise CheckpointError(f"{path}: expected finite weights, found NaN or infinity")
     return checkpoint
@@ -224,7 +233,17 @@ def _class_values(mask_values: object, n_classes: int) -> tuple[int, ...]:
     return (0, 255) if n_classes == 1 else tuple(range(n_classes))
 
 
-def _difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+def _kind(tensor: object) -> str:
+    """Shape, and what else makes weights unlike those of a network: `(8, 1, 3, 3)`, `(8,) whole numbers`, ..."""
+    if not isinstance(tensor, Tensor):
+        return type(tensor).__name__
+    if tensor.layout != torch.strided:
+        return f"{tuple(tensor.shape)} sparse"
+    numbers = " complex" if tensor.is_complex() else "" if tensor.is_floating_point() else " whole numbers"
+    return f"{tuple(tensor.shape)}{numbers}"
+
+
+def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
     """The first disagreement between two sets of weights, and how many there are."""
     wrong = [
         f"{name}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"

@@ -1,6 +1,7 @@
 """Which device computes, and in which precision."""
 
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,7 @@ def device_name(device: torch.device) -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
+@cache
 def _cpuinfo(field: str) -> str:
     """What Linux says of the first processor; empty elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")

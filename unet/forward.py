@@ -34,7 +34,7 @@ class ForwardPass:
         if output == "mask" and self.binary:
             return (probabilities > threshold).to(torch.uint8) * 255
         if output == "mask":
-            return self.values[probabilities.argmax(dim=-3, keepdim=True)]
+            return self.values.to(probabilities.device)[probabilities.argmax(dim=-3, keepdim=True)]
         if output == "probability":
             likeliest = probabilities if self.binary else probabilities.amax(dim=-3, keepdim=True)
             return (likeliest * 255).round().to(torch.uint8)

@@ -22,6 +22,9 @@ MAX_CHUNKS = 100_000
 MAX_TAGS = 4096
 """Of a page of a TIFF; libtiff's."""
 
+SEARCH = 2**18
+"""Bytes at a time: milliseconds at most."""
+
 PNG = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # neither data nor a restart
@@ -110,7 +113,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _jpeg(data: bytes) -> Iterator[Page]:
     page, scans, segments, position = None, 0, 0, 2
-    while found := _MARKER.search(data, position):
+    while found := _next_marker(data, position):
         marker, position = found[1][0], found.end()
         if marker == _EOI:
             break
@@ -128,6 +131,14 @@ def _jpeg(data: bytes) -> Iterator[Page]:
     if not page:
         raise HeaderError("the image is truncated or damaged")
     yield page
+
+
+def _next_marker(data: bytes, position: int) -> "re.Match[bytes] | None":
+    """In steps, between which other threads may run: one search holds them up to its end."""
+    for start in range(position, len(data), SEARCH):
+        if found := _MARKER.search(data, start, start + SEARCH + 1):  # one byte of the next step: a marker has two
+            return found
+    return None
 
 
 def _tiff(data: bytes) -> Iterator[Page]:
@@ -162,6 +173,8 @@ def _directory(data: bytes, start: int, order: str, big: bool) -> tuple[dict[int
             continue
         if kind not in _INTEGERS or not count or (count > 1 and tag not in _BYTE_COUNTS):
             raise HeaderError(f"the image is damaged: expected a number as the TIFF's tag {tag}")
+        if count > MAX_SIDE:  # a strip is a row or more; all pages may point to the same numbers
+            raise HeaderError(f"expected a TIFF of at most {MAX_SIDE} strips or tiles a page, found {count}")
         number = np.dtype(order + _INTEGERS[kind])
         n_bytes = count * number.itemsize
         if n_bytes > len(value):

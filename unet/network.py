@@ -205,10 +205,6 @@ class UNet(nn.Module):
         """Pixels by which the output is smaller than the input, on each side."""
         return PAPER_MARGIN if self.config.variant == "paper" else 0
 
-    @property
-    def n_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
-
     def folded(self) -> "UNet":
         """A copy for inference that computes the same with fewer steps: batch norms become part of the convolutions."""
         network = copy.deepcopy(self).eval()

@@ -276,7 +276,7 @@ class Prediction:
 
     @property
     def piece_output(self) -> Output:
-        """What `ForwardPass.finish` is to make of the pieces. Several views are summed up first: a sum is no mask."""
+        """What `ForwardPass.finish` is to make of the pieces. Several views are averaged first: a mean is no mask."""
         return self._output if len(self._views) == 1 else "probabilities"
 
     def put(self, place: Place, finished: npt.NDArray[Any]) -> None:
@@ -285,7 +285,7 @@ class Prediction:
         height, width, _ = target.shape
         kept = finished[:, place.rows.kept, place.columns.kept][:, :height, :width].transpose(1, 2, 0)
         if len(self._views) > 1:
-            target += kept
+            target += kept / np.float32(len(self._views))
         else:
             target[:] = kept
 
@@ -300,8 +300,7 @@ class Prediction:
         """(H, W), or (K, H, W) probabilities; of use when every piece has been computed."""
         planes = self._planes
         if len(self._views) > 1:
-            mean = torch.from_numpy(planes / np.float32(len(self._views)))
-            planes = self.predictor.forward.finish(mean, self._output, self._threshold).numpy()
+            planes = self.predictor.forward.finish(torch.from_numpy(planes), self._output, self._threshold).numpy()
         return planes[0] if len(planes) == 1 else planes
 
     def _cut(self, view: tuple[int, int]) -> list[Place]:

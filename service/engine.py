@@ -23,6 +23,7 @@ import torch
 from service.logs import request_id
 from service.problems import ProblemError
 from service.room import Room
+from unet.device import out_of_memory
 from unet.network import STRIDE
 from unet.predictor import Prediction, Predictor
 
@@ -253,7 +254,7 @@ class Engine:
             torch.set_num_threads(n_threads)  # of this thread's computations
             predictor.compute([job.prediction.next() for job in jobs])
         except Exception as error:  # whatever it is, the stream goes on
-            if _out_of_memory(error) and self._lower(predictor, len(jobs), side):
+            if out_of_memory(error) and self._lower(predictor, len(jobs), side):
                 for job in jobs:
                     job.prediction.restart()
                 return jobs
@@ -319,11 +320,6 @@ def _keep_to(cores: Sequence[int]) -> None:
     if LINUX:
         with suppress(OSError):  # they were taken from this process meanwhile
             os.sched_setaffinity(0, cores)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Of the GPU's, or of the system's, which torch has no exception of its own for."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _cancel(future: "Future[Any]", _: object) -> None:

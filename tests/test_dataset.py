@@ -90,7 +90,7 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
             "alone.png": NOISE,
             "big.png": np.zeros((21, 30), np.uint8),
             "broken.png": png(NOISE)[:100],
-            "flat.png": NOISE,
+            "kind.png": NOISE,
             "jpeg.png": np.zeros((64, 64), np.uint8),
             "twice.png": NOISE,
             "twice.tif": NOISE,
@@ -101,7 +101,7 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
             "orphan.png": HALVES,
             "big.png": HALVES,
             "broken.png": HALVES,
-            "flat.png": 0 * HALVES,
+            "kind.gif": b"GIF89a",
             "jpeg.jpg": noisy,
             "twice.png": HALVES,
             "nan.tif": HALVES,
@@ -116,7 +116,7 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
         "Training_Labels/orphan.png: has no image Training_Images/orphan.*",
         "Training_Labels/big.png: 30 x 20 pixels; expected 30 x 21",
         "Training_Images/broken.png: cannot be read: the image is truncated",
-        "Training_Labels/flat.png: only one value (0)",
+        "Training_Images/kind.png: has no label Training_Labels/kind.*; kind.gif is of a kind that is not read (.png, ",
         "Training_Labels/jpeg.jpg: ",
         "JPEG and smooth resizing",
         "Training_Images/twice.tif: has the same name as twice.png",
@@ -126,6 +126,44 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
         assert expected in text
     assert len(refused.value.problems) == 9
     assert "9 problems" in text
+
+
+def test_labels_in_colour_are_told_apart_by_brightness_or_not_at_all(folder: Folder) -> None:
+    """Classes 1, 2 and 16 of PASCAL VOC."""
+    maroon, green, dark = ((HALVES > 0)[:, :, None] * np.uint8(c) for c in ((128, 0, 0), (0, 128, 0), (0, 64, 0)))
+    right = folder(images={"a.png": NOISE, "b.png": NOISE}, labels={"a.png": maroon, "b.png": green})
+    data = read_folder(right)
+    assert data.class_values == (0, 38, 75)
+    (right / "Training_Images" / "c.png").write_bytes(png(NOISE))
+    (right / "Training_Labels" / "c.png").write_bytes(png(dark))
+    with pytest.raises(DataError, match="grey value per class") as refused:
+        read_folder(right)
+    colours = "the colour (0, 64, 0) is as bright as (128, 0, 0) in Training_Labels/a.png"
+    assert refused.value.problems == [
+        f"Training_Labels/c.png: {colours}, so both would be the class 38: save labels with one grey value per class"
+    ]
+
+
+def test_an_image_may_hold_one_class_and_the_set_may_not(folder: Folder) -> None:
+    path = folder(images={"a.png": NOISE, "b.png": NOISE}, labels={"a.png": HALVES, "b.png": 0 * HALVES})
+    assert [int(each.label.max()) for each in read_folder(path).samples] == [1, 0]
+    (path / "Training_Labels" / "a.png").write_bytes(png(0 * HALVES))
+    with pytest.raises(DataError, match=r"only one value in all \(0\)"):
+        read_folder(path)
+
+
+def test_negative_classes_are_refused(folder: Folder) -> None:
+    three = HALVES.astype(np.float32)
+    three[:5] = -1
+    with pytest.raises(DataError, match=r"from -1 to 255; .* the first others are in b"):
+        read_folder(folder(images={"a.png": NOISE, "b.png": NOISE}, labels={"a.png": HALVES, "b.tif": three}))
+
+
+def test_folders_in_folders_are_not_silently_left_out(folder: Folder) -> None:
+    path = folder(images={"a.png": NOISE}, labels={"a.png": HALVES})
+    (path / "Training_Images" / "more").mkdir()
+    with pytest.raises(DataError, match="Training_Images/more/: a folder"):
+        read_folder(path)
 
 
 @pytest.mark.parametrize(("parts", "problem"), [({}, "no images: expected"), (None, "no such folder")])

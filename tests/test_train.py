@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import signal
 import subprocess
@@ -324,6 +325,28 @@ def test_cross_validation_flags(data: Path, tmp_path: Path, capsys: pytest.Captu
     assert "2 images to train on, 2 to validate on" in capsys.readouterr().out
     assert main([*command, "--fold", "3"]) == 2
     assert "fold 3 of 2" in capsys.readouterr().err
+    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "other"), "--fold", "2"]) == 2
+    assert "--fold 2: expected --folds with it" in capsys.readouterr().err
+
+
+def test_images_without_any_object(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Are as good as others to learn what is none, as long as there are some with."""
+    label = data / "Training_Labels" / "3.png"
+    label.write_bytes(png(np.zeros_like(picture(label.read_bytes()))))
+    command = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "out"), "--val-fraction"]
+    assert main([*command, "0.25"]) == 2  # nothing but this one
+    assert "all there is to validate on is of one class" in capsys.readouterr().err
+    assert main([*command, "0.5"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert all(math.isfinite(value) for value in report["objects"].values())
+
+
+def test_answers_that_are_no_numbers_end_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as after a last step that was too long, which no further loss tells of."""
+    command = [*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--recipe", "tutorial", "--lr", "1e20"]
+    assert main([*command, "--epochs", "1", "--batch-size", "128"]) == 2  # a single step
+    assert "no numbers any more. Lower --lr" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "best_model.pth").exists()
 
 
 def test_a_crop_that_the_network_cannot_make_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

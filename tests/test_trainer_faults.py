@@ -1,5 +1,6 @@
 """What can happen to a run: signals, a full disk, damaged files, changed data. No saved epoch is lost."""
 
+import json
 import re
 import resource
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from conftest import png
 from trainer import fit as fitting
 from trainer import sample
 from trainer.__main__ import main
-from trainer.folder import claim
+from trainer.folder import RunFolder, claim
+from trainer.stop import Stopped
 from unet import checkpoint as checkpoints
 
 TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
@@ -127,7 +130,7 @@ def test_a_signal_stops_it_before_the_next_step(
     finally:
         signal.signal(number, before)
     assert capsys.readouterr().err == (
-        f"unet-train: stopped by {number.name}; the same command goes on after epoch 1\n"
+        f"unet-train: stopped by {number.name}; the same command, without --force, goes on after epoch 1\n"
     )
     monkeypatch.undo()
     assert_goes_on(half, whole)
@@ -161,7 +164,7 @@ def test_a_signal_to_the_program(half: Path) -> None:
         program.send_signal(signal.SIGTERM)
         _, said = program.communicate()
     assert program.returncode == 143
-    assert re.fullmatch(r"unet-train: stopped by SIGTERM; the same command goes on after .*\n", said)
+    assert re.fullmatch(r"unet-train: stopped by SIGTERM; the same command, without --force, goes on after .*\n", said)
 
 
 @pytest.mark.slow
@@ -176,7 +179,9 @@ def test_processes_of_one_run_stop_together(half: Path) -> None:
         next(line for line in launcher.stdout if line.startswith("epoch   1"))
         launcher.send_signal(signal.SIGTERM)
         _, said = launcher.communicate()
-    assert said.count("unet-train: stopped by SIGTERM; the same command goes on after epoch") == 2, said
+    assert said.count("unet-train: stopped by SIGTERM; the same command, without --force, goes on after epoch") == 2, (
+        said
+    )
     assert "RuntimeError" not in said
     assert checkpoints.read(half / "out" / "last.pth")[0]["progress"]["epoch"] >= 1
 
@@ -300,6 +305,32 @@ def test_a_run_killed_after_its_last_epoch_still_gives_its_account(
     assert_goes_on(half, whole)
 
 
+def test_the_report_is_of_the_model_that_is_there(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after best_model.pth of an epoch and before its last.pth; when the epoch is repeated, with what time is
+    left, it is another one, and worse."""
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_last", Mock(side_effect=[None, Stopped]))
+        with pytest.raises(Stopped):
+            train(half)
+    best = checkpoints.load(half / "out" / "best_model.pth")
+    assert best.training["epoch"] == 2
+    monkeypatch.setattr(fitting.Schedule, "lr", lambda *_: 10.0)
+    assert train(half) == 0
+    report = json.loads((half / "out" / "report.json").read_text())
+    assert checkpoints.load(half / "out" / "best_model.pth").id == best.id
+    assert (report["epoch"], report["score"]) == (2, best.training["score"])
+
+
+def test_no_memory_to_go_on_with_does_not_blame_the_file(
+    half: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fitting.Learner, "load_state_dict", Mock(side_effect=torch.OutOfMemoryError("busy")))
+    assert train(half) == 2
+    said = capsys.readouterr().err
+    assert "ran out of memory" in said
+    assert "damaged" not in said
+
+
 # ---- the data
 
 
@@ -355,7 +386,8 @@ def test_no_memory_is_one_line(tmp_path: Path, half: Path, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert said == (
         "unet-train: error: cpu ran out of memory: lower --batch-size (8), --image-size (268435456) or "
-        "--base-channels (16)\n"
+        "--base-channels (16), or cut large images into fewer: "
+        "all of them are kept there, at 8 bytes for each pixel and more\n"
     )
 
 
@@ -368,6 +400,14 @@ def test_no_memory_on_a_gpu_is_too(
     monkeypatch.setattr(fitting, "loss_of", fail)
     assert train(half) == 2
     assert "ran out of memory: lower --batch-size (2), --image-size (32)" in capsys.readouterr().err
+
+
+def test_no_memory_for_the_data_is_too(
+    half: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.run.Batches", Mock(side_effect=MemoryError))
+    assert train(half) == 2
+    assert "all of them are kept there" in capsys.readouterr().err
 
 
 @pytest.mark.slow

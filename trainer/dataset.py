@@ -4,6 +4,7 @@ Two label values make a binary problem (the higher one is the foreground), more 
 """
 
 import hashlib
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ NOISY_LABEL = (
 )
 
 Array = npt.NDArray[Any]
+Colours = dict[int, dict[tuple[int, ...], str]]
+"""Of labels: grey value -> colours that became it -> the first label that has them."""
 SplitKind = Literal["contiguous", "random"]
 
 
@@ -75,16 +78,25 @@ def read_folder(folder: Path) -> DataSet:
     pairs = _pair(folder, problems)
     files: dict[str, str] = {}
     pages: list[tuple[str, Array, Array]] = []
+    colours: Colours = defaultdict(dict)
     for image_path, label_path in pairs:
         images, labels = (_read(folder, path, files, problems) for path in (image_path, label_path))
         if images is not None and labels is not None:
-            pages += _match_pages(image_path, label_path, images, [_grey(label) for label in labels], problems)
+            pages += _match_pages(image_path, label_path, images, labels, colours, problems)
 
     values = sorted({int(value) for _, _, label in pages for value in np.unique(label)} if not problems else ())
+    if not problems and len(values) == 1:
+        problems.append(f"{LABELS}: only one value in all ({values[0]}): nothing to tell apart; expected at least two")
     if not problems and len(values) > MAX_CLASSES:
         problems.append(f"{LABELS}: {len(values)} different values in all; expected 2 to {MAX_CLASSES}: {NOISY_LABEL}")
-    if not problems and len(values) > 2 and values[-1] > 255:
-        problems.append(f"{LABELS}: class values up to {values[-1]}; expected 0 to 255, since masks are 8-bit")
+    if not problems and len(values) > 2 and not 0 <= values[0] <= values[-1] <= 255:
+        odd = next(name for name, _, label in pages if not 0 <= label.min() <= label.max() <= 255)
+        problems.append(
+            f"{LABELS}: class values from {values[0]} to {values[-1]}; expected 0 to 255, since masks are 8-bit; the "
+            f"first others are in {odd}"
+        )
+    if not problems:
+        problems += _equally_bright(colours)
     if problems:
         raise DataError(folder, problems)
     samples = [Sample(name, image, np.searchsorted(values, label).astype(np.uint8)) for name, image, label in pages]
@@ -125,13 +137,17 @@ def _pair(folder: Path, problems: list[str]) -> list[tuple[Path, Path]]:
     images, labels = (_by_stem(folder, name, problems) for name in (IMAGES, LABELS))
     if not problems and not images and not labels:
         problems.append(f"no images: expected {IMAGES}/NAME.png with {LABELS}/NAME.png ({', '.join(SUFFIXES)})")
-    problems += [
-        f"{IMAGES}/{images[stem].name}: has no label {LABELS}/{stem}.*" for stem in images if stem not in labels
-    ]
-    problems += [
-        f"{LABELS}/{labels[stem].name}: has no image {IMAGES}/{stem}.*" for stem in labels if stem not in images
-    ]
+    for stem in sorted(images.keys() - labels.keys()):
+        problems.append(f"{IMAGES}/{images[stem].name}: has no label {LABELS}/{stem}.*{_others(folder / LABELS, stem)}")
+    for stem in sorted(labels.keys() - images.keys()):
+        problems.append(f"{LABELS}/{labels[stem].name}: has no image {IMAGES}/{stem}.*{_others(folder / IMAGES, stem)}")
     return [(images[stem], labels[stem]) for stem in images if stem in labels]
+
+
+def _others(folder: Path, stem: str) -> str:
+    """Files of that name that are not read."""
+    names = [path.name for path in sorted(folder.glob("*")) if path.stem == stem]
+    return f"; {names[0]} is of a kind that is not read ({', '.join(SUFFIXES)} are)" if names else ""
 
 
 def _by_stem(folder: Path, name: str, problems: list[str]) -> dict[str, Path]:
@@ -140,7 +156,9 @@ def _by_stem(folder: Path, name: str, problems: list[str]) -> dict[str, Path]:
         return {}
     found: dict[str, Path] = {}
     for path in sorted((folder / name).iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if path.is_dir() and not path.name.startswith("."):
+            problems.append(f"{name}/{path.name}/: a folder, in which nothing is looked for; expected images")
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
             continue
         if path.stem in found:
             problems.append(f"{name}/{path.name}: has the same name as {found[path.stem].name}")
@@ -162,14 +180,20 @@ def _read(folder: Path, path: Path, files: dict[str, str], problems: list[str]) 
 
 
 def _match_pages(
-    image_path: Path, label_path: Path, images: list[Array], labels: list[Array], problems: list[str]
+    image_path: Path,
+    label_path: Path,
+    images: list[Array],
+    labels: list[Array],
+    colours: Colours,
+    problems: list[str],
 ) -> list[tuple[str, Array, Array]]:
     """Page i of the image belongs to page i of the label."""
     if len(images) != len(labels):
         problems.append(f"{LABELS}/{label_path.name}: {len(labels)} pages; expected {len(images)}, as its image has")
         return []
     matched = []
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    for i, (image, coloured) in enumerate(zip(images, labels, strict=True)):
+        label = _grey(coloured)
         page = f" page {i + 1}" if len(images) > 1 else ""
         image_name, label_name = f"{IMAGES}/{image_path.name}{page}", f"{LABELS}/{label_path.name}{page}"
         if image.shape[:2] != label.shape:
@@ -178,6 +202,9 @@ def _match_pages(
             problems.append(f"{image_name}: {problem}")
         if problem := _label_problem(label, lossy=label_path.suffix.lower() in (".jpg", ".jpeg")):
             problems.append(f"{label_name}: {problem}")
+        else:
+            for grey, colour in _colours(coloured, label):
+                colours[grey].setdefault(colour, label_name)
         matched.append((f"{image_path.stem}{page}", image, label))
     return matched
 
@@ -194,8 +221,6 @@ def _label_problem(label: Array, *, lossy: bool) -> str | None:
     values = np.unique(label)
     if not np.isfinite(values).all() or (values != np.floor(values)).any():
         return "values that are not whole numbers; expected one whole number per class"
-    if len(values) == 1:
-        return f"only one value ({values[0]:g}): nothing to tell apart; expected at least two, or leave this pair out"
     if len(values) > MAX_CLASSES or (lossy and len(values) > 2):
         return f"{len(values)} different values; expected 2 (or one per class, at most {MAX_CLASSES}): {NOISY_LABEL}"
     return None
@@ -206,6 +231,29 @@ def _grey(label: Array) -> Array:
     if label.ndim == 2:
         return label
     return label[:, :, 0] if not _has_colour(label) else np.rint(luminance(label)).astype(label.dtype)
+
+
+def _colours(label: Array, grey: Array) -> set[tuple[int, tuple[int, ...]]]:
+    """Grey value and colour of what is in a label."""
+    if label.ndim == 2:
+        return {(int(value), 3 * (int(value),)) for value in np.unique(grey)}
+    one_number = label.astype(np.int64) @ (2**32, 2**16, 1)
+    _, first = np.unique(one_number, return_index=True)
+    found = zip(grey.ravel()[first].tolist(), label.reshape(-1, 3)[first].tolist(), strict=True)
+    return {(int(value), tuple(map(int, colour))) for value, colour in found}
+
+
+def _equally_bright(colours: Colours) -> list[str]:
+    """Colours that would become one class."""
+    problems = []
+    for grey, found in colours.items():
+        if len(found) > 1:
+            (one, first), (other, second), *_ = found.items()
+            problems.append(
+                f"{second}: the colour {other} is as bright as {one} in {first}, so both would be the class {grey}: "
+                "save labels with one grey value per class"
+            )
+    return problems
 
 
 def _has_colour(image: Array) -> bool:

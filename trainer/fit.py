@@ -267,6 +267,8 @@ def validate(predictor: Predictor, samples: list[Sample], check: Callable[[], No
     matrix, curve = np.zeros((n_classes, n_classes), np.int64), ThresholdCurve()
 
     def count(probabilities: FloatArray, label: Labels) -> None:
+        if not np.isfinite(probabilities).all():
+            raise TrainingError("the network's answers are no numbers any more. Lower --lr")
         if predictor.binary:
             curve.add(probabilities, label)
         else:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from trainer.fit import Learner, Progress
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint, CheckpointError
+from unet.device import out_of_memory
 
 BEST, LAST, HISTORY, REPORT = "best_model.pth", "last.pth", "history.csv", "report.json"
 CURVES, SAMPLES = "training.png", "samples.png"
@@ -94,11 +95,15 @@ class RunFolder:
                 learner.load_state_dict(state["learner"])
                 progress = Progress(**state["progress"])
                 if progress.best:  # if no later epoch is better, the run ends with this file
-                    checkpoints.load(self.best)
+                    training = checkpoints.load(self.best).training
+                    if training.get("epoch", 0) > progress.epoch:  # killed between the two files
+                        progress.best = dict(training["best"])
                 return progress
         except CheckpointError as error:
             raise FolderError(f"{error}. Nothing was changed: {WAYS_OUT}") from error
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):  # nothing is wrong with the file
+                raise
             reason = f"{type(error).__name__}: {error}"
             raise FolderError(
                 f"{self.last} is damaged, or of another program or version ({reason}). Nothing was changed: {WAYS_OUT}"

@@ -29,7 +29,7 @@ from trainer.tensorboard import TensorBoard
 from trainer.world import World, claim_gpu, join
 from unet import Predictor, UNet
 from unet.checkpoint import Checkpoint
-from unet.device import device_name, resolve_device
+from unet.device import device_name, out_of_memory, resolve_device
 from unet.pixels import Preprocessing
 
 
@@ -41,12 +41,13 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
     with join(device) as world, claim(settings.out) if world.first else nullcontext():
         try:
             _run(settings, recipe, device, world, stop or Stop())
-        except RuntimeError as error:
-            if not _out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
                 raise
             raise TrainingError(
                 f"{device} ran out of memory: lower --batch-size ({recipe.batch_size}), --image-size "
-                f"({recipe.image_size}) or --base-channels ({recipe.base_channels})"
+                f"({recipe.image_size}) or --base-channels ({recipe.base_channels}), or cut large images into fewer: "
+                "all of them are kept there, at 8 bytes for each pixel and more"
             ) from error
 
 
@@ -150,18 +151,28 @@ def _read(settings: TrainSettings) -> DataSet:
 def _split(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[Sample]]:
     n = len(data.samples)
     if settings.folds is None:
+        if settings.fold > 1:
+            raise ValueError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
         indices = split(n, settings.val_fraction, settings.val_split, settings.seed)
     else:
         indices = split_fold(n, settings.folds, settings.fold, settings.val_split, settings.seed)
     train, val = ([data.samples[i] for i in side] for side in indices)
+    for purpose, samples in (("train on", train), ("validate on", val)):
+        if len({int(i) for sample in samples for i in np.unique(sample.label)}) < 2:
+            raise ValueError(
+                f"all there is to {purpose} is of one class: expected at least two; choose other images with "
+                "--val-split random or another --val-fraction"
+            )
     return train, val
 
 
 def _introduce(
     settings: TrainSettings, recipe: Recipe, device: torch.device, data: DataSet, n_train: int, n_val: int
 ) -> None:
+    same = " (the same one, so the scores say little)" if len(data.samples) == 1 else ""
     print(
-        f"data      {settings.data}: {n_train} images to train on, {n_val} to validate on, classes {data.class_values}"
+        f"data      {settings.data}: {n_train} images to train on, {n_val} to validate on{same}, "
+        f"classes {data.class_values}"
     )
     print(f"recipe    {indent(str(recipe), ' ' * 10).lstrip()}")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
@@ -222,7 +233,8 @@ def _account(
     per_image = (time.monotonic() - started) / len(val)
     objects = {}
     if predictor.binary:
-        found = [object_scores(predictor(each.image), each.label, predictor.threshold) for each in val]
+        with_objects = [each for each in val if each.label.any()]
+        found = [object_scores(predictor(each.image), each.label, predictor.threshold) for each in with_objects]
         objects = {
             "rand": float(np.mean([f.rand for f in found])),
             "information": float(np.mean([f.information for f in found])),
@@ -260,11 +272,6 @@ def _account(
         f"prediction, {timings['peak_memory_mib']:.0f} MiB at most, on {device_name(device)}"
     )
     print(f"finished: {_outcome(progress, folder)}")
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Torch has a class of its own for a GPU's memory only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def peak_memory(device: torch.device) -> int:

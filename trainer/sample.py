@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.dataset import IMAGES, LABELS
+from unet.checkpoint import replace_atomically
 from unet.images import encode_png
 
 Bytes = npt.NDArray[np.uint8]
@@ -23,13 +24,15 @@ SEED = 2015
 
 
 def write(folder: Path) -> None:
-    """Writes the data set in the layout that `unet-train --data` reads."""
+    """Writes what is missing of the data set, in the layout that `unet-train --data` reads. What is there stays: on
+    another processor, or with another OpenCV, a grey value may be another one."""
     for name in (IMAGES, LABELS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for i in range(N_IMAGES):
-        image, label = generate(np.random.default_rng((SEED, i)))
-        (folder / IMAGES / f"{i:02d}.png").write_bytes(encode_png(image))
-        (folder / LABELS / f"{i:02d}.png").write_bytes(encode_png(label))
+        paths = [folder / name / f"{i:02d}.png" for name in (IMAGES, LABELS)]
+        if not all(path.exists() for path in paths):
+            for path, pixels in zip(paths, generate(np.random.default_rng((SEED, i))), strict=True):
+                replace_atomically(path, encode_png(pixels))
 
 
 def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:

@@ -17,10 +17,12 @@ class TrainSettings(ProgramSettings):
     model_config = SettingsConfigDict(env_prefix="TRAINER_", cli_prog_name="unet-train")
 
     data: str = Field(
-        "sample", description="folder with Training_Images/ and Training_Labels/, or 'sample': the embedded data set"
+        "sample",
+        description="folder with Training_Images/ and Training_Labels/, or 'sample': the embedded data set, or "
+        "'isbi2012': the challenge's 30 slices, downloaded",
     )
     out: Path = Field(Path("model"), description="folder to write into")
-    recipe: RecipeName = Field("default", description="the settings to start from; the flags below override it")
+    recipe: RecipeName = Field("default", description="the settings to start from, which flags override")
     epochs: int | None = Field(None, ge=1, description="passes over the training images")
     max_minutes: float | None = Field(
         None, gt=0, description="stop after M minutes, if the epochs are not over by then"
@@ -28,13 +30,15 @@ class TrainSettings(ProgramSettings):
     batch_size: int | None = Field(None, ge=1, description="crops per step")
     lr: float | None = Field(None, gt=0, description="learning rate at its highest")
     base_channels: int | None = Field(None, ge=1, description="width of the network's first level")
-    image_size: int | None = Field(None, ge=1, description="side of the training crops, pixels: a multiple of 16")
+    image_size: int | None = Field(
+        None, ge=1, description="side of the training crops, pixels: a multiple of 16, for paper plus 4"
+    )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
     val_split: SplitKind = Field("contiguous", description="validate on the last images by name, or on random ones")
     folds: int | None = Field(None, ge=2, description="cross-validation: cut the images into this many parts")
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
     device: DeviceChoice = Field("auto", description="where to train")
-    seed: int = Field(0, ge=0, description="same seed, same data, same machine: same weights")
+    seed: int = Field(0, ge=0, lt=2**32, description="same seed, same data, same machine: same weights")
     isbi2012_url: str = Field(
         "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train",
         description="where --data isbi2012 comes from",

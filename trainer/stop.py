@@ -47,7 +47,8 @@ class Stop:
 
     def __str__(self) -> str:
         saved = f"after epoch {self.epoch}" if self.epoch else "after the last epoch that was saved"
-        return f"stopped by {self.signal.name if self.signal else 'nobody'}; the same command goes on {saved}"
+        name = self.signal.name if self.signal else "nobody"
+        return f"stopped by {name}; the same command, without --force, goes on {saved}"
 
     def _told(self, number: int, _frame: FrameType | None) -> None:
         first = self.signal is None

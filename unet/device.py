@@ -41,6 +41,12 @@ def fast_bf16(device: torch.device) -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Of a GPU's, or of the system's, which torch and oneDNN have no exception of their own for."""
+    said = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error) for each in said)
+
+
 def device_name(device: torch.device) -> str:
     """What the maker calls it, such as "NVIDIA H200" or "AMD EPYC 9575F 64-Core Processor"."""
     if device.type == "cuda":

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         from service.server import BACKLOG, serve
         from service.workers import supervise
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[serve]'")
+        return _fail(f"{error.name} is not installed; expected the extra: pip install '.[serve]', in the clone")
     try:
         device = resolve_device(settings.device)
         listener = _listen(settings.host, settings.port, BACKLOG)
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0].lower()
-        return _fail(f"cannot listen on {settings.host}:{settings.port}: {reason}; expected a free port")
+        place = f"{settings.host}:{settings.port}"
+        return _fail(f"cannot listen on {place}: {reason}; expected an address of this machine and a free port")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -57,6 +57,8 @@ def create_app(settings: ServeSettings) -> FastAPI:
         description="Segments images with a trained U-Net.",
         lifespan=lifespan,
         redoc_url=None,  # one page of documentation is enough
+        redirect_slashes=False,  # curl would save the redirection as the mask
+        responses=problems.declare(413, 431),
     )
     app.add_middleware(segment.Doorman)  # the innermost: behind limits and keys
     problems.install(app)

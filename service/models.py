@@ -79,6 +79,7 @@ class ModelSlot:
         self._seen = seen
         if seen == (errno.ENOENT,) and not self.current:  # it is still being trained
             self.refusal = None
+            log.info("no model yet: waiting for %s", self.path)
             return
         try:
             self.current = self._load()

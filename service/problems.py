@@ -60,7 +60,7 @@ def _title(status: int) -> str:
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These statuses for a route's `responses`, so that the OpenAPI document has them."""
-    schema = {"$ref": "#/components/schemas/Problem"}
+    schema = Problem.model_json_schema()
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -83,12 +83,26 @@ def install(app: FastAPI) -> None:
         return response(error.status, error.detail, error.headers)
 
     @app.exception_handler(HTTPException)
-    async def framework(_: Request, error: HTTPException) -> Response:
-        return response(error.status_code, str(error.detail), error.headers)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"expected a path of this service, as /docs has them, found {request.url.path[:99]}"
+        if error.status_code == 405 and error.headers:
+            detail = f"expected {error.headers['Allow']}, found {request.method}"
+        return response(error.status_code, detail, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return response(422, "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()))
+        return response(422, "; ".join(map(_explain, error.errors())))
+
+
+def _explain(error: Any) -> str:
+    """One of pydantic's."""
+    name = ".".join(map(str, error["loc"][1:]))
+    if error["type"] == "extra_forbidden":
+        return f"{name}: expected a parameter that /docs has, found this one"
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{name}: {message}, found {str(error['input'])[:99]!r}"
 
 
 class OurMistakes:

@@ -63,7 +63,7 @@ class SegmentQuery(BaseModel):
                 },
             },
         },
-        **declare(400, 401, 408, 413, 415, 422, 431, 503, 504),
+        **declare(400, 401, 408, 415, 422, 503, 504),
     },
     openapi_extra=OPENAPI,
 )
@@ -76,7 +76,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     notes: Notes = request.state.notes
     model = slot.current
     if model is None:
-        raise ProblemError(503, slot.refusal or "no model yet: it is still being trained", retry_after=5)
+        raise ProblemError(503, slot.refusal or "no model yet: the service waits for its file", retry_after=5)
     predictor = model.predictor
     if query.threshold is not None and not predictor.binary:
         raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")

@@ -136,6 +136,8 @@ def test_keys_that_are_none_end_the_program_and_are_not_shown(
     with pytest.raises(SystemExit):
         parse(ServeSettings, [])
     printed = capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(ServeSettings, ["--api-keys", ""])  # "$KEYS" that are not set
     assert printed.startswith("unet-serve: error: --api-keys (or SERVICE_API_KEYS): ")
     assert printed.count("\n") == 1
     assert KEY not in printed

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,19 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         assert imports(path) <= ALLOWED[package], path
 
 
+def test_the_programs_are_there() -> None:
+    programs = {each.name: each.load() for each in entry_points(group="console_scripts", module="trainer.__main__")}
+    programs |= {each.name: each.load() for each in entry_points(group="console_scripts", module="service.__main__")}
+    assert programs.keys() == {"unet-train", "unet-serve"}
+    assert all(map(callable, programs.values()))
+
+
 @pytest.mark.parametrize(
     ("module", "foreign"),
     [
         ("unet", {"fastapi", "uvicorn", "pydantic", "trainer", "service"}),
         ("trainer.run", {"fastapi", "uvicorn", "starlette", "service"}),
-        ("service.app", {"trainer"}),
+        ("service.app", {"trainer", "skimage", "scipy", "matplotlib", "pooch"}),
     ],
 )
 def test_each_image_needs_only_its_own_dependencies(module: str, foreign: set[str]) -> None:

@@ -43,3 +43,4 @@ def test_a_crowd_of_large_images_takes_turns(trained: Path, tmp_path: Path) -> N
     assert found["200"] + found["504"] == 12
     assert found["peak MiB"] - found["idle MiB"] < 1200
     assert found["small, worst s"] < 3
+    assert found["health, worst s"] < 1

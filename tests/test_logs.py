@@ -20,7 +20,7 @@ import pytest
 from conftest import Serve, png
 from fastapi.testclient import TestClient
 
-from service.logs import JsonLines, PlainLines
+from service.logs import JsonLines, PlainLines, Style, configure
 from unet import Predictor
 
 Make = Callable[..., Path]
@@ -42,6 +42,24 @@ def written(formatter: logging.Formatter | None = None) -> Iterator[Callable[[],
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+@pytest.mark.parametrize(("style", "begins"), [("json", '{"time": '), ("plain", "20")])
+def test_the_style_is_a_setting(style: Style, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    for handler in handlers:
+        root.removeHandler(handler)  # or it would be closed
+    try:
+        configure(style)
+        root.info("hello")
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    line = capsys.readouterr().out
+    assert line.startswith(begins)
+    assert "hello" in line
 
 
 def test_one_line_for_a_request(client: TestClient) -> None:

@@ -1,5 +1,6 @@
 """`unet-serve` starts with the malloc that it wants, and says no word about it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def test_an_old_malloc_gets_its_setting_beside_those_that_are_there(given: str, 
 def test_another_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(malloc, "_glibc", lambda: malloc.FIXED)
-    malloc.restart()  # or this test would begin again, and again
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
+    malloc.restart()
 
 
 @pytest.mark.skipif(not OLD, reason="a malloc that needs nothing")

@@ -78,6 +78,19 @@ def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatc
     assert slot.status == "ok"
 
 
+def test_the_file_is_watched(tmp_path: Path, serve: Serve) -> None:
+    path = tmp_path / "best_model.pth"
+    with serve(model=path, watch_s=0.01) as client:
+        assert client.get("/health").json()["status"] == "waiting"
+        plain(path, foreground=False)
+        while client.get("/health").status_code == 503:
+            pass
+        first = client.get("/health").json()["model"]["id"]
+        plain(path, foreground=True)
+        while client.get("/health").json()["model"]["id"] == first:
+            pass
+
+
 def test_what_did_not_work_once_is_tried_again(make_checkpoint: Make, caplog: pytest.LogCaptureFixture) -> None:
     """On a GPU that is shared with the trainer there may be no memory for a moment, and this file is the last one."""
     tries: list[Prediction] = []

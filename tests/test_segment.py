@@ -184,7 +184,8 @@ def test_415_for_another_media_type(client: TestClient) -> None:
         ("threshold=1.5", "threshold"),
         ("threshold=nan", "threshold"),
         ("threshold=half", "threshold"),
-        ("treshold=0.5", "treshold: Extra inputs"),
+        ("treshold=0.5", "treshold: expected a parameter that /docs has"),
+        ("threshold=1.5", "threshold: input should be less than or equal to 1, found '1.5'"),
     ],
 )
 def test_422_for_a_bad_parameter(client: TestClient, query: str, said: str) -> None:
@@ -197,7 +198,9 @@ def test_422_for_a_form_without_the_file(client: TestClient) -> None:
 
 
 def test_404_and_405_are_problems_too(client: TestClient) -> None:
-    problem(client.get("/nothing"), 404)
+    assert problem(client.get("/nothing"), 404).endswith("found /nothing")
+    assert problem(client.get("/segment"), 405) == "expected POST, found GET"
+    problem(client.post("/segment/", content=png(IMAGE), follow_redirects=False), 404)
     problem(client.get("/segment"), 405)
 
 
@@ -258,4 +261,6 @@ def test_laps_of_one_name_add_up() -> None:
     start = clock.last
     for name in ("decode", "queue", "decode"):
         clock.lap(name)
+    clock.lap("queue", infer=1.0)  # of this lap, if it had been longer
+    assert clock.laps["infer"] == 1.0
     assert sum(clock.laps.values()) == pytest.approx(clock.last - start)

@@ -75,7 +75,7 @@ def test_told_to_stop_it_does_not_wait_for_ever(trained: Path) -> None:
 @pytest.mark.timeout(90)
 def test_who_hangs_up_gives_the_place_free(trained: Path) -> None:
     model = str(trained / "best_model.pth")
-    image = png(np.zeros((4000, 4000), np.uint8))  # eight views of it take longer than this test may
+    image = png(np.zeros((4000, 4000), np.uint8))
     with (
         running("--model", model, "--max-in-flight", "1", "--timeout-s", "1000") as (_, url),
         httpx.Client(base_url=url, timeout=60) as client,
@@ -86,6 +86,7 @@ def test_who_hangs_up_gives_the_place_free(trained: Path) -> None:
             wait_until_busy(client)
         while client.post("/segment", content=png(np.zeros((32, 32), np.uint8))).status_code == 503:
             pass
+        assert '\nunet_requests_total{route="/segment",status="499"} 1.0\n' in client.get("/metrics").text
 
 
 def test_a_lost_device_ends_the_process_with_an_error(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,15 +104,18 @@ def test_a_lost_device_ends_the_process_with_an_error(trained: Path, monkeypatch
 
 
 def test_the_limits_of_connections_are_settings(tmp_path: Path) -> None:
-    limits = ["--idle-s", "1", "--max-header-bytes", "2048", "--max-connections", "2"]
+    limits = ["--idle-s", "4", "--max-header-bytes", "2048", "--max-connections", "2"]
     with running("--model", str(tmp_path / "none.pth"), *limits) as (_, url):
         port = int(url.rpartition(":")[2])
         assert httpx.get(f"{url}/health/live", headers={"X": "x" * 1500}, timeout=60).status_code == 200
         assert httpx.get(f"{url}/health/live", headers={"X": "x" * 2048}).status_code == 431
-        silent = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(3)]
-        for connection in silent:
-            with connection:
-                assert connection.recv(1) == b""
+        first, second, third = (socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(3))
+        with first, second, third:
+            assert third.recv(1) == b""  # at once
+            for connection in (first, second):
+                connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert connection.recv(999).startswith(b"HTTP/1.1 200 ")
+            assert first.recv(1) == b""  # after a while
         with socket.create_connection(("127.0.0.1", port), timeout=30) as endless:
             endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 2048)
             assert endless.recv(99).startswith(b"HTTP/1.1 431 ")
@@ -122,8 +126,20 @@ def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
         assert main(["--port", str(taken.getsockname()[1])]) == 2
     printed = capsys.readouterr().err
     assert re.fullmatch(
-        r"unet-serve: error: cannot listen on 127.0.0.1:\d+: .* in use; expected a free port\n", printed
+        r"unet-serve: error: cannot listen on 127.0.0.1:\d+: .* in use; expected .* a free port\n", printed
     )
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_it_says_where_it_is_and_what_it_computes_on(
+    host: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("service.server.serve", lambda _, listener: listener.close() or 0)
+    assert main(["--host", host, "--port", "0"]) == 0
+    printed = capsys.readouterr().err
+    assert re.search(r"^device    \S.* \(no CUDA GPU can be used here\)$", printed, re.M)
+    assert re.search(rf"^listening on http://{re.escape(shown)}:\d+$", printed, re.M)
 
 
 def test_answers_are_sent_at_once() -> None:

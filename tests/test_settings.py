@@ -39,6 +39,9 @@ def test_the_service_has_its_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None
         (["--device", "tpu"], "--device (or TRAINER_DEVICE)"),
         (["--bogus", "1"], "unrecognized arguments: --bogus"),
         (["--epochs"], "--epochs: expected one argument"),
+        (["--data", ""], "--data: expected a value, found an empty one"),
+        (["--data="], "--data: expected a value, found an empty one"),
+        (["--seed", str(10**18)], "--seed (or TRAINER_SEED): input should be less than 4294967296"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2(
@@ -78,5 +81,5 @@ def test_a_missing_extra_is_named(program: str, missing: str, extra: str) -> Non
     code = f"import sys; sys.modules[{missing!r}] = None; from {program}.__main__ import main; sys.exit(main([]))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert f"is not installed; expected the extra: pip install 'unet-service[{extra}]'" in ended.stderr
+    assert f"is not installed; expected the extra: pip install '.[{extra}]'" in ended.stderr
     assert ended.stderr.count("\n") == 1

@@ -65,6 +65,10 @@ def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path, capsy
     report = json.loads((out / "report.json").read_text())
     assert report["recipe"]["base_channels"] == 2
     assert report["best"]["epoch"] == best.training["epoch"]
+    assert report["objects"].keys() == {"rand", "information"}
+    assert report["timings"]["seconds"] > 0
+    assert report["device"]
+    assert float(rows[best.training["epoch"] - 1]["threshold"]) == best.threshold
 
 
 def test_best_is_the_epoch_with_the_highest_score_over_the_whole_validation_set(data: Path, tmp_path: Path) -> None:
@@ -327,6 +331,16 @@ def test_cross_validation_flags(data: Path, tmp_path: Path, capsys: pytest.Captu
     assert "fold 3 of 2" in capsys.readouterr().err
     assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "other"), "--fold", "2"]) == 2
     assert "--fold 2: expected --folds with it" in capsys.readouterr().err
+
+
+def test_validation_on_random_images(data: Path, tmp_path: Path) -> None:
+    command = [*TINY, "--data", str(data), "--epochs", "1", "--seed", "2"]
+    losses = []
+    for kind in ("contiguous", "random"):
+        assert main([*command, "--val-split", kind, "--out", str(tmp_path / kind)]) == 0
+        (row,) = csv.DictReader((tmp_path / kind / "history.csv").read_text().splitlines())
+        losses.append(row["loss"])
+    assert losses[0] != losses[1]  # of other images
 
 
 def test_images_without_any_object(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,10 @@ def main(argv: list[str] | None = None) -> int:
         if stop.signal:  # whatever a library, or another process of this run that is gone already, made of it
             print(f"unet-train: {stop}", file=sys.stderr)
             return 128 + stop.signal
+        if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
+            return _fail("expected Linux or macOS; on Windows: WSL or Docker")
         if isinstance(error, ModuleNotFoundError):
-            return _fail(f"{error.name} is not installed; expected the extra: pip install 'unet-service[train]'")
+            return _fail(f"{error.name} is not installed; expected the extra: pip install '.[train]', in the clone")
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}")
         if isinstance(error, ValueError | OSError):

@@ -31,7 +31,7 @@ class Augmentation:
     elastic_spacing: int = 64
     """Distance of the coarse grid's points, pixels; between them bicubic interpolation."""
     brightness: float = 0.0
-    """Largest shift of the grey values, in standard deviations of the image."""
+    """Largest shift of the grey values as the network sees them: of standardised images in standard deviations."""
     contrast: float = 0.0
     """Largest relative change of the grey values' spread."""
     gamma: float = 0.0
@@ -39,7 +39,7 @@ class Augmentation:
     blur: float = 0.0
     """Largest standard deviation of a Gaussian blur, pixels; half of the crops are blurred."""
     noise: float = 0.0
-    """Largest standard deviation of added noise, in standard deviations of the image; half of the crops get some."""
+    """Largest standard deviation of added noise, likewise; half of the crops get some."""
 
 
 class Draw(NamedTuple):
@@ -115,7 +115,7 @@ def sample(image: Tensor, places: Tensor, mode: str) -> Tensor:
 
 
 def adjust_grey(images: Tensor, drawn: Draw, how: Augmentation) -> Tensor:
-    """(B, C, S, S) standardised images with other brightness, contrast, gamma, sharpness and noise."""
+    """(B, C, S, S) images as the network sees them, with other brightness, contrast, gamma, sharpness and noise."""
 
     def each(numbers: Tensor) -> Tensor:
         return numbers.reshape(-1, 1, 1, 1)

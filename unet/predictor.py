@@ -34,7 +34,7 @@ class Predictor:
     """A network with what belongs to it: preprocessing, classes, threshold, device and precision.
 
     >>> predictor = Predictor.load("best_model.pth")
-    >>> mask = predictor.mask(image)  # (H, W) or (H, W, C), uint8, uint16 or float -> (H, W) uint8
+    >>> mask = predictor.mask(image)  # (H, W), or (H, W, 3) RGB, uint8, uint16 or float in 0..1 -> (H, W) uint8
 
     Images with a side above `tile` pixels are cut, computed in pieces and put together again (see `unet.tiling`).
     """

@@ -31,8 +31,12 @@ S = TypeVar("S", bound=ProgramSettings)
 
 def parse(settings: type[S], argv: list[str] | None = None) -> S:
     """Settings from the command line and the environment; anything wrong with them ends the program."""
+    given = sys.argv[1:] if argv is None else argv
+    for flag, value in zip(["", *given], given, strict=False):
+        if not value or (value.startswith("--") and value.endswith("=")):  # a shell's variable that is not set
+            fail(settings, f"{value[:-1] or flag}: expected a value, found an empty one")
     try:
-        return CliApp.run(settings, cli_args=sys.argv[1:] if argv is None else argv)
+        return CliApp.run(settings, cli_args=given)
     except SettingsError as error:
         fail(settings, str(error).removeprefix("error parsing CLI: "))
     except ValidationError as error:

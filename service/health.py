@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime
+from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,7 +58,7 @@ async def health(request: Request, response: Response) -> Health:
         device=str(device),
         device_name=device_name(device),
         precision=resolve_precision(slot.precision, device),
-        model=_info(slot.current) if slot.current else None,
+        model=_info(slot.current, slot.path) if slot.current else None,
         refused=slot.refusal,
         failure=request.app.state.engine.failure,
         version=unet.__version__,
@@ -72,10 +73,10 @@ async def live() -> Live:
     return Live()
 
 
-def _info(model: Model) -> ModelInfo:
+def _info(model: Model, path: Path) -> ModelInfo:
     return ModelInfo(
         id=model.id,
-        path=str(model.path),
+        path=str(path),
         loaded_at=model.loaded_at,
         epoch=model.training.get("epoch"),
         score=model.training.get("score"),

@@ -30,7 +30,6 @@ class Model:
 
     id: str
     predictor: Predictor
-    path: Path
     loaded_at: datetime
     training: dict[str, Any]
 
@@ -102,7 +101,7 @@ class ModelSlot:
         predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
         # the first is slow: not with a client waiting
         self.warm_up(predictor.start(np.zeros((256, 256), np.uint8), "mask"))
-        return Model(checkpoint.id, predictor, self.path, datetime.now(UTC), dict(checkpoint.training))
+        return Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training))
 
     def _refuse(self, reason: str) -> None:
         if reason != self.refusal:

@@ -95,6 +95,8 @@ class Workers:
             (socket.IPPROTO_TCP, socket.TCP_NODELAY),
         ):
             bound.setsockopt(level, option, 1)
+        if self._family == socket.AF_INET6:  # as the listener: `::` is not 0.0.0.0, too
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(self._address)
         return bound
 

@@ -145,7 +145,7 @@ def test_the_model_and_its_reloads(tmp_path: Path, make_checkpoint: Make, serve:
 
 def test_it_is_declared(client: TestClient) -> None:
     answers = client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]
-    assert set(answers) == {"200"}
+    assert set(answers) == {"200", "413", "431"}
     assert set(answers["200"]["content"]) == {"text/plain"}
 
 

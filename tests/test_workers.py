@@ -122,4 +122,4 @@ def test_they_do_not_outlive_it(make_checkpoint: Make, ready: bool) -> None:
 def test_a_port_of_others_is_not_shared(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
         assert main(["--workers", "2", "--port", str(other.getsockname()[1])]) == 2
-    assert "address already in use; expected a free port" in capsys.readouterr().err
+    assert "address already in use; expected an address of this machine and a free port" in capsys.readouterr().err

@@ -227,14 +227,16 @@ def _account(
 ) -> None:
     """report.json, samples.png and the table at the end, all of the saved model."""
     predictor = Predictor.load(folder.best, device="cuda" if device.type == "cuda" else "cpu", precision="fp32")
-    started = time.monotonic()
+    seconds, found = 0.0, []
     for each in val:
-        predictor(each.image)
-    per_image = (time.monotonic() - started) / len(val)
+        started = time.monotonic()
+        probabilities = predictor(each.image)
+        seconds += time.monotonic() - started
+        if predictor.binary and each.label.any():
+            found.append(object_scores(probabilities, each.label, predictor.threshold))
+    per_image = seconds / len(val)
     objects = {}
-    if predictor.binary:
-        with_objects = [each for each in val if each.label.any()]
-        found = [object_scores(predictor(each.image), each.label, predictor.threshold) for each in with_objects]
+    if found:
         objects = {
             "rand": float(np.mean([f.rand for f in found])),
             "information": float(np.mean([f.information for f in found])),

@@ -38,8 +38,9 @@ def decode(data: bytes) -> list[Array]:
     """The pages of an image file, one unless it is a multi-page TIFF: each (H, W) grey or (H, W, 3) RGB.
 
     Integers and floats as in the file; 1-bit becomes 0 and 255; palettes are looked up; alpha is dropped; the EXIF
-    orientation is applied; of an animation the first picture counts. Raises ImageError; of files that nobody vouches
-    for, `count_pixels` comes first.
+    orientation is applied; of an animation the first picture counts. (In a TIFF of 8 bits libtiff has multiplied the
+    colours by an alpha, and inverted them where 0 is white.) Raises ImageError; of files that nobody vouches for,
+    `count_pixels` comes first.
     """
     claimed = _claimed(data)
     try:

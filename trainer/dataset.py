@@ -237,7 +237,9 @@ def _colours(label: Array, grey: Array) -> set[tuple[int, tuple[int, ...]]]:
     """Grey value and colour of what is in a label."""
     if label.ndim == 2:
         return {(int(value), 3 * (int(value),)) for value in np.unique(grey)}
-    one_number = label.astype(np.int64) @ (2**32, 2**16, 1)
+    one_number = np.zeros(grey.shape, np.int64)
+    for channel in range(3):  # of 16 bits at most, or few enough values
+        one_number = one_number * 2**16 + label[:, :, channel].astype(np.int64)
     _, first = np.unique(one_number, return_index=True)
     found = zip(grey.ravel()[first].tolist(), label.reshape(-1, 3)[first].tolist(), strict=True)
     return {(int(value), tuple(map(int, colour))) for value, colour in found}

@@ -45,6 +45,8 @@ def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path, capsy
     printed = capsys.readouterr().out
     assert "3 images to train on, 1 to validate on, classes (0, 1)" in printed
     assert len(re.findall(r"^epoch +\d/3  loss \d\.\d{4}  dice 0 ", printed, re.M)) == 3
+    assert re.search(r"^epoch +1/3 .* \d+\.\d s, \d+ s to go  best$", printed, re.M)
+    assert re.search(r"^epoch +3/3 .* \d+\.\d s(  best)?$", printed, re.M)
     assert {p.name for p in out.iterdir()} == {
         "best_model.pth",
         "last.pth",
@@ -263,6 +265,10 @@ def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
     assert not schedule.over(9, 59)
     assert schedule.over(10, 0)
     assert schedule.over(1, 60)
+    assert schedule.left(2, 6) == 24  # eight epochs of three seconds
+    assert schedule.left(2, 20) == 40  # the minute comes first
+    assert schedule.left(10, 30) == schedule.left(1, 61) == 0
+    assert [fitting._duration(s) for s in (89, 91, 5399, 5401, 70_000)] == ["89 s", "2 min", "90 min", "2 h", "19 h"]
 
 
 @pytest.mark.parametrize("recipe", ["default", "paper"])

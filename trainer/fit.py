@@ -197,7 +197,7 @@ def fit(
         if learner.world.agree(float(learner.world.first and save(improved))):
             stop.epoch = epoch
         if learner.world.first:
-            _print(row, schedule.recipe.epochs, improved)
+            _print(row, schedule.recipe.epochs, schedule.left(epoch, progress.elapsed), improved)
 
 
 def run_epoch(
@@ -304,6 +304,10 @@ class Schedule:
     def time_over(self, elapsed: float) -> bool:
         return elapsed >= self.seconds
 
+    def left(self, epoch: int, elapsed: float) -> float:
+        """Seconds to the end, if epochs go on to take as long as they have."""
+        return max(0.0, min(self.recipe.epochs * elapsed / epoch, self.seconds) - elapsed)
+
     def lr(self, step: int, elapsed: float) -> float:
         if self.recipe.schedule == "constant":
             return self.recipe.lr
@@ -348,10 +352,18 @@ def _columns(result: Validation, class_values: tuple[int, ...]) -> dict[str, flo
     return row
 
 
-def _print(row: Mapping[str, float], epochs: int, improved: bool) -> None:
+def _print(row: Mapping[str, float], epochs: int, left: float, improved: bool) -> None:
     dice = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if name.startswith("dice_"))
     print(
         f"epoch {row['epoch']:3d}/{epochs}  loss {row['loss']:.4f}  {dice}  score {row['score']:.4f}"
-        f"  {row['seconds']:.1f} s{'  best' if improved else ''}",
+        f"  {row['seconds']:.1f} s{f', {_duration(left)} to go' if left else ''}{'  best' if improved else ''}",
         flush=True,
     )
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of which there is more than one and a half."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds > 1.5 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

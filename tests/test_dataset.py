@@ -144,6 +144,13 @@ def test_labels_in_colour_are_told_apart_by_brightness_or_not_at_all(folder: Fol
     ]
 
 
+def test_a_grey_value_and_a_colour_of_its_brightness(folder: Folder) -> None:
+    maroon = (HALVES > 0)[:, :, None] * np.uint8((128, 0, 0))
+    grey = np.where(HALVES > 0, 38, 0).astype(np.uint8)
+    with pytest.raises(DataError, match=r"\(38, 38, 38\) is as bright as \(128, 0, 0\)"):
+        read_folder(folder(images={"a.png": NOISE, "b.png": NOISE}, labels={"a.png": maroon, "b.png": grey}))
+
+
 def test_an_image_may_hold_one_class_and_the_set_may_not(folder: Folder) -> None:
     path = folder(images={"a.png": NOISE, "b.png": NOISE}, labels={"a.png": HALVES, "b.png": 0 * HALVES})
     assert [int(each.label.max()) for each in read_folder(path).samples] == [1, 0]

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.app import create_app
+from service.room import Room
 from service.segment import Clock
 from service.settings import ServeSettings
 from trainer import sample
@@ -254,6 +255,19 @@ def test_every_status_is_declared(client: TestClient) -> None:
     assert "multipart/form-data" in operation["requestBody"]["content"]
     for status, response in operation["responses"].items():
         assert status == "200" or set(response["content"]) == {"application/problem+json"}
+
+
+@pytest.mark.parametrize(("query", "times"), [("tta=0", 1), ("tta=1", 3), ("tta=1&output=probability", 3)])
+def test_the_mean_of_several_classes_takes_room_for_each(
+    make_checkpoint: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch, query: str, times: int
+) -> None:
+    asked: list[int] = []
+    take = Room.take
+    monkeypatch.setattr(Room, "take", lambda self, pixels, until: asked.append(pixels) or take(self, pixels, until))
+    with serve(model=make_checkpoint(n_classes=3)) as client:
+        answer = client.post(f"/segment?{query}", content=png(np.zeros((30, 40), np.uint8)))
+    assert answer.status_code == 200
+    assert asked == [1200 * times]
 
 
 def test_laps_of_one_name_add_up() -> None:

@@ -36,6 +36,16 @@ def test_a_sum_that_can_be_done_by_hand() -> None:
     torch.testing.assert_close(found[0, 0], expected.float(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("capability", "channels", "expected"), [("AVX2", 128, 1), ("AVX2", 64, 0), ("AVX512", 128, 0)]
+)
+def test_where_it_pays(capability: str, channels: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    weight = torch.empty(256, channels, 3, 3)
+    assert winograd.pays(weight) == bool(expected)
+    assert not winograd.pays(weight.bfloat16())
+
+
 def test_as_exact_as_float32_is() -> None:
     """With the sums of the widest layers, 512 channels; against float64."""
     torch.manual_seed(0)

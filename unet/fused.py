@@ -112,7 +112,7 @@ class _FusedDoubleConv(nn.Module):
 
 
 class _OneDNN(_FusedDoubleConv):
-    """Wide convolutions in float32 are not oneDNN's, but `winograd`'s."""
+    """Where it pays, convolutions are not oneDNN's, but `winograd`'s."""
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
         if _is_winograd(weight):
@@ -130,7 +130,7 @@ class _OneDNN(_FusedDoubleConv):
         )
 
     def _packed(self, weight: Tensor) -> Tensor:
-        if weight.dtype == torch.float32 and min(weight.shape[:2]) >= winograd.WIDE:
+        if winograd.pays(weight):
             return winograd.transformed(weight)
         return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
             weight.contiguous().to_mkldnn(), self.padding, [1, 1], [1, 1], 1, None

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WIDE = 128
-"""Channels, in and out, from which it is faster than oneDNN's convolution: a little, twice with 512."""
+"""Channels, in and out, from which it is faster than oneDNN's convolution with AVX2: a little, and twice with 512. What
+it is with AVX-512, which multiplies twice as fast, has not been measured."""
 
 SQUARES = 128
 """At a time, about: enough for large products, and few enough for the processor's caches."""
@@ -37,6 +38,12 @@ _FROM_WEIGHTS = _in_two_dimensions(_24_WEIGHTS) / 24**2  # (36, 3 * 3)
 _FROM_PIXELS = _in_two_dimensions(_PIXELS).float()  # (36, 6 * 6)
 _TO_RESULTS = _in_two_dimensions(_RESULTS).float()  # (4 * 4, 36)
 _ONE = 1 * 6 + 1  # the point (1, 1): what is added there is added to each of the 4 x 4 results
+
+
+def pays(weight: Tensor) -> bool:
+    """(K, C, 3, 3): whether it is worth it here."""
+    wide = min(weight.shape[:2]) >= WIDE
+    return wide and weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def transformed(weight: Tensor) -> Tensor:

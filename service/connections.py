@@ -103,7 +103,7 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
             if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
                 raise RequestError(f"{len(hosts)} Host headers")
             if hosts and not _HOST.fullmatch(hosts[0]):
-                raise RequestError("a Host that is none")
+                raise RequestError("a Host header that names no host")
             if self.parser.get_method() == b"CONNECT":
                 raise RequestError("CONNECT, which is for proxies")
             self._in_between = 0

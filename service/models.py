@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,10 @@ from unet.pixels import InputRange
 from unet.predictor import Prediction
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 30.0
+"""Between tries to load a file that nothing seems wrong with: there may have been no memory for it, beside another
+program's."""
 
 Status = Literal["ok", "waiting", "failed"]
 Outcome = Literal["loaded", "refused"]
@@ -57,6 +63,8 @@ class ModelSlot:
         self.refusal: str | None = None
         """Why the newest file is not served; None if it is, or if there is none."""
         self._seen: tuple[int, ...] = ()
+        self._again = math.inf
+        """When the same file is to be tried once more, on the clock of `time.monotonic`."""
 
     @property
     def status(self) -> Status:
@@ -71,11 +79,11 @@ class ModelSlot:
             await asyncio.sleep(interval)
 
     def refresh(self) -> None:
-        """Loads the file if it is another one than last time. Blocks; never raises."""
+        """Loads the file if it is another one than last time, or worth another try. Blocks; never raises."""
         seen = _identity(self.path)
-        if seen == self._seen:
+        if seen == self._seen and time.monotonic() < self._again:
             return
-        self._seen = seen
+        self._seen, self._again = seen, math.inf
         if seen == (errno.ENOENT,) and not self.current:  # it is still being trained
             self.refusal = None
             log.info("no model yet: waiting for %s", self.path)
@@ -89,7 +97,7 @@ class ModelSlot:
             self.on_outcome("refused")
             self._refuse(str(error).replace(str(self.path), self.path.name))  # answers to clients hold no paths
         except Exception:  # a file must not be able to stop the service, whatever is wrong with it
-            self._seen = ()  # perhaps there was no memory for it, beside another program's: the next look tries again
+            self._again = time.monotonic() + RETRY_S
             reason = f"{self.path.name} cannot be loaded"
             if reason != self.refusal:
                 self.on_outcome("refused")

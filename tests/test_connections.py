@@ -255,7 +255,7 @@ def test_what_is_no_request_is_answered_like_one(caplog: pytest.LogCaptureFixtur
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a b/c\r\n\r\n")
         head, _, body = received(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert json.loads(body)["detail"] == "expected an HTTP/1.1 request, found: a Host that is none"
+    assert json.loads(body)["detail"] == "expected an HTTP/1.1 request, found: a Host header that names no host"
     headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     assert headers.keys() >= {b"date", b"x-request-id", b"content-length"}
     (record,) = [record for record in caplog.records if record.name == "service.connections"]

@@ -21,7 +21,6 @@ from conftest import picture, png
 
 from trainer import fit as fitting
 from trainer.__main__ import main
-from trainer.augment import Augmentation
 from trainer.metrics import confusion, scores
 from trainer.recipes import RECIPES
 from trainer.run import Seldom
@@ -237,40 +236,6 @@ def test_what_the_user_can_mend_ends_with_2_and_no_traceback(
     assert "Traceback" not in printed
 
 
-def test_the_tutorial_recipe_is_the_tutorials() -> None:
-    recipe = RECIPES["tutorial"]
-    assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.grey) == (512, 4, 50, True)
-    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.momentum) == ("rmsprop", 1e-5, 1e-8, 0.9)
-    assert (recipe.base_channels, recipe.variant, recipe.bilinear) == (64, "tutorial", True)
-    assert (recipe.schedule, recipe.standardise, recipe.input_range) == ("constant", False, "0-255")
-    assert (recipe.loss, recipe.border_weights, recipe.ema, recipe.clip_norm) == ("ce", False, None, None)
-    assert recipe.augmentation == Augmentation(flip=True)  # and nothing else
-    assert not recipe.mixed_precision
-
-
-def test_recipes_build_networks_with_their_drop_out() -> None:
-    found = {name: recipe.override(base_channels=1).build(3, 1).dropout.p for name, recipe in RECIPES.items()}
-    assert found == {"default": 0.5, "quick": 0.0, "tutorial": 0.0, "paper": 0.5}
-    assert RECIPES["tutorial"].override(base_channels=1).build(3, 1).config.n_channels == 1  # grey
-
-
-def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
-    recipe = RECIPES["default"].override(epochs=10, lr=1.0)
-    schedule = fitting.Schedule(recipe, steps_per_epoch=100, max_minutes=1)
-    assert schedule.lr(30, 0) == pytest.approx(1.0)
-    assert schedule.lr(0, 0) < schedule.lr(15, 0) == pytest.approx(0.5)
-    assert schedule.lr(515, 0) == pytest.approx(0.5)
-    assert schedule.lr(0, 30.9) == pytest.approx(0.5)
-    assert schedule.lr(999, 0) < 1e-4
-    assert not schedule.over(9, 59)
-    assert schedule.over(10, 0)
-    assert schedule.over(1, 60)
-    assert schedule.left(2, 6) == 24  # eight epochs of three seconds
-    assert schedule.left(2, 20) == 40  # the minute comes first
-    assert schedule.left(10, 30) == schedule.left(1, 61) == 0
-    assert [fitting._duration(s) for s in (89, 91, 5399, 5401, 70_000)] == ["89 s", "2 min", "90 min", "2 h", "19 h"]
-
-
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_every_recipe_resumes_exactly(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Interrupt, recipe: str
@@ -296,25 +261,6 @@ def test_the_average_is_what_is_validated_and_saved(
     best = checkpoints.load(out / "best_model.pth").state_dict
     assert all(torch.equal(state["averaged"][f"module.{name}"], tensor) for name, tensor in best.items())
     assert not torch.equal(state["network"]["outc.conv.weight"], best["outc.conv.weight"])
-
-
-def test_the_average_forgets_faster_at_first() -> None:
-    network = torch.nn.BatchNorm1d(1)
-    average = fitting.Average(network, decay=0.5)
-    found = []
-    for step, value in enumerate([4.0, 0.0, 0.0, 0.0], 1):
-        torch.nn.init.constant_(network.weight, value)
-        network.num_batches_tracked.fill_(step)
-        average.update()
-        found.append(average.module.weight.item())
-    # keeps nothing, then (1 + n) / (10 + n) of it: 2/11, 3/12, 4/13
-    assert found == pytest.approx([4, 4 * 2 / 11, 4 * 2 / 11 / 4, 4 * 2 / 11 / 4 * 4 / 13])
-    assert average.module.num_batches_tracked == 4  # a counter is no number to average
-    for _ in range(20):
-        average.update()
-    torch.nn.init.constant_(network.weight, 1.0)
-    average.update()
-    assert average.module.weight.item() == pytest.approx(0.5, abs=1e-4)  # the decay, at last
 
 
 def test_the_stored_threshold_maximises_the_score(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Parts of the training loop: its schedule and its average."""
+
+import pytest
+import torch
+
+from trainer import fit as fitting
+from trainer.recipes import RECIPES
+
+
+def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
+    recipe = RECIPES["default"].override(epochs=10, lr=1.0)
+    schedule = fitting.Schedule(recipe, steps_per_epoch=100, max_minutes=1)
+    assert schedule.lr(30, 0) == pytest.approx(1.0)
+    assert schedule.lr(0, 0) < schedule.lr(15, 0) == pytest.approx(0.5)
+    assert schedule.lr(515, 0) == pytest.approx(0.5)
+    assert schedule.lr(0, 30.9) == pytest.approx(0.5)
+    assert schedule.lr(999, 0) < 1e-4
+    assert not schedule.over(9, 59)
+    assert schedule.over(10, 0)
+    assert schedule.over(1, 60)
+    assert schedule.left(2, 6) == 24  # eight epochs of three seconds
+    assert schedule.left(2, 20) == 40  # the minute comes first
+    assert schedule.left(10, 30) == schedule.left(1, 61) == 0
+    assert [fitting._duration(s) for s in (89, 91, 5399, 5401, 70_000)] == ["89 s", "2 min", "90 min", "2 h", "19 h"]
+
+
+def test_the_average_forgets_faster_at_first() -> None:
+    network = torch.nn.BatchNorm1d(1)
+    average = fitting.Average(network, decay=0.5)
+    found = []
+    for step, value in enumerate([4.0, 0.0, 0.0, 0.0], 1):
+        torch.nn.init.constant_(network.weight, value)
+        network.num_batches_tracked.fill_(step)
+        average.update()
+        found.append(average.module.weight.item())
+    # keeps nothing, then (1 + n) / (10 + n) of it: 2/11, 3/12, 4/13
+    assert found == pytest.approx([4, 4 * 2 / 11, 4 * 2 / 11 / 4, 4 * 2 / 11 / 4 * 4 / 13])
+    assert average.module.num_batches_tracked == 4  # a counter is no number to average
+    for _ in range(20):
+        average.update()
+    torch.nn.init.constant_(network.weight, 1.0)
+    average.update()
+    assert average.module.weight.item() == pytest.approx(0.5, abs=1e-4)  # the decay, at last

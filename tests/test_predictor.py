@@ -48,7 +48,8 @@ def test_the_threshold(make_checkpoint: Make, rng: np.random.Generator) -> None:
     predictor = Predictor.load(make_checkpoint(), device="cpu", precision="fp32")
     image = rng.integers(0, 256, (32, 32), dtype=np.uint8)
     probabilities = predictor(image)
-    for threshold in (0.0, float(np.median(probabilities)), 1.0):
+    one_of_them = float(probabilities[7, 9])  # above it: not at it
+    for threshold in (0.0, float(np.median(probabilities)), one_of_them, 1.0):
         expected = np.where(probabilities > threshold, 255, 0)
         np.testing.assert_array_equal(predictor.mask(image, threshold), expected)
     np.testing.assert_array_equal(predictor.mask(image), np.where(probabilities > 0.5, 255, 0))

@@ -1,5 +1,7 @@
 """The network of the service computes what the trained one does, in fewer steps."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -58,7 +60,7 @@ def test_fused_computes_the_same_on_a_gpu(
     network, x = network_and_images({**config, "base_channels": base_channels}, size)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = network(x)
-        found = fused(network.folded().to("cuda", dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        found = fused(network.folded().to("cuda", memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
         difference = found(x.to("cuda", dtype)).float().cpu() - expected
     assert difference.norm() < close * expected.norm()
     assert not any(isinstance(module, nn.ReLU) for module in found.modules())
@@ -74,7 +76,7 @@ def test_fused_computes_the_same(
     network, x = network_and_images(config, size)
     with torch.inference_mode():
         expected = network(x)
-        found = fused(network.folded().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        found = fused(network.folded().to(memory_format=torch.channels_last), torch.float32)  # type: ignore[call-overload]
         difference = found(x) - expected
     assert difference.abs().max() < 1e-4 * expected.abs().max()
     left = {type(module) for module in found.modules()}
@@ -87,15 +89,15 @@ def test_in_bfloat16_as_far_as_it_goes(config: dict[str, object], size: tuple[in
     network, x = network_and_images(config, size)
     with torch.inference_mode():
         exact = network(x)
-        folded = network.folded().to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        unfused = (folded(x.bfloat16()).float() - exact).abs().mean()
-        error = (fused(folded)(x.bfloat16()).float() - exact).abs().mean()
+        folded = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unfused = (copy.deepcopy(folded).bfloat16()(x.bfloat16()).float() - exact).abs().mean()
+        error = (fused(folded, torch.bfloat16)(x.bfloat16()).float() - exact).abs().mean()
     assert 0 < error < 1.2 * unfused
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 def test_gives_back_what_nobody_needs_any_more() -> None:
-    network = fused(trained({}).folded())
+    network = fused(trained({}).folded(), torch.float32)
     fine, below = torch.rand(1, 4, 32, 32), torch.rand(1, 4, 16, 16)
     with torch.inference_mode():
         skip = network.up4.skip(fine)
@@ -107,8 +109,22 @@ def test_gives_back_what_nobody_needs_any_more() -> None:
     assert up.untyped_storage().size() == 0
 
 
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.parametrize("base_channels", [1, 3])  # of one channel, any order of memory is channels last
+def test_what_comes_from_below_is_never_enlarged(base_channels: int) -> None:
+    network, x = network_and_images({"bilinear": False, "base_channels": base_channels}, (33, 48))
+    with torch.inference_mode():
+        expected = network(x)
+        found = fused(network.folded(), torch.float32)
+        assert not any(isinstance(module, nn.ConvTranspose2d) for module in found.modules())
+        assert (found(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+        skip, below = found.up4.skip(torch.rand(1, base_channels, 32, 32)), torch.rand(1, base_channels, 16, 16)
+        assert found.up4(below, skip).shape == (1, base_channels, 32, 32)
+    assert below.untyped_storage().size() == 0
+
+
 def test_what_onednn_does_not_compute_is_left_alone() -> None:
-    network = trained({}).folded().double()
-    assert fused(network) is network
+    network = trained({}).folded()
+    assert fused(network, torch.float64) is network
     assert any(isinstance(module, nn.MaxPool2d) for module in network.modules())
     assert network(torch.rand(1, 1, 32, 32).double()).shape == (1, 1, 32, 32)

@@ -2,19 +2,21 @@
 and all wait for on a GPU.
 
 ReLU is applied while a convolution writes; a skip connection and what comes from below are convolved one after the
-other into one sum, and never joined: the first at once, so that less has to be kept until the other has come; pooling
-keeps no indices. On a CPU with the operators that `torch.compile` has for this (torch/_inductor/fx_passes/
-mkldnn_fusion.py), without its seconds of compilation and its C++ compiler, and with weights in the order that oneDNN
-wants; on a GPU with those of cuDNN.
+other into one sum, and never joined: the first at once, so that less has to be kept until the other has come, and that,
+on a CPU, from the coarse grid (`unet.composed`); pooling keeps no indices. On a CPU with the operators that
+`torch.compile` has for this (torch/_inductor/fx_passes/mkldnn_fusion.py), without its seconds of compilation and its
+C++ compiler, and with weights in the order that oneDNN wants; on a GPU with those of cuDNN.
 """
 
 import logging
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet import kernels, winograd
+from unet.composed import add_by_place, composed, fine_rows, of_the_bias
 from unet.kernels import LANES, Kernels
 from unet.network import DoubleConv, OutConv, UNet, Up, fit
 
@@ -24,18 +26,22 @@ NARROW = 8
 """cuDNN is slow for fewer channels than that, such as those of an image."""
 
 
-def fused(network: UNet) -> UNet:
-    """A folded network (see `UNet.folded`), in its final dtype and on its device, is changed and returned; as it is
-    where there are no such operators."""
-    weight = next(network.parameters())
-    kind = _kind(weight.device, weight.dtype)
+def fused(network: UNet, dtype: torch.dtype) -> UNet:
+    """A folded network (see `UNet.folded`), in float32 and on its device, is made to compute in `dtype` and returned;
+    nothing else changes where there are no such operators."""
+    device = next(network.parameters()).device
+    kind = _kind(device, dtype)
+    if kind is _OneDNN:
+        for name, child in network.named_children():
+            if isinstance(child, Up) and child.padded and isinstance(child.up, nn.ConvTranspose2d):
+                setattr(network, name, _ComposedUp(child, dtype))
+    network.to(dtype)
     if kind is None:
         return network
-    own = kernels.compiled(Kernels) if kind is _CuDNN and weight.dtype == torch.bfloat16 else None
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, Up):
-                setattr(parent, name, _Up(child, kind))
+    own = kernels.compiled(Kernels) if kind is _CuDNN and dtype == torch.bfloat16 else None
+    for name, child in network.named_children():
+        if isinstance(child, Up):
+            setattr(network, name, _Up(child, kind))
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, DoubleConv):
@@ -44,7 +50,7 @@ def fused(network: UNet) -> UNet:
                 setattr(parent, name, _MaxPool(own, last=not network.margin))
             elif isinstance(child, nn.ConvTranspose2d) and own and child.out_channels % LANES == 0:
                 setattr(parent, name, _UpConvolution(child, own))
-            elif isinstance(child, OutConv) and weight.is_cuda:
+            elif isinstance(child, OutConv) and kind is _CuDNN:
                 setattr(parent, name, _Linear(child.conv))
     return network
 
@@ -87,8 +93,7 @@ class _FusedDoubleConv(nn.Module):
         self.first_bias, self.second_bias = first.bias, second.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._convolved(x, self.parts[0], self.first_bias, relu=True)
-        return self._convolved(x, self.second, self.second_bias, relu=True)
+        return self.end(self._convolved(x, self.parts[0], self.first_bias, relu=True))
 
     def start(self, x: Tensor) -> Tensor:
         """The first tensor's share."""
@@ -98,7 +103,11 @@ class _FusedDoubleConv(nn.Module):
         """The result. Gives back the memory of both arguments: whoever has called still holds them."""
         started = self._add_convolved(started, x, self.parts[1])
         _give_back(x)
-        return self._convolved(started, self.second, self.second_bias, relu=True)
+        return self.end(started)
+
+    def end(self, x: Tensor) -> Tensor:
+        """The second convolution."""
+        return self._convolved(x, self.second, self.second_bias, relu=True)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
         raise NotImplementedError
@@ -118,9 +127,7 @@ class _OneDNN(_FusedDoubleConv):
         if _is_winograd(weight):
             x = winograd.convolved(x, weight, bias, self.padding)
             return x.relu_() if relu else x
-        return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-            x, weight, bias, self.padding, [1, 1], [1, 1], 1, "relu" if relu else "none", [], ""
-        )
+        return _convolved(x, weight, bias, self.padding, "relu" if relu else "none")
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         if _is_winograd(weight):
@@ -132,9 +139,19 @@ class _OneDNN(_FusedDoubleConv):
     def _packed(self, weight: Tensor) -> Tensor:
         if winograd.pays(weight):
             return winograd.transformed(weight)
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-            weight.contiguous().to_mkldnn(), self.padding, [1, 1], [1, 1], 1, None
-        )
+        return _packed(weight, self.padding)
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+        x, weight, bias, padding, [1, 1], [1, 1], 1, then, [], ""
+    )
+
+
+def _packed(weight: Tensor, padding: list[int]) -> Tensor:
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
+        weight.contiguous().to_mkldnn(), padding, [1, 1], [1, 1], 1, None
+    )
 
 
 def _is_winograd(weight: Tensor) -> bool:
@@ -153,8 +170,7 @@ class _CuDNN(_FusedDoubleConv):
         if not self.narrow:
             return super().forward(x)
         x = _neighbourhoods(x, self.padding, self.parts[0].shape[1])
-        x = torch.cudnn_convolution_relu(x, self.parts[0], self.first_bias, [1, 1], [0, 0], [1, 1], 1)
-        return self._convolved(x, self.second, self.second_bias, relu=True)
+        return self.end(torch.cudnn_convolution_relu(x, self.parts[0], self.first_bias, [1, 1], [0, 0], [1, 1], 1))
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
         if not relu:  # without the bias, which is added with the second part
@@ -185,6 +201,38 @@ class _Up(nn.Module):
         if self.padded:
             return self.conv.add(skip, fit(x, skip))
         return self.conv.add(self.conv.start(fit(skip, x)), x)
+
+
+class _ComposedUp(nn.Module):
+    """Of an up-convolution and padded convolutions, on a CPU: what comes from below is convolved on the coarse grid."""
+
+    def __init__(self, up: Up, dtype: torch.dtype) -> None:
+        super().__init__()
+        first = up.conv.double_conv[0]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(up.up, nn.ConvTranspose2d)
+        assert up.up.bias is not None
+        skips, below = first.weight.detach().chunk(2, dim=1)
+        self.kernels = [_packed(kernel.to(dtype), [1, 1]) for kernel in composed(up.up.weight.detach(), below)]
+        self.of_the_bias = {
+            (rows, columns): of_the_bias(up.up.bias, below, (rows, columns)).to(dtype)
+            for rows, columns in product((0, 1), (0, 1))
+        }
+        first.weight = nn.Parameter(skips, requires_grad=False)
+        self.conv = _OneDNN(up.conv.to(dtype))
+
+    def skip(self, x: Tensor) -> Tensor:
+        return self.conv.start(x)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Gives back the memory of `x`, as `_FusedDoubleConv.add` does."""
+        add_by_place(skip, self.of_the_bias[skip.shape[2] % 2, skip.shape[3] % 2])
+        for parity, kernel in enumerate(self.kernels):
+            rows = skip.permute(0, 2, 3, 1)[:, parity::2]
+            below = fine_rows(_convolved(x, kernel, None, [1, 1]), parity, skip)
+            rows.view(below.shape).add_(below).relu_()
+        _give_back(x)
+        return self.conv.end(skip)
 
 
 def _give_back(x: Tensor) -> None:

@@ -72,9 +72,9 @@ class Predictor:
         """Raises DeviceError when there is no such device."""
         where = resolve_device(device)
         resolved = resolve_precision(precision, where)
-        network = checkpoint.build().folded().to(where, DTYPES[resolved], memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = checkpoint.build().folded().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
-            fused(network),
+            fused(network, DTYPES[resolved]),
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
-Precision = Literal["fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "int8"]
 
 
 class DeviceError(ValueError):
@@ -28,7 +28,10 @@ def resolve_device(choice: DeviceChoice) -> torch.device:
 
 
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
-    """`auto` is bfloat16 where the device is fast at it, else float32."""
+    """`auto` is bfloat16 where the device is fast at it, else float32. Raises DeviceError for `int8` where it is not
+    computed."""
+    if choice == "int8" and not (device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        raise DeviceError(f"precision int8: expected an x86 processor with AVX2 or later, found {device_name(device)}")
     if choice != "auto":
         return choice
     return "bf16" if fast_bf16(device) else "fp32"
@@ -39,6 +42,11 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
+
+
+def has_vnni() -> bool:
+    """Whether the processor adds up four products of 8 bits at once, in 32 bits."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_cpuinfo("flags").split())
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -9,14 +9,14 @@ C++ compiler, and with weights in the order that oneDNN wants; on a GPU with tho
 """
 
 import logging
-from itertools import product
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet import kernels, winograd
-from unet.composed import add_by_place, composed, fine_rows, of_the_bias
+from unet.composed import Composed
 from unet.kernels import LANES, Kernels
 from unet.network import DoubleConv, OutConv, UNet, Up, fit
 
@@ -47,7 +47,7 @@ def fused(network: UNet, dtype: torch.dtype) -> UNet:
             if isinstance(child, DoubleConv):
                 setattr(parent, name, kind(child))
             elif isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, _MaxPool(own, last=not network.margin))
+                setattr(parent, name, MaxPool(own, last=not network.margin))
             elif isinstance(child, nn.ConvTranspose2d) and own and child.out_channels % LANES == 0:
                 setattr(parent, name, _UpConvolution(child, own))
             elif isinstance(child, OutConv) and kind is _CuDNN:
@@ -102,7 +102,7 @@ class _FusedDoubleConv(nn.Module):
     def add(self, started: Tensor, x: Tensor) -> Tensor:
         """The result. Gives back the memory of both arguments: whoever has called still holds them."""
         started = self._add_convolved(started, x, self.parts[1])
-        _give_back(x)
+        give_back(x)
         return self.end(started)
 
     def end(self, x: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class _OneDNN(_FusedDoubleConv):
         if _is_winograd(weight):
             x = winograd.convolved(x, weight, bias, self.padding)
             return x.relu_() if relu else x
-        return _convolved(x, weight, bias, self.padding, "relu" if relu else "none")
+        return convolved(x, weight, bias, self.padding, "relu" if relu else "none")
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         if _is_winograd(weight):
@@ -139,16 +139,20 @@ class _OneDNN(_FusedDoubleConv):
     def _packed(self, weight: Tensor) -> Tensor:
         if winograd.pays(weight):
             return winograd.transformed(weight)
-        return _packed(weight, self.padding)
+        return packed(weight, self.padding)
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], then: str = "none") -> Tensor:
+def convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], then: str = "none", *numbers: float
+) -> Tensor:
+    """Of `packed` weights. `then`: relu, or hardtanh, between two numbers."""
     return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-        x, weight, bias, padding, [1, 1], [1, 1], 1, then, [], ""
+        x, weight, bias, padding, [1, 1], [1, 1], 1, then, numbers, ""
     )
 
 
-def _packed(weight: Tensor, padding: list[int]) -> Tensor:
+def packed(weight: Tensor, padding: list[int]) -> Tensor:
+    """In the order that oneDNN wants."""
     return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
         weight.contiguous().to_mkldnn(), padding, [1, 1], [1, 1], 1, None
     )
@@ -179,7 +183,7 @@ class _CuDNN(_FusedDoubleConv):
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         x = torch.cudnn_convolution_add_relu(x, weight, to, 1.0, self.first_bias, [1, 1], self.padding, [1, 1], 1)
-        _give_back(to)
+        give_back(to)
         return x
 
     def _packed(self, weight: Tensor) -> Tensor:
@@ -212,13 +216,16 @@ class _ComposedUp(nn.Module):
         assert isinstance(first, nn.Conv2d)
         assert isinstance(up.up, nn.ConvTranspose2d)
         assert up.up.bias is not None
+        assert first.bias is not None
         skips, below = first.weight.detach().chunk(2, dim=1)
-        self.kernels = [_packed(kernel.to(dtype), [1, 1]) for kernel in composed(up.up.weight.detach(), below)]
-        self.of_the_bias = {
-            (rows, columns): of_the_bias(up.up.bias, below, (rows, columns)).to(dtype)
-            for rows, columns in product((0, 1), (0, 1))
-        }
+        self.below = Composed(
+            up.up.weight.detach(),
+            up.up.bias,
+            below,
+            lambda kernel: partial(convolved, weight=packed(kernel.to(dtype), [1, 1]), bias=None, padding=[1, 1]),
+        )
         first.weight = nn.Parameter(skips, requires_grad=False)
+        first.bias = nn.Parameter(first.bias + self.below.bias, requires_grad=False)
         self.conv = _OneDNN(up.conv.to(dtype))
 
     def skip(self, x: Tensor) -> Tensor:
@@ -226,16 +233,12 @@ class _ComposedUp(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Gives back the memory of `x`, as `_FusedDoubleConv.add` does."""
-        add_by_place(skip, self.of_the_bias[skip.shape[2] % 2, skip.shape[3] % 2])
-        for parity, kernel in enumerate(self.kernels):
-            rows = skip.permute(0, 2, 3, 1)[:, parity::2]
-            below = fine_rows(_convolved(x, kernel, None, [1, 1]), parity, skip)
-            rows.view(below.shape).add_(below).relu_()
-        _give_back(x)
-        return self.conv.end(skip)
+        self.below.add_to(skip, x)
+        give_back(x)
+        return self.conv.end(skip.relu_())
 
 
-def _give_back(x: Tensor) -> None:
+def give_back(x: Tensor) -> None:
     """What nobody needs any more, though somebody still holds it."""
     x.untyped_storage().resize_(0)
 
@@ -271,7 +274,7 @@ class _UpConvolution(nn.Module):
         return x if self.bias is None else self.own.add_bias(x, self.bias)
 
 
-class _MaxPool(nn.Module):
+class MaxPool(nn.Module):
     """As `nn.MaxPool2d(2)`: the last row or column of an odd size is lost. With `last`, nobody needs its argument after
     it."""
 
@@ -283,7 +286,7 @@ class _MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = self._pooled(x)
         if self.last:
-            _give_back(x)
+            give_back(x)
         return pooled
 
     def _pooled(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from unet.checkpoint import Checkpoint
 from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device, resolve_precision
 from unet.forward import ForwardPass, Output
 from unet.fused import fused
+from unet.int8 import in_int8
 from unet.network import STRIDE, UNet
 from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror
 from unet.replay import recorded
@@ -24,7 +25,8 @@ from unet.tiling import CONTEXT, Tile, cut
 TILE = {"cpu": 896, "cuda": 2048}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 1 GiB and 3 GiB."""
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+"""Of what goes into the network."""
 
 VIEWS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
 """Test-time augmentation: quarter turns, then flipped or not."""
@@ -69,12 +71,16 @@ class Predictor:
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: DeviceChoice = "auto", precision: PrecisionChoice = "auto"
     ) -> Self:
-        """Raises DeviceError when there is no such device."""
+        """Raises DeviceError when there is no such device, or CheckpointError for a network that int8 is not for."""
         where = resolve_device(device)
         resolved = resolve_precision(precision, where)
-        network = checkpoint.build().folded().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = checkpoint.build()
+        if resolved == "int8":
+            network = in_int8(network)
+        else:
+            network = fused(network.folded().to(where, memory_format=torch.channels_last), DTYPES[resolved])  # type: ignore[call-overload]
         return cls(
-            fused(network, DTYPES[resolved]),
+            network,
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,

@@ -15,7 +15,7 @@ def run() -> int:
 def main(argv: list[str] | None = None) -> int:
     from service import logs
     from service.settings import ServeSettings
-    from unet.device import DeviceError, device_name, resolve_device
+    from unet.device import DeviceError, device_name, resolve_device, resolve_precision
     from unet.settings import parse
 
     settings = parse(ServeSettings, argv)
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.name} is not installed; expected the extra: pip install '.[serve]', in the clone")
     try:
         device = resolve_device(settings.device)
+        resolve_precision(settings.precision, device)
         listener = _listen(settings.host, settings.port, BACKLOG)
     except DeviceError as error:
         return _fail(str(error))

@@ -63,7 +63,7 @@ def _step(norm: nn.BatchNorm2d) -> float:
     return max(float(largest.max()), 1e-6) / 255
 
 
-class _Convolution:
+class Convolution:
     """Of uint8, with weights of int8 that each output channel has its own scale of."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, padding: int = 1) -> None:
@@ -86,7 +86,7 @@ class _Convolution:
 
 def _in_float(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """A convolution whose results are float32."""
-    return partial(_Convolution(weight), dtype=torch.float32)
+    return partial(Convolution(weight), dtype=torch.float32)
 
 
 def _weights(convolutions: DoubleConv) -> list[tuple[Tensor, Tensor]]:
@@ -102,7 +102,7 @@ class _First(nn.Module):
         super().__init__()
         (weight, bias), (second, second_bias) = _weights(convolutions)
         self.weight, self.bias = packed(weight / steps[0], [1, 1]), bias / steps[0] + HALF
-        self.second = _Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
+        self.second = Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
 
     def forward(self, x: Tensor) -> Tensor:
         x = convolved(x, self.weight, self.bias, [1, 1], "hardtanh", 0.0, 255.0)
@@ -113,8 +113,8 @@ class _DoubleConv(nn.Module):
     def __init__(self, convolutions: DoubleConv, step: float, steps: list[float]) -> None:
         super().__init__()
         (first, first_bias), (second, second_bias) = _weights(convolutions)
-        self.first = _Convolution(first * (step / steps[0]), first_bias / steps[0])
-        self.second = _Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
+        self.first = Convolution(first * (step / steps[0]), first_bias / steps[0])
+        self.second = Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
@@ -135,8 +135,8 @@ class _Up(nn.Module):
             bias = bias + self.composed.bias * steps[0]
         else:
             self.up, self.below = up.up, _in_float(below * (step / steps[0]))
-        self.start = _Convolution(skips * (skip_step / steps[0]), bias / steps[0])
-        self.second = _Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
+        self.start = Convolution(skips * (skip_step / steps[0]), bias / steps[0])
+        self.second = Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
 
     def skip(self, x: Tensor) -> Tensor:
         return self.start(x, torch.float32)
@@ -154,7 +154,7 @@ class _Up(nn.Module):
 class _OutConv(nn.Module):
     def __init__(self, layer: nn.Conv2d, step: float) -> None:
         super().__init__()
-        self.convolution = _Convolution(layer.weight * step, layer.bias, padding=0)
+        self.convolution = Convolution(layer.weight * step, layer.bias, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolution(x, torch.float32)

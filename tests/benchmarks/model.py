@@ -5,9 +5,9 @@ them. `eager` is what a user's script would do: the network as saved, in float32
 are; ONNX Runtime and OpenVINO, if they are installed (`pip install '.[peers]'`), run the same network instead of torch.
 Prints for one image of DATA at a time: the fastest and the median time; the gain over eager, median by median; at the
 fastest, arithmetic per second and its share of what torch does on the device in the same precision in one large matrix
-product or convolution, whichever is faster; the time to load the model, memory, and the share of the pixels of all
-images of DATA that differ from eager's mask. On a GPU then, for several images at a time: images per second, upload and
-masks included, and the same share.
+product or convolution, whichever is faster; the time to load the model, memory, and of the masks of all images of DATA
+the share of the pixels that differ from eager's, and the IoU with them. On a GPU then, for several images at a time:
+images per second, upload and masks included, and the same share.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 
 ROUNDS, SHOTS = 4, 4
 BATCHES = (1, 8, 32)
-OURS = ("eager", "fp32", "auto")
+OURS = ("eager", "fp32", "auto", "int8")
 ENGINES = ("onnxruntime", "openvino")
 
 
@@ -68,6 +68,7 @@ def main() -> None:
             "load ms": 1000 * about[name]["load"],
             "rss MiB": about[name]["rss"] / 2**20,
             "differ %": 100 * differing(masks[name], masks["eager"]),
+            "IoU": iou(masks[name], masks["eager"]),
         }
         for name in variants
     }
@@ -83,10 +84,10 @@ def main() -> None:
 
 
 def compared() -> tuple[str, ...]:
-    """The other engines are compared on CPUs only."""
+    """The other engines, and int8, are compared on CPUs only."""
     import torch
 
-    return OURS if torch.cuda.is_available() else (*OURS, *(name for name in ENGINES if find_spec(name)))
+    return OURS[:3] if torch.cuda.is_available() else (*OURS, *(name for name in ENGINES if find_spec(name)))
 
 
 class Worker:
@@ -124,9 +125,11 @@ def work(name: str, model: Path, data: Path) -> None:
     started = time.perf_counter()
     checkpoint = checkpoints.load(model)
     network = checkpoint.build()
-    predictor = Predictor.from_checkpoint(checkpoint, precision="fp32" if name == "fp32" else "auto")
+    predictor = Predictor.from_checkpoint(checkpoint, precision=name if name in ("fp32", "int8") else "auto")
     load = time.perf_counter() - started
     dtype = torch.float32 if name in ("eager", "onnxruntime") else predictor.dtype  # OpenVINO chooses as `auto` does
+    if name == "int8":
+        dtype = torch.uint8
 
     @torch.inference_mode()
     def eager(image: Any, compute: Any = network) -> Any:
@@ -208,21 +211,28 @@ def throughput(predictor: Any, images: list[Any], n: int) -> float:
 
 
 def peak(device: Any, dtype: Any) -> float:
-    """GFLOP/s of large matrix products or convolutions, the best of a few."""
+    """GFLOP/s of large matrix products or convolutions, the best of a few; of bytes, of convolutions only."""
     import torch
+
+    from unet.int8 import Convolution
 
     on_gpu = device.type == "cuda"
     side, maps, channels, in_a_row = (8192, 32, 256, 8) if on_gpu else (2048, 1, 128, 1)
-    matrix = torch.randn(side, side, device=device, dtype=dtype)
-    x = torch.randn(maps, channels, 128, 128, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    kernels = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.rand(maps, channels, 128, 128, device=device).to(dtype, memory_format=torch.channels_last)
+    kernels = torch.randn(channels, channels, 3, 3, device=device)
+    flop = 2 * 9 * channels**2 * maps * 128**2
+    computations: list[tuple[int, Any]]
+    if dtype == torch.uint8:
+        convolution = Convolution(kernels)
+        computations = [(flop, lambda: convolution(x))]
+    else:
+        matrix = torch.randn(side, side, device=device, dtype=dtype)
+        kernels = kernels.to(dtype, memory_format=torch.channels_last)
+        computations = [(2 * side**3, lambda: matrix @ matrix), (flop, lambda: torch.conv2d(x, kernels, padding=1))]
     rates = []
     with torch.inference_mode():
         for _ in range(SHOTS):
-            for flop, compute in (
-                (2 * side**3, lambda: matrix @ matrix),
-                (2 * 9 * channels**2 * maps * 128**2, lambda: torch.conv2d(x, kernels, padding=1)),
-            ):
+            for flop, compute in computations:
                 started = time.perf_counter()
                 for _ in range(in_a_row):
                     computed = compute()
@@ -233,8 +243,19 @@ def peak(device: Any, dtype: Any) -> float:
 
 def differing(masks: list[str], others: list[str]) -> float:
     """The share of bytes that differ."""
-    pairs = [(bytes.fromhex(a), bytes.fromhex(b)) for a, b in zip(masks, others, strict=True)]
-    return sum(x != y for a, b in pairs for x, y in zip(a, b, strict=True)) / sum(len(a) for a, _ in pairs)
+    return float((pixels(masks) != pixels(others)).mean())
+
+
+def iou(masks: list[str], others: list[str]) -> float:
+    """Of the foreground, over all images."""
+    a, b = pixels(masks) > 0, pixels(others) > 0
+    return float((a & b).sum() / (a | b).sum())
+
+
+def pixels(masks: list[str]) -> Any:
+    import numpy as np
+
+    return np.frombuffer(bytes.fromhex("".join(masks)), np.uint8)
 
 
 if __name__ == "__main__":

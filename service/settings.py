@@ -48,7 +48,7 @@ class ServeSettings(ProgramSettings):
     device: DeviceChoice = Field("auto", description="where to compute")
     precision: PrecisionChoice = Field(
         "auto",
-        description="auto: bf16 where the device is fast at it, else fp32; int8: nearly the same masks, sooner, on CPUs",
+        description="auto: bf16 where the device is fast at it, else fp32; int8: nearly the same masks, sooner (CPU)",
     )
     input_range: InputRange = Field(
         "0-1", description="for a bare state_dict, which cannot say it: how its training images were scaled"

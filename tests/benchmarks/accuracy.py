@@ -8,7 +8,7 @@ challenge's V_rand at the best threshold. Writes the same as JSON with --json FI
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from trainer.dataset import Sample, read_folder
 from trainer.metrics import ThresholdCurve, object_scores, scores
 from unet import Predictor
+from unet.device import PrecisionChoice
 
 RAND_THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97)
 
@@ -26,9 +27,10 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--last", type=int, help="only the last N images, by name (default: all)")
+    parser.add_argument("--precision", choices=get_args(PrecisionChoice), default="auto")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    predictor = Predictor.load(arguments.model)
+    predictor = Predictor.load(arguments.model, precision=arguments.precision)
     if not predictor.binary:
         parser.error("expected a binary model")
     samples = read_folder(arguments.data).samples

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import httpx
@@ -31,6 +31,7 @@ import torch
 from service.engine import BATCH_PIXELS, GPU_STREAMS, MAX_STREAMS
 from trainer.dataset import read_folder
 from unet import Predictor
+from unet.device import PrecisionChoice
 
 ROUNDS = 3
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -43,13 +44,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 200])
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement, %(default)s; there are three")
     parser.add_argument("--suffix", default=".png", help="what is sent: .png, or .bmp, which is decoded in no time")
+    parser.add_argument("--precision", choices=get_args(PrecisionChoice), default="auto")
     parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     images = [sample.image for sample in read_folder(arguments.data).samples]
-    predictor = Predictor.load(arguments.model)
+    predictor = Predictor.load(arguments.model, precision=arguments.precision)
     command = [sys.executable, "-m", "service", "--model", str(arguments.model), "--port", "0"]
-    command += ["--workers", str(arguments.workers)]
+    command += ["--workers", str(arguments.workers), "--precision", arguments.precision]
     started = time.monotonic()
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

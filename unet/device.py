@@ -30,7 +30,7 @@ def resolve_device(choice: DeviceChoice) -> torch.device:
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
     """`auto` is bfloat16 where the device is fast at it, else float32. Raises DeviceError for `int8` where it is not
     computed."""
-    if choice == "int8" and not (device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+    if choice == "int8" and not (device.type == "cpu" and _computes_int8()):
         raise DeviceError(f"precision int8: expected an x86 processor with AVX2 or later, found {device_name(device)}")
     if choice != "auto":
         return choice
@@ -42,6 +42,11 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
+
+
+def _computes_int8() -> bool:
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return onednn and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def has_vnni() -> bool:

@@ -3,7 +3,7 @@
 What layers hand on is uint8, weights are int8, sums int32 (Jacob et al. 2018, https://arxiv.org/abs/1712.05877): a
 quarter of the memory of float32, and twice the arithmetic, or more where a processor has instructions for it. How large
 a layer's values get, for which others want example images, batch norm knows, since it gives each channel its mean and
-its standard deviation (as in Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.2).
+its standard deviation (as in Nagel et al. 2019, https://arxiv.org/abs/1906.04721).
 
 The operators are those that torch has for `torch.compile`. All scales are part of the weights: a convolution's result
 is in steps of what follows it.

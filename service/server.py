@@ -28,7 +28,7 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
         app,
         http=limited(settings.idle_s, settings.max_connections, settings.max_header_bytes),
         ws="none",
-        loop="asyncio",  # uvloop, where it is installed, is no faster here, and cannot be told how much to read at once
+        loop="service.loop:event_loop",  # uvloop is no faster here, and cannot be told how much to read at once
         server_header=False,
         log_config=None,
         access_log=False,

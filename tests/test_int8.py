@@ -112,11 +112,11 @@ def test_without_batch_norm_it_is_refused(make_checkpoint: Make, serve: Serve) -
 def test_where_it_is_not_computed_it_is_refused(kind: str, capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(device, "device_name", lambda _: "A Processor")
-    with pytest.raises(DeviceError, match=r"precision int8: expected an x86 processor with AVX2 .* found A Processor"):
+    with pytest.raises(DeviceError, match=r"precision int8: expected device cpu, .* AVX2 .* found A Processor"):
         resolve_precision("int8", torch.device(kind))
 
 
 def test_the_program_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert main(["--precision", "int8", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err.startswith("unet-serve: error: precision int8: expected an x86 processor with AVX2")
+    assert capsys.readouterr().err.startswith("unet-serve: error: precision int8: expected device cpu, an x86")

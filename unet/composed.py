@@ -2,7 +2,7 @@
 
 A 3x3 neighbourhood on the finer grid lies in 2 x 2 pixels of the coarse one, so for each of the four places that a
 fine pixel can have in a coarse one the two are one 2x2 convolution. For C channels in, M between and K out, a fine
-pixel takes 4 C K multiplications instead of C M + 9 M K: less than half in all of U-Net's up steps.
+pixel takes 4 C K multiplications instead of C M + 9 M K: 36 to 40 % in a tutorial's up steps, 73 % in Pytorch-UNet's.
 """
 
 from collections.abc import Callable

@@ -31,7 +31,8 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
     """`auto` is bfloat16 where the device is fast at it, else float32. Raises DeviceError for `int8` where it is not
     computed."""
     if choice == "int8" and not (device.type == "cpu" and _computes_int8()):
-        raise DeviceError(f"precision int8: expected an x86 processor with AVX2 or later, found {device_name(device)}")
+        found = device_name(device)
+        raise DeviceError(f"precision int8: expected device cpu, an x86 processor with AVX2 or later; found {found}")
     if choice != "auto":
         return choice
     return "bf16" if fast_bf16(device) else "fp32"

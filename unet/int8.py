@@ -96,7 +96,7 @@ def _weights(convolutions: DoubleConv) -> list[tuple[Tensor, Tensor]]:
 
 
 class _First(nn.Module):
-    """Of an image, in float32: that has few channels, and takes no time."""
+    """The first convolution is in float32: an image has few channels, and few values that are whole numbers."""
 
     def __init__(self, convolutions: DoubleConv, steps: list[float]) -> None:
         super().__init__()
@@ -127,15 +127,15 @@ class _Up(nn.Module):
         super().__init__()
         (first, first_bias), (second, second_bias) = _weights(up.conv)
         skips, below = first.chunk(2, dim=1)
-        bias = first_bias + HALF * steps[0]
+        bias = first_bias / steps[0] + HALF
         self.composed: Composed | None = None
         if isinstance(up.up, nn.ConvTranspose2d):
             assert up.up.bias is not None
             self.composed = Composed(up.up.weight * step, up.up.bias, below / steps[0], _in_float)
-            bias = bias + self.composed.bias * steps[0]
+            bias = bias + self.composed.bias
         else:
             self.up, self.below = up.up, _in_float(below * (step / steps[0]))
-        self.start = Convolution(skips * (skip_step / steps[0]), bias / steps[0])
+        self.start = Convolution(skips * (skip_step / steps[0]), bias)
         self.second = Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
 
     def skip(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The event loop: who sends little does not wait for those who send much."""
+"""The event loop: who asks for little does not wait for those who send much."""
 
 import asyncio
 import fcntl
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
-AT_ONCE = 32
+AT_ONCE = 16
 """Sockets in a round of the loop, of those that something can be done with."""
 
 

@@ -50,8 +50,22 @@ def test_who_can_be_written_to_waits_for_nobody(pairs: list[tuple[socket.socket,
     with watching(pairs) as selector:
         for sender, _ in pairs[:-1]:
             sender.send(bytes(10))
-        selector.modify(pairs[-1][1], selectors.EVENT_WRITE)
+        pairs[-1][0].send(bytes(1000))  # its next request, while it has not taken the last answer yet
+        selector.modify(pairs[-1][1], selectors.EVENT_READ | selectors.EVENT_WRITE)
         assert selector.select(0)[0][0].fileobj is pairs[-1][1]
+
+
+def test_a_turn_is_not_counted_for_a_later_connection(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """Which has the same number, or is the same here."""
+    with watching(pairs) as selector:
+        for sender, _ in pairs[:-1]:
+            sender.send(bytes(1000))
+        pairs[-1][0].send(b"GET /health")
+        reader = pairs[-1][1]
+        assert selector.select(0)[0][0].fileobj is reader
+        assert reader not in {key.fileobj for key, _ in selector.select(0)}
+        selector.register(selector.unregister(reader).fileobj, selectors.EVENT_READ)
+        assert selector.select(0)[0][0].fileobj is reader
 
 
 def test_the_largest_get_their_turn_among_many_small_ones(pairs: list[tuple[socket.socket, socket.socket]]) -> None:

@@ -68,6 +68,18 @@ def test_a_turn_is_not_counted_for_a_later_connection(pairs: list[tuple[socket.s
         assert selector.select(0)[0][0].fileobj is reader
 
 
+def test_turns_of_a_crowd_that_is_gone_do_not_count(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    with watching(pairs) as selector:
+        for _ in range(2):
+            for sender, _ in pairs[:-1]:
+                sender.send(bytes(1000))
+            pairs[-1][0].send(b"GET /health")
+            assert selector.select(0)[0][0].fileobj is pairs[-1][1]
+            for _, reader in pairs:
+                reader.recv(2000)
+            assert selector.select(0) == []
+
+
 def test_the_largest_get_their_turn_among_many_small_ones(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     """The small ones never end: as much as is read of them comes again."""
     small, large = pairs[:10], pairs[10:]

@@ -131,7 +131,7 @@ def listening(
 ) -> Iterator[tuple[str, int]]:
     """The app on a real port, with uvicorn set up as `unet-serve` does it."""
     http = limited(idle_s, max_connections, max_header_bytes)
-    as_served = {"http": http, "ws": "none", "loop": "asyncio"}
+    as_served = {"http": http, "ws": "none", "loop": "service.loop:event_loop"}
     settings = uvicorn.Config(app, **as_served, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -173,7 +173,8 @@ def test_what_follows_a_request_is_not_answered_in_its_place() -> None:
     answered = threading.Event()
 
     async def later(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.to_thread(answered.wait, 30)
+        if scope["type"] == "http":
+            await asyncio.to_thread(answered.wait, 30)
         await echo(scope, receive, send)
 
     with listening(later) as address, connect(address) as connection:

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from service import loop
+from service import loop, server
 from service.loop import InTurn
+from service.settings import ServeSettings
 
 N = 20
 
@@ -105,3 +106,13 @@ def test_few_come_as_they_are(pairs: list[tuple[socket.socket, socket.socket]]) 
         for sender, _ in pairs[:4]:
             sender.send(b"x")
         assert {key.fileobj for key, _ in selector.select(1)} == {reader for _, reader in pairs[:4]}
+
+
+def test_the_service_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(server.Server, "run", lambda self, sockets: found.append(self.config.get_loop_factory()))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert server.serve(ServeSettings(device="cpu"), listener) == 0
+    assert found == [loop.event_loop]

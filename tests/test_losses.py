@@ -8,7 +8,6 @@ from trainer.losses import (
     border_weights,
     centre_line_dice_loss,
     loss_of,
-    skeleton,
     soft_dice_loss,
     two_nearest_objects,
 )
@@ -41,15 +40,6 @@ def test_dice_of_a_perfect_answer_is_nothing() -> None:
     logits = 50.0 * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2)
     assert soft_dice_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
     assert centre_line_dice_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_the_centre_line_of_a_bar() -> None:
-    bar = torch.zeros(1, 1, 9, 24)
-    bar[..., 2:7, 2:22] = 1  # five rows: two erosions leave the one in the middle, two pixels shorter at each end
-    expected = torch.zeros(1, 1, 9, 24)
-    expected[..., 4, 4:20] = 1
-    assert torch.equal(skeleton(bar), expected)
-    assert torch.equal(skeleton(bar / 2), expected / 2)
 
 
 @pytest.mark.parametrize("classes", [(0, 1), (1, 0)])  # whichever of the two is the ground

@@ -3,7 +3,6 @@
 Shapes: B batch, K output channels (1 for binary), H, W.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import cv2
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.skeleton import skeleton
 from trainer.world import ALONE, World
 
 LossName = Literal["ce", "ce+dice", "ce+dice+cldice"]
@@ -24,8 +24,6 @@ BORDER_SIGMA = 5.0
 
 CENTRE_LINE_WEIGHT = 0.25
 """Of centre line Dice in the sum. With 0.5, and half of the Dice, vessels were worse (docs/training.md)."""
-SKELETON_STEPS = 5
-"""Erosions, of a pixel on each side: lines up to twice as wide have a centre line."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -78,25 +76,6 @@ def centre_line_dice_loss(logits: Tensor, labels: Tensor, world: World = ALONE) 
     precision = (_sums(line * y, world) + 1) / (_sums(line, world) + 1)
     sensitivity = (_sums(label_line * p, world) + 1) / (_sums(label_line, world) + 1)
     return 1 - (2 * precision * sensitivity / (precision + sensitivity)).mean()
-
-
-@torch.no_grad()
-def skeleton(x: Tensor) -> Tensor:
-    """(B, K, H, W) in 0..1 -> the same, of its centre lines: what openings take away from one erosion to the next."""
-    lines = torch.zeros_like(x)
-    for _ in range(SKELETON_STEPS):
-        eroded = torch.minimum(_of_three(x, 2, torch.minimum, 1), _of_three(x, 3, torch.minimum, 1))
-        opened = _of_three(_of_three(eroded, 2, torch.maximum, 0), 3, torch.maximum, 0)
-        found = F.relu(x - opened)
-        lines = lines + F.relu(found - lines * found)
-        x = eroded
-    return lines
-
-
-def _of_three(x: Tensor, dim: int, extreme: Callable[[Tensor, Tensor], Tensor], beyond: float) -> Tensor:
-    """Each pixel and its two neighbours along a dimension; `beyond` the border."""
-    padded = F.pad(x, [0, 0, 1, 1] if dim == 2 else [1, 1, 0, 0], value=beyond)
-    return extreme(extreme(padded.narrow(dim, 0, x.shape[dim]), padded.narrow(dim, 2, x.shape[dim])), x)
 
 
 def _by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,13 @@ C++ compiler, and with weights in the order that oneDNN wants; on a GPU with tho
 
 import logging
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet import kernels, winograd
+from unet import composed, kernels, winograd
 from unet.composed import Composed
 from unet.kernels import LANES, Kernels
 from unet.network import DoubleConv, OutConv, UNet, Up, fit
@@ -31,14 +32,13 @@ def fused(network: UNet, dtype: torch.dtype) -> UNet:
     nothing else changes where there are no such operators."""
     device = next(network.parameters()).device
     kind = _kind(device, dtype)
-    if kind is _OneDNN:
-        for name, child in network.named_children():
-            if isinstance(child, Up) and child.padded and isinstance(child.up, nn.ConvTranspose2d):
-                setattr(network, name, _ComposedUp(child, dtype))
-    network.to(dtype)
     if kind is None:
-        return network
+        return network.to(dtype)
     own = kernels.compiled(Kernels) if kind is _CuDNN and dtype == torch.bfloat16 else None
+    for name, child in network.named_children():
+        if isinstance(child, Up) and _ComposedUp.can(child, kind, own):
+            setattr(network, name, _ComposedUp(child, kind, dtype, own))
+    network.to(dtype)
     for name, child in network.named_children():
         if isinstance(child, Up):
             setattr(network, name, _Up(child, kind))
@@ -208,9 +208,9 @@ class _Up(nn.Module):
 
 
 class _ComposedUp(nn.Module):
-    """Of an up-convolution and padded convolutions, on a CPU: what comes from below is convolved on the coarse grid."""
+    """Of an up-convolution and padded convolutions: what comes from below is convolved on the coarse grid."""
 
-    def __init__(self, up: Up, dtype: torch.dtype) -> None:
+    def __init__(self, up: Up, kind: type[_FusedDoubleConv], dtype: torch.dtype, own: Kernels | None) -> None:
         super().__init__()
         first = up.conv.double_conv[0]
         assert isinstance(first, nn.Conv2d)
@@ -218,24 +218,54 @@ class _ComposedUp(nn.Module):
         assert up.up.bias is not None
         assert first.bias is not None
         skips, below = first.weight.detach().chunk(2, dim=1)
-        self.below = Composed(
-            up.up.weight.detach(),
-            up.up.bias,
-            below,
-            lambda kernel: partial(convolved, weight=packed(kernel.to(dtype), [1, 1]), bias=None, padding=[1, 1]),
-        )
+        weights = up.up.weight.detach(), up.up.bias, below
         first.weight = nn.Parameter(skips, requires_grad=False)
-        first.bias = nn.Parameter(first.bias + self.below.bias, requires_grad=False)
-        self.conv = _OneDNN(up.conv.to(dtype))
+        self.below: Composed | _ComposedOnGPU
+        if own:
+            self.below = _ComposedOnGPU(*weights, first.bias, dtype, own)
+        else:
+            self.below = Composed(
+                *weights,
+                lambda kernel: partial(convolved, weight=packed(kernel.to(dtype), [1, 1]), bias=None, padding=[1, 1]),
+            )
+            first.bias = nn.Parameter(first.bias + self.below.bias, requires_grad=False)
+        self.conv = kind(up.conv.to(dtype))
+
+    @staticmethod
+    def can(up: Up, kind: type[_FusedDoubleConv], own: Kernels | None) -> bool:
+        first = up.conv.double_conv[0]
+        assert isinstance(first, nn.Conv2d)
+        fits = kind is _OneDNN or (own is not None and first.out_channels % LANES == 0)
+        return fits and up.padded and isinstance(up.up, nn.ConvTranspose2d)
 
     def skip(self, x: Tensor) -> Tensor:
         return self.conv.start(x)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Gives back the memory of `x`, as `_FusedDoubleConv.add` does."""
-        self.below.add_to(skip, x)
+        self.below.add_relu_to(skip, x)
         give_back(x)
-        return self.conv.end(skip.relu_())
+        return self.conv.end(skip)
+
+
+class _ComposedOnGPU:
+    """As `Composed`, but one convolution makes all four parities, and one pass over memory adds them, `first_bias` and
+    all that the up-convolution's bias comes to."""
+
+    def __init__(
+        self, up: Tensor, bias: Tensor, weight: Tensor, first_bias: Tensor, dtype: torch.dtype, own: Kernels
+    ) -> None:
+        kernels = composed.kernels(up, weight).flatten(0, 2)
+        self.kernels = kernels.to(dtype, memory_format=torch.channels_last)
+        self.places = {
+            lost: (composed.bias_by_place(bias, weight, lost) + first_bias).contiguous()
+            for lost in product((0, 1), (0, 1))
+        }
+        self.own = own
+
+    def add_relu_to(self, finer: Tensor, coarse: Tensor) -> None:
+        found = F.conv2d(coarse, self.kernels, padding=1)
+        self.own.add_coarse_relu(finer, found, self.places[finer.shape[2] % 2, finer.shape[3] % 2])
 
 
 def give_back(x: Tensor) -> None:

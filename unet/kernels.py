@@ -67,6 +67,25 @@ extern "C" __global__ void add_bias(Lanes* x, const Lanes* bias, int n, int lane
   for (int k = 0; k < 8; k++) a[k] += b[k];
   x[i] = pack(a);
 }
+
+// `places` has `rows` x `columns` of `lanes`: the first, inside, and from the last one or two.
+extern "C" __global__ void add_coarse_relu(Lanes* x, const Lanes* coarse, const float* places, int n, int lanes, int w,
+                                           int h, int rows, int columns) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  int lane = i % lanes, column = i / lanes % w, row = i / lanes / w % h, image = i / lanes / w / h;
+  long long from = ((long long)image * (h / 2 + 1) + (row + 1) / 2) * (w / 2 + 1) + (column + 1) / 2;
+  int row_place = row ? max(1, row - h + rows) : 0, column_place = column ? max(1, column - w + columns) : 0;
+  const float* place = places + ((row_place * columns + column_place) * lanes + lane) * 8;
+  float a[8], b[8];
+  unpack(x[i], a);
+  unpack(coarse[(4 * from + 2 * (row % 2) + column % 2) * lanes + lane], b);
+  for (int k = 0; k < 8; k++) {
+    float sum = a[k] + b[k] + place[k];
+    a[k] = sum > 0 || sum != sum ? sum : 0;
+  }
+  x[i] = pack(a);
+}
 """
 )
 
@@ -95,7 +114,8 @@ class Kernels:
     """Raises whatever goes wrong where they cannot be compiled."""
 
     def __init__(self) -> None:
-        self._max_pool, self._add_bias = compile_source(_SOURCE, "max_pool", "add_bias")
+        kernels = compile_source(_SOURCE, "max_pool", "add_bias", "add_coarse_relu")
+        self._max_pool, self._add_bias, self._add_coarse_relu = kernels
 
     def max_pool(self, x: Tensor) -> Tensor:
         """(B, C, H, W), nothing negative -> (B, C, H // 2, W // 2), as `nn.MaxPool2d(2)`."""
@@ -113,8 +133,17 @@ class Kernels:
         launch(self._add_bias, -(-count // THREADS), x, bias, count, x.shape[1] // LANES)
         return x
 
+    def add_coarse_relu(self, x: Tensor, coarse: Tensor, places: Tensor) -> Tensor:
+        """(B, C, H, W), ReLU of its sum with the (B, 4 C, H // 2 + 1, W // 2 + 1) of a convolution with
+        `unet.composed.kernels` and with (3 or 4, 3 or 4, C), a bias by place; all channels last, written over the
+        first."""
+        count, (_, channels, height, width) = x.numel() // LANES, x.shape
+        size = count, channels // LANES, width, height
+        launch(self._add_coarse_relu, -(-count // THREADS), x, coarse, places, *size, *places.shape[:2])
+        return x
 
-K = TypeVar("K", bound=Kernels)
+
+K = TypeVar("K")
 
 
 @cache

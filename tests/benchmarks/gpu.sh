@@ -8,7 +8,7 @@ shift 2
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,fused,kernels,predictor,metrics_endpoint,batches,trainer_fused}.py; }
+gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,fused,kernels,predictor,metrics_endpoint,batches,trainer_fused,skeleton}.py; }
 
 train_isbi() { train isbi2012 0.16; }
 train_drive() { train drive 0.2; }

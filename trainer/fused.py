@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from trainer.kernels import EPSILON, MOMENTUM, TrainingKernels
 from unet import composed, kernels
+from unet.fused import NARROW, neighbourhoods, of_neighbourhoods
 from unet.kernels import LANES, THREADS
 from unet.network import DoubleConv, UNet, Up
 
@@ -51,6 +52,8 @@ def _joined(layers: nn.Sequential, own: TrainingKernels) -> nn.Sequential:
         before = kept[-1] if kept else None
         if isinstance(layer, nn.ReLU) and isinstance(before, nn.BatchNorm2d) and NormReLU.can(before):
             kept[-1] = NormReLU(before, own)
+        elif isinstance(layer, nn.Conv2d) and layer.in_channels < NARROW:
+            kept.append(NarrowConv(layer))
         else:
             kept.append(layer)
     return nn.Sequential(*kept)
@@ -59,6 +62,20 @@ def _joined(layers: nn.Sequential, own: TrainingKernels) -> nn.Sequential:
 def _norm_relu(convolutions: DoubleConv, at: int) -> "NormReLU | None":
     layer = convolutions.double_conv[at]
     return layer if isinstance(layer, NormReLU) else None
+
+
+class NarrowConv(nn.Module):
+    """Of an image's few channels, for which cuDNN takes as long as for many."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        assert isinstance(convolution.padding, tuple)
+        self.convolution = convolution
+        self.padding = list(convolution.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = of_neighbourhoods(self.convolution.weight)
+        return F.conv2d(neighbourhoods(x, self.padding), weight, self.convolution.bias)
 
 
 class NormReLU(nn.Module):

@@ -166,14 +166,13 @@ class _CuDNN(_FusedDoubleConv):
     def __init__(self, convolutions: DoubleConv, n_parts: int = 1) -> None:
         super().__init__(convolutions, n_parts)
         self.narrow = n_parts == 1 and self.parts[0].shape[1] < NARROW
-        if self.narrow:  # nine times the channels, but a matrix product
-            weight = self.parts[0].flatten(1)
-            self.parts = [F.pad(weight, [0, -weight.shape[1] % 16])[:, :, None, None]]
+        if self.narrow:
+            self.parts = [of_neighbourhoods(self.parts[0])]
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.narrow:
             return super().forward(x)
-        x = _neighbourhoods(x, self.padding, self.parts[0].shape[1])
+        x = neighbourhoods(x, self.padding)
         return self.end(torch.cudnn_convolution_relu(x, self.parts[0], self.first_bias, [1, 1], [0, 0], [1, 1], 1))
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
@@ -273,13 +272,21 @@ def give_back(x: Tensor) -> None:
     x.untyped_storage().resize_(0)
 
 
-def _neighbourhoods(x: Tensor, padding: list[int], channels: int) -> Tensor:
-    """(B, C, H, W) -> (B, channels, H', W'): what a 3x3 convolution sees of each pixel in 9 C channels, then zeros."""
+def neighbourhoods(x: Tensor, padding: list[int]) -> Tensor:
+    """(B, C, H, W) -> (B, 9 C and up to 16, 32, ..., H', W'): what a 3x3 convolution sees of each pixel, then zeros. A
+    matrix product of it, by `of_neighbourhoods`, has nine times the channels, and still takes less time for a few."""
     padded = F.pad(x, [padding[1]] * 2 + [padding[0]] * 2)
     seen = padded.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5)  # (B, H', W', C, 3, 3), a view
-    filled = x.new_zeros(*seen.shape[:3], channels)
-    filled[..., : seen[0, 0, 0].numel()].view(seen.shape).copy_(seen)
+    n = seen[0, 0, 0].numel()
+    filled = x.new_zeros(*seen.shape[:3], n + -n % 16)
+    filled[..., :n].view(seen.shape).copy_(seen)
     return filled.permute(0, 3, 1, 2)
+
+
+def of_neighbourhoods(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) -> (K, 9 C and up to 16, 32, ..., 1, 1), for a 1x1 convolution."""
+    flat = weight.flatten(1)
+    return F.pad(flat, [0, -flat.shape[1] % 16])[:, :, None, None]
 
 
 class _Linear(nn.Module):

@@ -106,7 +106,7 @@ def compile_source(source: str, *names: str) -> list[Kernel]:
 
 
 def launch(kernel: Kernel, blocks: int, *arguments: Tensor | int) -> None:
-    """In blocks of `THREADS`."""
+    """In blocks of `THREADS`. Not as the first of all that a thread does on a GPU: torch makes it ready for that."""
     kernel(grid=(blocks, 1, 1), block=(THREADS, 1, 1), args=list(arguments))
 
 

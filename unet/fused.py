@@ -2,10 +2,10 @@
 and all wait for on a GPU.
 
 ReLU is applied while a convolution writes; a skip connection and what comes from below are convolved one after the
-other into one sum, and never joined: the first at once, so that less has to be kept until the other has come, and that,
-on a CPU, from the coarse grid (`unet.composed`); pooling keeps no indices. On a CPU with the operators that
-`torch.compile` has for this (torch/_inductor/fx_passes/mkldnn_fusion.py), without its seconds of compilation and its
-C++ compiler, and with weights in the order that oneDNN wants; on a GPU with those of cuDNN.
+other into one sum, and never joined: the first at once, so that less has to be kept until the other has come, and that
+from the coarse grid, where an up-convolution made it finer (`unet.composed`); pooling keeps no indices. On a CPU with
+the operators that `torch.compile` has for this (torch/_inductor/fx_passes/mkldnn_fusion.py), without its seconds of
+compilation and its C++ compiler, and with weights in the order that oneDNN wants; on a GPU with those of cuDNN.
 """
 
 import logging

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unet import composed
 from unet.composed import Composed
 
 
@@ -13,9 +14,9 @@ def as_one(
     x: torch.Tensor, up: torch.Tensor, bias: torch.Tensor, weight: torch.Tensor, size: list[int]
 ) -> torch.Tensor:
     found = torch.zeros(len(x), len(weight), *size).to(memory_format=torch.channels_last)
-    composed = Composed(up, bias, weight, lambda kernel: partial(channels_last, kernel))
-    composed.add_to(found, x)
-    return found + composed.bias[:, None, None]
+    both = Composed(up, bias, weight, lambda kernel: partial(channels_last, kernel))
+    both.add_to(found, x)
+    return found + both.bias[:, None, None]
 
 
 def channels_last(kernel: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -30,6 +31,25 @@ def test_as_torch_does_it(size: tuple[int, int], lost: tuple[int, int]) -> None:
     finer = F.pad(F.conv_transpose2d(x, up, bias, stride=2), [0, lost[1], 0, lost[0]])
     found = as_one(x, up, bias, weight, list(finer.shape[2:]))
     torch.testing.assert_close(found, F.conv2d(finer, weight, padding=1), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_learned_is_what_both_would_learn() -> None:
+    """Gradients, through the weights of all parities and the bias by place, as training on a GPU wants them."""
+    torch.manual_seed(0)
+    x, up, bias, weight = torch.randn(2, 6, 4, 5), torch.randn(6, 5, 2, 2), torch.randn(5), torch.randn(3, 5, 3, 3)
+    leaves = [each.requires_grad_() for each in (x, up, bias, weight)]
+    dy = torch.randn(2, 3, 8, 10)
+    expected = F.conv2d(F.conv_transpose2d(x, up, bias, stride=2), weight, padding=1)
+    wanted = torch.autograd.grad(expected, leaves, dy)
+
+    coarse = F.conv2d(x, composed.kernels(up, weight).flatten(0, 2), padding=1).unflatten(1, (2, 2, 3))
+    rows, columns = torch.arange(8)[:, None], torch.arange(10)
+    fine = coarse[:, rows % 2, columns % 2, :, (rows + 1) // 2, (columns + 1) // 2]  # (8, 10, 2, 3)
+    places = composed.bias_by_place(bias, weight)[[[0], *[[1]] * 6, [2]], [0, *[1] * 8, 2]]  # (8, 10, 3)
+    found = fine.permute(2, 3, 0, 1) + places.permute(2, 0, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(torch.autograd.grad(found, leaves, dy), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_sums_that_can_be_done_by_hand() -> None:

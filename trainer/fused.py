@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.kernels import EPSILON, MOMENTUM, TrainingKernels
+from trainer.cuda import EPSILON, MOMENTUM
+from trainer.kernels import TrainingKernels
 from unet import composed, kernels
 from unet.fused import NARROW, neighbourhoods, of_neighbourhoods
 from unet.kernels import LANES, THREADS

@@ -16,6 +16,16 @@ def test_the_centre_line_of_a_bar() -> None:
     assert torch.equal(skeleton(bar / 2), expected / 2)
 
 
+def test_what_is_found_twice_counts_for_what_was_missing() -> None:
+    """A peak of 1 on a square of 0.5: an opening takes 0.5 off the peak, the next one the other half of it."""
+    peak = torch.zeros(1, 1, 7, 7)
+    peak[..., 2:5, 2:5] = 0.5
+    peak[..., 3, 3] = 1
+    expected = torch.zeros(1, 1, 7, 7)
+    expected[..., 3, 3] = 0.75
+    assert torch.equal(skeleton(peak), expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [(1, 1), (7, 90), (32, 32), (100, 64), (65, 33)])
 def test_all_at_once_on_a_gpu(size: tuple[int, int]) -> None:

@@ -31,12 +31,12 @@ _RESULTS = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1,
 
 
 def _in_two_dimensions(matrix: list[list[int]]) -> Tensor:
-    return torch.kron(torch.tensor(matrix), torch.tensor(matrix)).double()
+    return torch.kron(torch.tensor(matrix), torch.tensor(matrix)).float()
 
 
 _FROM_WEIGHTS = _in_two_dimensions(_24_WEIGHTS) / 24**2  # (36, 3 * 3)
-_FROM_PIXELS = _in_two_dimensions(_PIXELS).float()  # (36, 6 * 6)
-_TO_RESULTS = _in_two_dimensions(_RESULTS).float()  # (4 * 4, 36)
+_FROM_PIXELS = _in_two_dimensions(_PIXELS)  # (36, 6 * 6)
+_TO_RESULTS = _in_two_dimensions(_RESULTS)  # (4 * 4, 36)
 _ONE = 1 * 6 + 1  # the point (1, 1): what is added there is added to each of the 4 x 4 results
 
 
@@ -49,8 +49,8 @@ def pays(weight: Tensor) -> bool:
 def transformed(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) -> (36, C, K) float32: the weights at the points, in four times the memory."""
     n_out, n_in = weight.shape[:2]
-    points = _FROM_WEIGHTS @ weight.double().reshape(n_out * n_in, 9).T
-    return points.view(36, n_out, n_in).transpose(1, 2).float().contiguous()
+    taps = weight.permute(2, 3, 1, 0).reshape(9, n_in * n_out)
+    return (_FROM_WEIGHTS @ taps).view(36, n_in, n_out)
 
 
 def convolved(x: Tensor, points: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:

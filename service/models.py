@@ -107,8 +107,8 @@ class ModelSlot:
     def _load(self) -> Model:
         checkpoint = checkpoints.load(self.path, self.input_range)
         predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
-        # the first is slow: not with a client waiting
-        self.warm_up(predictor.start(np.zeros((256, 256), np.uint8), "mask"))
+        # the first is slow, of any size: not with a client waiting
+        self.warm_up(predictor.start(np.zeros((128, 128), np.uint8), "mask"))
         return Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training))
 
     def _refuse(self, reason: str) -> None:

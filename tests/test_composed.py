@@ -13,9 +13,12 @@ from unet.composed import Composed
 def as_one(
     x: torch.Tensor, up: torch.Tensor, bias: torch.Tensor, weight: torch.Tensor, size: list[int]
 ) -> torch.Tensor:
-    found = torch.zeros(len(x), len(weight), *size).to(memory_format=torch.channels_last)
+    found = torch.full((len(x), len(weight), *size), 7.0).to(memory_format=torch.channels_last)
     both = Composed(up, bias, weight, lambda kernel: partial(channels_last, kernel))
-    both.add_to(found, x)
+    both.put(found, x, add=False)
+    twice = found.clone()
+    both.put(twice, x, add=True)
+    torch.testing.assert_close(twice, 2 * found)
     return found + both.bias[:, None, None]
 
 

@@ -137,9 +137,6 @@ class ComposedUp(nn.Module):
         assert isinstance(norm, NormReLU)
         self.up, self.first, self.norm, self.rest = up.up, first, norm, nn.Sequential(*rest)
 
-    def skip(self, x: Tensor) -> Tensor:
-        return x
-
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         skips, below = self.first.weight.chunk(2, dim=1)
         finer = F.conv2d(skip, skips, self.first.bias, padding=1)

@@ -65,23 +65,22 @@ class Composed:
             for lost in product((0, 1), (0, 1))
         }
 
-    def add_to(self, finer: Tensor, coarse: Tensor) -> None:
-        """(B, K, H, W), channels last, += what (B, C, h, w) comes to, but for `bias`. H is 2 h, or 2 h + 1: an odd size
-        lost its last row in the pooling, and zeros take its place. W likewise."""
+    def put(self, finer: Tensor, coarse: Tensor, *, add: bool) -> None:
+        """What (B, C, h, w) comes to, but for `bias`, over (B, K, H, W), channels last, or added to it. H is 2 h, or
+        2 h + 1: an odd size lost its last row in the pooling, and zeros take its place. W likewise."""
         _, n_out, height, width = finer.shape
-        _add_at_borders(finer, self.at_borders[height % 2, width % 2].to(finer.dtype))
         for parity, convolution in enumerate(self.by_parity):
             rows = finer.permute(0, 2, 3, 1)[:, parity::2]  # (B, n, W, K)
             # In memory, a coarse pixel's odd column is followed by its even one, which for a 2x2 kernel is that of the
             # next coarse pixel. So but for the first K numbers, a row is in order.
             found = convolution(coarse).permute(0, 2, 3, 1).flatten(2)  # (B, h + 1, (w + 1) * 2 K)
             found = found[:, parity : parity + rows.shape[1], n_out : n_out + width * n_out]
-            rows.view(found.shape).add_(found)
-
-    def add_relu_to(self, finer: Tensor, coarse: Tensor) -> None:
-        """ReLU of the sum, written over `finer`."""
-        self.add_to(finer, coarse)
-        finer.relu_()
+            rows = rows.view(found.shape)
+            if add:
+                rows.add_(found)
+            else:
+                rows.copy_(found)
+        _add_at_borders(finer, self.at_borders[height % 2, width % 2].to(finer.dtype))
 
 
 def _add_at_borders(to: Tensor, places: Tensor) -> None:

@@ -2,10 +2,10 @@
 and all wait for on a GPU.
 
 ReLU is applied while a convolution writes; a skip connection and what comes from below are convolved one after the
-other into one sum, and never joined: the first at once, so that less has to be kept until the other has come, and that
-from the coarse grid, where an up-convolution made it finer (`unet.composed`); pooling keeps no indices. On a CPU with
-the operators that `torch.compile` has for this (torch/_inductor/fx_passes/mkldnn_fusion.py), without its seconds of
-compilation and its C++ compiler, and with weights in the order that oneDNN wants; on a GPU with those of cuDNN.
+other into one sum, and never joined; what an up-convolution would make finer is convolved on the coarse grid
+(`unet.composed`); pooling keeps no indices. On a CPU with the operators that `torch.compile` has for this
+(torch/_inductor/fx_passes/mkldnn_fusion.py), without its seconds of compilation and its C++ compiler, and with weights
+in the order that oneDNN wants; on a GPU with those of cuDNN.
 """
 
 import logging
@@ -36,8 +36,8 @@ def fused(network: UNet, dtype: torch.dtype) -> UNet:
         return network.to(dtype)
     own = kernels.compiled(Kernels) if kind is _CuDNN and dtype == torch.bfloat16 else None
     for name, child in network.named_children():
-        if isinstance(child, Up) and _ComposedUp.can(child, kind, own):
-            setattr(network, name, _ComposedUp(child, kind, dtype, own))
+        if isinstance(child, Up) and _is_composed(child, kind, own):
+            setattr(network, name, _ComposedUpOnGPU(child, dtype, own) if own else _ComposedUp(child, dtype))
     network.to(dtype)
     for name, child in network.named_children():
         if isinstance(child, Up):
@@ -47,7 +47,7 @@ def fused(network: UNet, dtype: torch.dtype) -> UNet:
             if isinstance(child, DoubleConv):
                 setattr(parent, name, kind(child))
             elif isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, MaxPool(own, last=not network.margin))
+                setattr(parent, name, MaxPool(own))
             elif isinstance(child, nn.ConvTranspose2d) and own and child.out_channels % LANES == 0:
                 setattr(parent, name, _UpConvolution(child, own))
             elif isinstance(child, OutConv) and kind is _CuDNN:
@@ -72,7 +72,7 @@ def _works(kind: "type[_FusedDoubleConv]", device: torch.device, dtype: torch.dt
     try:
         with torch.inference_mode():
             both = kind(convolutions, n_parts=2)
-            both.add(both.start(part), part.clone())
+            both.add(both.start(part), part)
     except RuntimeError as error:
         log.warning("slower than with fused convolutions: %s", str(error).partition("\n")[0])
         return False
@@ -80,8 +80,8 @@ def _works(kind: "type[_FusedDoubleConv]", device: torch.device, dtype: torch.dt
 
 
 class _FusedDoubleConv(nn.Module):
-    """(3x3 convolution, ReLU) twice. For two tensors of equal shape that follow one another in the channels, by `start`
-    and `add`."""
+    """(3x3 convolution, ReLU) twice. Of two tensors that follow one another in the channels, the first one's share of
+    the sum is that of `start`, the last one's is added in `add`."""
 
     def __init__(self, convolutions: DoubleConv, n_parts: int = 1) -> None:
         super().__init__()
@@ -96,12 +96,13 @@ class _FusedDoubleConv(nn.Module):
         return self.end(self._convolved(x, self.parts[0], self.first_bias, relu=True))
 
     def start(self, x: Tensor) -> Tensor:
-        """The first tensor's share."""
-        return self._convolved(x, self.parts[0], self.first_bias, relu=False)
+        """Gives back the memory of its argument, as `add` does of both: whoever has called still holds them."""
+        started = self._convolved(x, self.parts[0], None, relu=False)
+        give_back(x)
+        return started
 
     def add(self, started: Tensor, x: Tensor) -> Tensor:
-        """The result. Gives back the memory of both arguments: whoever has called still holds them."""
-        started = self._add_convolved(started, x, self.parts[1])
+        started = self._add_convolved(started, x, self.parts[-1])
         give_back(x)
         return self.end(started)
 
@@ -131,9 +132,9 @@ class _OneDNN(_FusedDoubleConv):
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         if _is_winograd(weight):
-            return to.add_(winograd.convolved(x, weight, None, self.padding)).relu_()
+            return to.add_(winograd.convolved(x, weight, self.first_bias, self.padding)).relu_()
         return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
-            to, x, weight, None, self.padding, [1, 1], [1, 1], 1, "add", 1.0, "relu", [], ""
+            to, x, weight, self.first_bias, self.padding, [1, 1], [1, 1], 1, "add", 1.0, "relu", [], ""
         )
 
     def _packed(self, weight: Tensor) -> Tensor:
@@ -176,8 +177,8 @@ class _CuDNN(_FusedDoubleConv):
         return self.end(torch.cudnn_convolution_relu(x, self.parts[0], self.first_bias, [1, 1], [0, 0], [1, 1], 1))
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        if not relu:  # without the bias, which is added with the second part
-            return F.conv2d(x, weight, padding=self.padding)
+        if not relu:
+            return F.conv2d(x, weight, bias, padding=self.padding)
         return torch.cudnn_convolution_relu(x, weight, bias, [1, 1], self.padding, [1, 1], 1)
 
     def _add_convolved(self, to: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -196,75 +197,82 @@ class _Up(nn.Module):
         self.conv = kind(up.conv, n_parts=2)
         self.padded = up.padded
 
-    def skip(self, x: Tensor) -> Tensor:
-        return self.conv.start(x) if self.padded else x
-
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = self.up(x)
-        if self.padded:
-            return self.conv.add(skip, fit(x, skip))
-        return self.conv.add(self.conv.start(fit(skip, x)), x)
+        if not self.padded:
+            finer = self.up(x)
+            return self.conv.add(self.conv.start(fit(skip, finer)), finer)
+        started = self.conv.start(skip)
+        finer = fit(self.up(x), skip)
+        give_back(x)
+        return self.conv.add(started, finer)
+
+
+def _is_composed(up: Up, kind: type[_FusedDoubleConv], own: Kernels | None) -> bool:
+    """Whether what comes from below is convolved on the coarse grid."""
+    first = up.conv.double_conv[0]
+    assert isinstance(first, nn.Conv2d)
+    fits = kind is _OneDNN or (own is not None and first.out_channels % LANES == 0)
+    return fits and up.padded and isinstance(up.up, nn.ConvTranspose2d)
+
+
+def _torn(up: Up) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights and bias of the up-convolution, and of the share of what it makes in the convolution after it, which
+    keeps the skip connection's share."""
+    first = up.conv.double_conv[0]
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(up.up, nn.ConvTranspose2d)
+    assert up.up.bias is not None
+    assert first.bias is not None
+    skips, below = first.weight.detach().chunk(2, dim=1)
+    first.weight = nn.Parameter(skips, requires_grad=False)
+    return up.up.weight.detach(), up.up.bias.detach(), below, first.bias.detach()
 
 
 class _ComposedUp(nn.Module):
-    """Of an up-convolution and padded convolutions: what comes from below is convolved on the coarse grid."""
+    """Of an up-convolution and padded convolutions, on a CPU."""
 
-    def __init__(self, up: Up, kind: type[_FusedDoubleConv], dtype: torch.dtype, own: Kernels | None) -> None:
+    def __init__(self, up: Up, dtype: torch.dtype) -> None:
         super().__init__()
-        first = up.conv.double_conv[0]
-        assert isinstance(first, nn.Conv2d)
-        assert isinstance(up.up, nn.ConvTranspose2d)
-        assert up.up.bias is not None
-        assert first.bias is not None
-        skips, below = first.weight.detach().chunk(2, dim=1)
-        weights = up.up.weight.detach(), up.up.bias, below
-        first.weight = nn.Parameter(skips, requires_grad=False)
-        self.below: Composed | _ComposedOnGPU
-        if own:
-            self.below = _ComposedOnGPU(*weights, first.bias, dtype, own)
-        else:
-            self.below = Composed(
-                *weights,
-                lambda kernel: partial(convolved, weight=packed(kernel.to(dtype), [1, 1]), bias=None, padding=[1, 1]),
-            )
-            first.bias = nn.Parameter(first.bias + self.below.bias, requires_grad=False)
-        self.conv = kind(up.conv.to(dtype))
-
-    @staticmethod
-    def can(up: Up, kind: type[_FusedDoubleConv], own: Kernels | None) -> bool:
-        first = up.conv.double_conv[0]
-        assert isinstance(first, nn.Conv2d)
-        fits = kind is _OneDNN or (own is not None and first.out_channels % LANES == 0)
-        return fits and up.padded and isinstance(up.up, nn.ConvTranspose2d)
-
-    def skip(self, x: Tensor) -> Tensor:
-        return self.conv.start(x)
+        weight, bias, below, first_bias = _torn(up)
+        self.below = Composed(
+            weight,
+            bias,
+            below,
+            lambda kernel: partial(convolved, weight=packed(kernel.to(dtype), [1, 1]), bias=None, padding=[1, 1]),
+        )
+        first_bias += self.below.bias
+        self.conv = _OneDNN(up.conv.to(dtype))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Gives back the memory of `x`, as `_FusedDoubleConv.add` does."""
-        self.below.add_relu_to(skip, x)
+        n_out = len(self.below.bias)
+        finer = x.new_empty(len(x), *skip.shape[2:], n_out).permute(0, 3, 1, 2)
+        self.below.put(finer, x, add=False)
         give_back(x)
-        return self.conv.end(skip)
+        return self.conv.add(finer, skip)
 
 
-class _ComposedOnGPU:
-    """As `Composed`, but one convolution makes all four parities, and one pass over memory adds them, `first_bias` and
-    all that the up-convolution's bias comes to."""
+class _ComposedUpOnGPU(nn.Module):
+    """One convolution makes all four parities, and one pass over memory adds them, the bias of the first convolution
+    and all that the up-convolution's bias comes to."""
 
-    def __init__(
-        self, up: Tensor, bias: Tensor, weight: Tensor, first_bias: Tensor, dtype: torch.dtype, own: Kernels
-    ) -> None:
-        kernels = composed.kernels(up, weight).flatten(0, 2)
+    def __init__(self, up: Up, dtype: torch.dtype, own: Kernels) -> None:
+        super().__init__()
+        weight, bias, below, first_bias = _torn(up)
+        kernels = composed.kernels(weight, below).flatten(0, 2)
         self.kernels = kernels.to(dtype, memory_format=torch.channels_last)
         self.places = {
-            lost: (composed.bias_by_place(bias, weight, lost) + first_bias).contiguous()
+            lost: (composed.bias_by_place(bias, below, lost) + first_bias).contiguous()
             for lost in product((0, 1), (0, 1))
         }
         self.own = own
+        self.conv = _CuDNN(up.conv.to(dtype))
 
-    def add_relu_to(self, finer: Tensor, coarse: Tensor) -> None:
-        found = F.conv2d(coarse, self.kernels, padding=1)
-        self.own.add_coarse_relu(finer, found, self.places[finer.shape[2] % 2, finer.shape[3] % 2])
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        started = self.conv.start(skip)
+        found = F.conv2d(x, self.kernels, padding=1)
+        give_back(x)
+        self.own.add_coarse_relu(started, found, self.places[started.shape[2] % 2, started.shape[3] % 2])
+        return self.conv.end(started)
 
 
 def give_back(x: Tensor) -> None:
@@ -312,21 +320,13 @@ class _UpConvolution(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """As `nn.MaxPool2d(2)`: the last row or column of an odd size is lost. With `last`, nobody needs its argument after
-    it."""
+    """Of what comes from ReLU, as `nn.MaxPool2d(2)`: the last row or column of an odd size is lost."""
 
-    def __init__(self, own: Kernels | None, *, last: bool) -> None:
+    def __init__(self, own: Kernels | None = None) -> None:
         super().__init__()
         self.own = own
-        self.last = last
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self._pooled(x)
-        if self.last:
-            give_back(x)
-        return pooled
-
-    def _pooled(self, x: Tensor) -> Tensor:
         if self.own and x.shape[1] % LANES == 0:
             return self.own.max_pool(x)
         height, width = x.shape[2] // 2, x.shape[3] // 2
@@ -334,5 +334,12 @@ class MaxPool(nn.Module):
         if x.is_cuda:
             squares = x.permute(0, 2, 3, 1).unfold(1, 2, 2).unfold(2, 2, 2)  # (B, h, w, C, 2, 2)
             return squares.amax((4, 5)).permute(0, 3, 1, 2)
-        rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
-        return torch.maximum(rows[:, :, :, 0::2], rows[:, :, :, 1::2])
+        if x.dtype == torch.bfloat16:  # not below zero, its bits have the same order, and that is twice as fast
+            return _largest(x.view(torch.int16)).view(torch.bfloat16)
+        return _largest(x)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Of each 2 x 2 pixels."""
+    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
+    return torch.maximum(rows[:, :, :, 0::2], rows[:, :, :, 1::2])

@@ -46,7 +46,7 @@ def in_int8(network: UNet) -> UNet:
     for name in ("down1", "down2", "down3", "down4"):
         down, own = getattr(network, name), steps[f"{name}.maxpool_conv.1"]
         convolutions = _DoubleConv(down.maxpool_conv[1], levels[-1], own)
-        down.maxpool_conv = nn.Sequential(MaxPool(None, last=True), convolutions)
+        down.maxpool_conv = nn.Sequential(MaxPool(), convolutions)
         levels.append(own[1])
     step = levels.pop()
     for name in ("up1", "up2", "up3", "up4"):
@@ -138,17 +138,16 @@ class _Up(nn.Module):
         self.start = Convolution(skips * (skip_step / steps[0]), bias)
         self.second = Convolution(second * (steps[0] / steps[1]), second_bias / steps[1])
 
-    def skip(self, x: Tensor) -> Tensor:
-        return self.start(x, torch.float32)
-
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        started = self.start(skip, torch.float32)
+        give_back(skip)
         if self.composed:
-            self.composed.add_to(skip, x)
+            self.composed.put(started, x, add=True)
         else:
             finer = (self.up(x.float()) + HALF).to(torch.uint8)
-            skip += self.below(fit(finer, skip))
+            started += self.below(fit(finer, skip))
         give_back(x)
-        return self.second(skip.clamp_(0, 255).to(torch.uint8))
+        return self.second(started.clamp_(0, 255).to(torch.uint8))
 
 
 class _OutConv(nn.Module):

@@ -126,11 +126,8 @@ class Up(nn.Module):
         self.conv = DoubleConv(in_channels, out_channels, mid_channels, **conv)
         self.padded = conv.get("padded", True)
 
-    def skip(self, x: Tensor) -> Tensor:
-        """Of the finer level (B, C, 2H, 2W), what `forward` wants when the coarser one has come."""
-        return x
-
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, C, H, W) of the coarser level, (B, C, 2H, 2W) of the finer one."""
         x = self.up(x)  # (B, C, 2H, 2W)
         if self.padded:  # an odd size lost its last row or column in the pooling: pad it back
             x = fit(x, skip)
@@ -214,15 +211,15 @@ class UNet(nn.Module):
         return network.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.inc(x)  # (B, c, H, W)
-        skip1, x = self.up4.skip(x), self.down1(x)  # (B, 2c, H/2, W/2)
-        skip2, x = self.up3.skip(x), self.down2(x)  # (B, 4c, H/4, W/4)
-        skip3, x = self.up2.skip(x), self.down3(x)  # (B, 8c, H/8, W/8)
-        skip4, x = self.up1.skip(x), self.down4(x)  # (B, 8c or 16c, H/16, W/16)
-        x = self.up1(self.dropout(x), skip4)
-        x = self.up2(x, skip3)
-        x = self.up3(x, skip2)
-        x = self.up4(x, skip1)  # (B, c, H, W)
+        x1 = self.inc(x)  # (B, c, H, W)
+        x2 = self.down1(x1)  # (B, 2c, H/2, W/2)
+        x3 = self.down2(x2)  # (B, 4c, H/4, W/4)
+        x4 = self.down3(x3)  # (B, 8c, H/8, W/8)
+        x5 = self.down4(x4)  # (B, 8c or 16c, H/16, W/16)
+        x = self.up1(self.dropout(x5), x4)
+        x = self.up2(x, x3)
+        x = self.up3(x, x2)
+        x = self.up4(x, x1)  # (B, c, H, W)
         return self.outc(x)  # type: ignore[no-any-return]
 
 

@@ -37,7 +37,7 @@ def test_a_sum_that_can_be_done_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "channels", "expected"), [("AVX2", 128, 1), ("AVX2", 64, 0), ("AVX512", 128, 0)]
+    ("capability", "channels", "expected"), [("AVX2", 128, 1), ("AVX2", 64, 0), ("AVX512", 128, 1), ("DEFAULT", 128, 0)]
 )
 def test_where_it_pays(capability: str, channels: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

@@ -36,3 +36,15 @@ def test_threads_keep_the_memory_of_a_forward_pass() -> None:
     """And do not get it from the system again, page by page: thousands of them for each image."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
+def test_openmp_knows_how_threads_wait_and_a_user_knows_better() -> None:
+    def display(**of_user: str) -> str:
+        environment = {"OMP_DISPLAY_ENV": "VERBOSE", **of_user}
+        done = subprocess.run([sys.executable, "-c", "import unet"], capture_output=True, text=True, env=environment)
+        return done.stderr
+
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in display()
+    assert "GOMP_SPINCOUNT = '3000'" in display()
+    assert "GOMP_SPINCOUNT = '7'" in display(GOMP_SPINCOUNT="7")

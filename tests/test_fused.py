@@ -96,13 +96,13 @@ def test_in_bfloat16_as_far_as_it_goes(config: dict[str, object], size: tuple[in
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
-def test_gives_back_what_nobody_needs_any_more() -> None:
-    for bilinear in (True, False):
-        network = fused(trained({"bilinear": bilinear}).folded(), torch.float32)
-        fine, below = torch.rand(1, 4, 32, 32), torch.rand(1, 4, 16, 16)
-        with torch.inference_mode():
-            assert network.up4(below, fine).shape == (1, 4, 32, 32)
-        assert [x.untyped_storage().size() for x in (fine, below)] == [0, 0]
+@pytest.mark.parametrize("bilinear", [True, False])
+def test_gives_back_what_nobody_needs_any_more(bilinear: bool) -> None:
+    network = fused(trained({"bilinear": bilinear}).folded(), torch.float32)
+    fine, below = torch.rand(1, 4, 32, 32), torch.rand(1, 4, 16, 16)
+    with torch.inference_mode():
+        assert network.up4(below, fine).shape == (1, 4, 32, 32)
+    assert [x.untyped_storage().size() for x in (fine, below)] == [0, 0]
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")

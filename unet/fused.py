@@ -215,7 +215,7 @@ def _is_composed(up: Up, kind: type[_FusedDoubleConv], own: Kernels | None) -> b
     return fits and up.padded and isinstance(up.up, nn.ConvTranspose2d)
 
 
-def _torn(up: Up) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _taken_apart(up: Up) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights and bias of the up-convolution, and of the share of what it makes in the convolution after it, which
     keeps the skip connection's share."""
     first = up.conv.double_conv[0]
@@ -233,14 +233,14 @@ class _ComposedUp(nn.Module):
 
     def __init__(self, up: Up, dtype: torch.dtype) -> None:
         super().__init__()
-        weight, bias, below, first_bias = _torn(up)
+        weight, bias, below, first_bias = _taken_apart(up)
         self.below = Composed(
             weight,
             bias,
             below,
             lambda kernel: partial(convolved, weight=packed(kernel.to(dtype), [1, 1]), bias=None, padding=[1, 1]),
         )
-        first_bias += self.below.bias
+        first_bias += self.below.bias  # in place: it is that of the convolution
         self.conv = _OneDNN(up.conv.to(dtype))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ class _ComposedUpOnGPU(nn.Module):
 
     def __init__(self, up: Up, dtype: torch.dtype, own: Kernels) -> None:
         super().__init__()
-        weight, bias, below, first_bias = _torn(up)
+        weight, bias, below, first_bias = _taken_apart(up)
         kernels = composed.kernels(weight, below).flatten(0, 2)
         self.kernels = kernels.to(dtype, memory_format=torch.channels_last)
         self.places = {

@@ -125,7 +125,10 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self._in_body and self.cycle.response_complete:
+            if not self.cycle.response_complete:  # it is the next one in the pipeline
+                return
+            self.cycle.body = bytearray()  # nobody reads it any more, and the connection may stay
+            if self._in_body:
                 self.transport.max_size = DRAIN_SIZE  # type: ignore[attr-defined]
                 self.loop.call_later(LINGER_S, self._end, self.cycle)
 

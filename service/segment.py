@@ -131,8 +131,10 @@ def _steps(
     clock.lap("decode")
     yield n_pixels * (predictor.n_classes if query.tta else 1)  # the mean over views is kept of every class
     clock.lap("queue")
-    pages = decode(data)
-    predictions = [predictor.start(page, query.output, threshold=query.threshold, tta=query.tta) for page in pages]
+    predictions = [
+        predictor.start(page, query.output, threshold=query.threshold, tta=query.tta) for page in decode(data)
+    ]
+    del data  # not while they wait for their turn
     clock.lap("decode")
     masks, infer_s = [], 0.0
     for prediction in predictions:

@@ -6,8 +6,9 @@ import random
 import re
 import socket
 import threading
+import tracemalloc
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx
@@ -112,6 +113,19 @@ def test_who_ends_its_body_after_the_answer_may_ask_again(monkeypatch: pytest.Mo
         assert b"200 OK" in other.recv(999)
         connection.sendall(b"POST /0" + half)
         assert b"200 OK" in connection.recv(999)
+
+
+def test_what_was_not_read_of_a_request_is_not_kept() -> None:
+    """As the beginning of a refused upload, by each of many that keep their connections."""
+    request = b"POST /0 HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + bytes(60_000)
+    with listening(echo) as address, ExitStack() as stack:
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        for _ in range(50):
+            connection = stack.enter_context(connect(address))
+            connection.sendall(request)
+            assert b"200 OK" in connection.recv(999)
+        assert tracemalloc.get_traced_memory()[0] < 25 * 60_000
 
 
 def test_connections_at_and_above_the_limit() -> None:

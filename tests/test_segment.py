@@ -1,6 +1,7 @@
 """POST /segment, through a real client."""
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -12,12 +13,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.app import create_app
+from service.engine import Engine
 from service.room import Room
 from service.segment import Clock
 from service.settings import ServeSettings
 from trainer import sample
 from unet import Predictor
 from unet.images import decode, encode_tiff
+from unet.predictor import Prediction
 
 Make = Callable[..., Path]
 IMAGE, LABEL = sample.generate(np.random.default_rng(99), size=100)
@@ -268,6 +271,26 @@ def test_the_mean_of_several_classes_takes_room_for_each(
         answer = client.post(f"/segment?{query}", content=png(np.zeros((30, 40), np.uint8)))
     assert answer.status_code == 200
     assert asked == [1200 * times]
+
+
+def test_what_waits_for_the_model_is_the_image_alone(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its file, which is as large here, nor a mask for what has not been computed."""
+    image = np.zeros((1500, 1500), np.uint8)
+    file = png(image, ".bmp")
+    held: list[int] = []
+    submit = Engine.submit
+
+    def measure(self: Engine, prediction: Prediction, request_id: str) -> object:
+        held.append(tracemalloc.get_traced_memory()[0])
+        return submit(self, prediction, request_id)
+
+    monkeypatch.setattr(Engine, "submit", measure)
+    tracemalloc.start()
+    try:
+        assert client.post("/segment", content=file).status_code == 200
+    finally:
+        tracemalloc.stop()
+    assert image.nbytes <= held[0] < 1.5 * image.nbytes
 
 
 def test_laps_of_one_name_add_up() -> None:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
@@ -246,15 +246,11 @@ class Prediction:
         self._view: tuple[int, int] | None = None
         self._seen: npt.NDArray[Any] = prepared.pixels
         """The current view, mirrored to a size that the network takes."""
-        exact = self.piece_output == "probabilities"
-        self._planes: npt.NDArray[Any] = np.empty(
-            (predictor.n_classes if exact else 1, *prepared.pixels.shape[:2]), np.float32 if exact else np.uint8
-        )
         self.restart()
 
     def restart(self) -> None:
         """From the beginning, in pieces of the predictor's present `tile`."""
-        self._planes[:] = 0
+        vars(self).pop("_planes", None)
         self._places = deque(place for view in self._views for place in self._cut(view))
 
     @property
@@ -279,6 +275,13 @@ class Prediction:
             self._seen = mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
         top, left = place.rows.start, place.columns.start
         return Piece(self, place, np.ascontiguousarray(self._seen[top : top + height, left : left + width]))
+
+    @cached_property
+    def _planes(self) -> npt.NDArray[Any]:
+        """(K, H, W), the result so far. Not before the first piece is there: many predictions may wait for theirs."""
+        exact = self.piece_output == "probabilities"
+        shape = (self.predictor.n_classes if exact else 1, *self.prepared.pixels.shape[:2])
+        return np.zeros(shape, np.float32 if exact else np.uint8)
 
     @property
     def piece_output(self) -> Output:

@@ -179,7 +179,8 @@ def fit(
         epoch = progress.epoch + 1
         row = {"epoch": epoch} | run_epoch(learner, batches, epoch, schedule, progress.elapsed, check)
         trained = time.monotonic()
-        result = validate(predictor, validation, check)
+        with torch.autocast("cpu", torch.bfloat16, enabled=learner.mixed):  # a GPU's is recorded, in float32
+            result = validate(predictor, validation, check)
         predictor.threshold = result.threshold
         validated = time.monotonic()
         seconds = learner.world.agree(validated - started)  # saving the last epoch included

@@ -38,6 +38,23 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_validation_computes_in_what_training_does(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: torch.dtype
+) -> None:
+    found: set[torch.dtype] = set()
+    validate = fitting.validate
+
+    def watch(predictor: Predictor, *arguments: Any) -> fitting.Validation:
+        with predictor.network.register_forward_hook(lambda network, x, logits: found.add(logits.dtype)):
+            return validate(predictor, *arguments)
+
+    monkeypatch.setattr(fitting, "validate", watch)
+    monkeypatch.setattr(fitting, "fast_bf16", lambda device: fast)
+    assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "1"]) == 0
+    assert found == {dtype}
+
+
 def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main([*TINY, "--data", str(data), "--out", str(out), "--epochs", "3"]) == 0

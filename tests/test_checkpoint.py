@@ -164,6 +164,16 @@ def test_weights_that_are_no_numbers_are_refused(make_checkpoint: Make) -> None:
         checkpoints.load(path)
 
 
+def test_eight_bits_and_what_is_no_real_number(make_checkpoint: Make, tmp_path: Path) -> None:
+    weights = checkpoints.load(make_checkpoint()).state_dict
+    for dtype in (torch.float8_e4m3fn, torch.complex64):
+        changed = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        torch.save(changed, tmp_path / f"{dtype}.pth")
+    assert checkpoints.load(tmp_path / "torch.float8_e4m3fn.pth").build().outc.conv.weight.dtype == torch.float32
+    with pytest.raises(CheckpointError, match="expected"):
+        checkpoints.load(tmp_path / "torch.complex64.pth")
+
+
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="directory"):
         checkpoints.load(tmp_path)

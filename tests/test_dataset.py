@@ -1,11 +1,13 @@
 """Data folders: what is read, what classes mean, and that everything wrong is said at once."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import png
+from PIL import Image
 
 from trainer.dataset import DataError, SplitKind, read_folder, split, split_fold
 from unet.images import encode_tiff
@@ -85,6 +87,8 @@ def test_a_coloured_label_is_read_by_its_luminance(folder: Folder) -> None:
 
 def test_all_problems_are_listed_at_once(folder: Folder) -> None:
     noisy = png(np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8) * 255, ".jpg")
+    disc, webp = np.hypot(*np.mgrid[-32:32, -32:32]) < 20, BytesIO()
+    Image.fromarray(disc.astype(np.uint8) * 255).save(webp, "WEBP", quality=90)  # 21 values
     path = folder(
         images={
             "alone.png": NOISE,
@@ -92,6 +96,7 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
             "broken.png": png(NOISE)[:100],
             "kind.png": NOISE,
             "jpeg.png": np.zeros((64, 64), np.uint8),
+            "webp.png": np.zeros((64, 64), np.uint8),
             "twice.png": NOISE,
             "twice.tif": NOISE,
             "nan.tif": np.full((20, 30), np.nan, np.float32),
@@ -103,6 +108,7 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
             "broken.png": HALVES,
             "kind.gif": b"GIF89a",
             "jpeg.jpg": noisy,
+            "webp.webp": webp.getvalue(),
             "twice.png": HALVES,
             "nan.tif": HALVES,
             "pages.tif": encode_tiff([HALVES]),
@@ -118,14 +124,15 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
         "Training_Images/broken.png: cannot be read: the image is truncated",
         "Training_Images/kind.png: has no label Training_Labels/kind.*; kind.gif is of a kind that is not read (.png, ",
         "Training_Labels/jpeg.jpg: ",
-        "JPEG and smooth resizing",
+        "JPEG, WebP and smooth resizing",
+        "Training_Labels/webp.webp: ",
         "Training_Images/twice.tif: has the same name as twice.png",
         "Training_Images/nan.tif: expected finite pixel values",
         "Training_Labels/pages.tif: 1 pages; expected 2",
     ):
         assert expected in text
-    assert len(refused.value.problems) == 9
-    assert "9 problems" in text
+    assert len(refused.value.problems) == 10
+    assert "10 problems" in text
 
 
 def test_labels_in_colour_are_told_apart_by_brightness_or_not_at_all(folder: Folder) -> None:

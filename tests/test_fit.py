@@ -15,6 +15,7 @@ def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
     assert schedule.lr(515, 0) == pytest.approx(0.5)
     assert schedule.lr(0, 30.9) == pytest.approx(0.5)
     assert schedule.lr(999, 0) < 1e-4
+    assert schedule.lr(0, 90) == schedule.lr(1500, 0) == 0  # an epoch's first step is taken whatever the time is
     assert not schedule.over(9, 59)
     assert schedule.over(10, 0)
     assert schedule.over(1, 60)

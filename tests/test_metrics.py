@@ -25,10 +25,13 @@ def test_the_set_counts_as_one_image() -> None:
     assert scores(small + large).dice[1] == pytest.approx(2 * 99 / 199)
 
 
-def test_an_absent_class_is_perfect_and_an_invented_one_is_not() -> None:
-    nothing = np.zeros(4, int)
-    assert scores(confusion(nothing, nothing, 3)).dice == (1, 1, 1)
-    assert scores(confusion(np.array([0, 0, 0, 2]), nothing, 3)).dice == pytest.approx((6 / 7, 1, 0))
+def test_a_class_that_no_label_has_counts_only_by_what_others_lose_to_it() -> None:
+    result = scores(confusion(np.array([0, 0, 0, 2]), np.zeros(4, int), 3))
+    assert result.dice == pytest.approx((6 / 7, np.nan, np.nan), nan_ok=True)
+    assert result.iou == pytest.approx((3 / 4, np.nan, np.nan), nan_ok=True)
+    assert result.score == pytest.approx(6 / 7)
+    stray, worse = np.array([[1000, 2, 1], [2, 107, 0], [0, 0, 0]]), np.array([[1000, 9, 0], [9, 100, 0], [0, 0, 0]])
+    assert scores(stray).score > scores(worse).score
 
 
 def test_the_threshold_curve_by_hand() -> None:
@@ -65,10 +68,26 @@ def test_objects_by_hand() -> None:
     label[:, 5] = 0
     walls = label.astype(np.float32) * 0.9
     perfect = object_scores(walls, label, 0.5)
+    assert perfect
     assert (perfect.rand, perfect.information) == (1, 0)
     thick = walls.copy()
     thick[:, 4:7] = 0.1  # thicker walls are no error
-    assert object_scores(thick, label, 0.5).rand == 1
+    assert object_scores(thick, label, 0.5) == perfect
     merged = object_scores(np.full((8, 11), 0.9, np.float32), label, 0.5)
+    assert merged
     assert merged.rand == pytest.approx(2 * 0.5 / (0.5 + 1), abs=0.01)  # precision a half, recall 1
     assert merged.information == pytest.approx(1)  # one bit: which of the two
+
+
+def test_one_object_cannot_be_told_apart_nor_can_points() -> None:
+    """If it could, who finds nothing at all would be perfect; and points would be 0 / 0."""
+    label = np.zeros((9, 9), np.uint8)
+    label[2:5, 2:5] = 1
+    nothing = np.zeros((9, 9), np.float32)
+    assert object_scores(nothing, label, 0.5) is None
+    points = np.eye(9, dtype=np.uint8)
+    assert object_scores(points.astype(np.float32), points, 0.5) is None
+    label[7:9, 7:9] = 1
+    missed = object_scores(nothing, label, 0.5)
+    assert missed
+    assert missed.rand < 0.9

@@ -55,6 +55,8 @@ def test_the_threshold(make_checkpoint: Make, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(predictor.mask(image), np.where(probabilities > 0.5, 255, 0))
     deep = Predictor(predictor.network, Preprocessing(), class_values=(0, 65535))  # trained on 16-bit labels
     np.testing.assert_array_equal(deep.mask(image), predictor.mask(image))
+    strange = Predictor(predictor.network, Preprocessing(), class_values=(-(10**38), 1))  # "no data" of a float TIFF
+    np.testing.assert_array_equal(strange.mask(image), predictor.mask(image))
     several = Predictor.load(make_checkpoint(n_classes=3), device="cpu")
     with pytest.raises(PixelError, match="3 classes"):
         several.mask(image, 0.5)

@@ -29,4 +29,4 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     assert main([*TINY, "--epochs", "1", "--data", str(data), "--out", str(tmp_path), "--tensorboard"]) == 2
-    assert "unet-service[tensorboard]" in capsys.readouterr().err
+    assert "pip install '.[tensorboard]'" in capsys.readouterr().err

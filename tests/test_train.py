@@ -56,7 +56,10 @@ def test_validation_computes_in_what_training_does(
 
 
 def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
+    out, label = tmp_path / "out", data / "Training_Labels" / "3.png"
+    two = picture(label.read_bytes())
+    two[:4, :4] = 1
+    label.write_bytes(png(two))
     assert main([*TINY, "--data", str(data), "--out", str(out), "--epochs", "3"]) == 0
     printed = capsys.readouterr().out
     assert "3 images to train on, 1 to validate on, classes (0, 1)" in printed
@@ -322,6 +325,32 @@ def test_images_without_any_object(data: Path, tmp_path: Path, capsys: pytest.Ca
     assert main([*command, "0.5"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert all(math.isfinite(value) for value in report["objects"].values())
+
+
+def test_a_class_that_no_image_to_validate_on_has(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Says so, and chooses the best epoch by the others."""
+    label = data / "Training_Labels" / "0.png"
+    third = picture(label.read_bytes())
+    third[:10] = 2
+    label.write_bytes(png(third))
+    out = tmp_path / "out"
+    assert main([*TINY, "--data", str(data), "--epochs", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "class 2 is in no image to validate on: it has no score" in printed
+    assert "class 2  " not in printed
+    first, second = csv.DictReader((out / "history.csv").read_text().splitlines())
+    assert float(first["score"]) == pytest.approx((float(first["dice_0"]) + float(first["dice_1"])) / 2, abs=1e-5)
+    assert "dice_2" not in second
+    assert Predictor.load(out / "best_model.pth", device="cpu").class_values == (0, 1, 2)
+
+
+def test_one_pixel_at_the_bottom_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "1", "--image-size", "16"]
+    assert main([*small, "--batch-size", "1"]) == 2
+    assert "--image-size 16 leaves a single pixel at the bottom of the network" in capsys.readouterr().err
+    assert main([*small, "--batch-size", "2"]) == 0
 
 
 def test_answers_that_are_no_numbers_end_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,8 @@ sys.exit(main())
 """
 
 
-def losses(out: Path) -> list[float]:
-    return [float(row["loss"]) for row in csv.DictReader((out / "history.csv").read_text().splitlines())]
+def column(name: str, out: Path) -> list[float]:
+    return [float(row[name]) for row in csv.DictReader((out / "history.csv").read_text().splitlines())]
 
 
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
@@ -62,7 +62,8 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
         run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
         assert run.returncode == 0, run.stderr[-5000:]
         printed[name] = run.stdout
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    one, two = column("loss", tmp_path / "one"), column("loss", tmp_path / "two")
+    assert column("crops", tmp_path / "one") == column("crops", tmp_path / "two")
     assert one[2] < one[1] < one[0]
     np.testing.assert_allclose(two, one, rtol=1e-4)
     assert printed["two"].count("finished: best score") == 1  # the first process speaks

@@ -13,6 +13,7 @@ from trainer.dataset import Sample
 from trainer.losses import border_weights
 from trainer.recipes import Recipe
 from trainer.world import ALONE, World
+from unet.network import STRIDE
 from unet.pixels import Preprocessing
 
 
@@ -45,6 +46,11 @@ class Batches:
         world: World = ALONE,
     ) -> None:
         world.check(recipe.batch_size)
+        if recipe.variant != "paper" and recipe.image_size == STRIDE and recipe.batch_size == world.size:
+            raise ValueError(
+                f"--image-size {STRIDE} leaves a single pixel at the bottom of the network, of which batch norm makes "
+                "nothing: expected more, or two crops for each process by --batch-size"
+            )
         self.world = world
         self.device = device
         self.recipe = recipe

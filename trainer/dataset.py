@@ -17,9 +17,11 @@ from unet.pixels import PixelError, luminance, to_pixels
 
 IMAGES, LABELS = "Training_Images", "Training_Labels"
 MAX_CLASSES = 64
+LOSSY = (".jpg", ".jpeg", ".webp")
 
 NOISY_LABEL = (
-    "JPEG and smooth resizing add grey values between classes: save labels as PNG, resize them to the nearest value"
+    "JPEG, WebP and smooth resizing add grey values between classes: save labels as PNG, resize them to the nearest "
+    "value"
 )
 
 Array = npt.NDArray[Any]
@@ -200,7 +202,7 @@ def _match_pages(
             problems.append(f"{label_name}: {_size(label)} pixels; expected {_size(image)}, as its image has")
         if problem := _image_problem(image):
             problems.append(f"{image_name}: {problem}")
-        if problem := _label_problem(label, lossy=label_path.suffix.lower() in (".jpg", ".jpeg")):
+        if problem := _label_problem(label, lossy=label_path.suffix.lower() in LOSSY):
             problems.append(f"{label_name}: {problem}")
         else:
             for grey, colour in _colours(coloured, label):

@@ -239,7 +239,7 @@ def run_epoch(
             if step and schedule.time_over(now):
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
-            crops += len(batch.images)
+            crops += len(batch.images) * learner.world.size
             loss = learner.step(batch, lr)
             cutting = time.monotonic()
             batch = next(cut, batch)
@@ -312,7 +312,7 @@ class Schedule:
     def lr(self, step: int, elapsed: float) -> float:
         if self.recipe.schedule == "constant":
             return self.recipe.lr
-        done = max(step / self.n_steps, elapsed / self.seconds)  # 0..1 of the run
+        done = min(max(step / self.n_steps, elapsed / self.seconds), 1.0)  # of the run
         if done < WARM_UP:
             return self.recipe.lr * max(done / WARM_UP, 0.01)
         return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
@@ -346,7 +346,8 @@ def on_gpu(optimizer: torch.optim.Optimizer) -> bool:
 def _columns(result: Validation, class_values: tuple[int, ...]) -> dict[str, float]:
     row = {"score": result.scores.score}
     for value, dice, iou in zip(class_values, result.scores.dice, result.scores.iou, strict=True):
-        row |= {f"dice_{value}": dice, f"iou_{value}": iou}
+        if not math.isnan(dice):
+            row |= {f"dice_{value}": dice, f"iou_{value}": iou}
     row["pixel_error"] = result.scores.pixel_error
     if result.auc is not None:
         row |= {"threshold": result.threshold, "auc": result.auc}

@@ -16,10 +16,11 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scores:
-    """Per class, in the order of the classes; for a binary problem background, foreground."""
+    """Per class, in the order of the classes; for a binary problem background, foreground. NaN for a class that no
+    label has: pixels that are taken for it count against the others."""
 
     dice: tuple[float, ...]
-    """2 |A and B| / (|A| + |B|), 0..1; 1 for a class that is nowhere in labels or predictions."""
+    """2 |A and B| / (|A| + |B|), 0..1."""
     iou: tuple[float, ...]
     """|A and B| / |A or B|, 0..1."""
     pixel_error: float
@@ -28,7 +29,7 @@ class Scores:
     @property
     def score(self) -> float:
         """What "best" means: the mean Dice of all classes, so that a rare class counts as much as a common one."""
-        return sum(self.dice) / len(self.dice)
+        return float(np.nanmean(self.dice))
 
 
 def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
@@ -39,9 +40,10 @@ def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
 
 def scores(matrix: Counts) -> Scores:
     hit = np.diag(matrix).astype(float)
-    total = matrix.sum(axis=0) + matrix.sum(axis=1)  # |A| + |B|
-    dice = _dice(hit, total)
-    iou = np.where(total == 0, 1.0, hit / np.where(total == 0, 1, total - hit))
+    labelled = matrix.sum(axis=1)
+    total = matrix.sum(axis=0) + labelled  # |A| + |B|
+    dice = np.where(labelled == 0, np.nan, _dice(hit, total))
+    iou = np.where(labelled == 0, np.nan, hit / np.where(labelled == 0, 1, total - hit))
     return Scores(tuple(map(float, dice)), tuple(map(float, iou)), float(1 - hit.sum() / matrix.sum()))
 
 
@@ -100,13 +102,17 @@ class ObjectScores:
     """Variation of information, bits: splits and mergers together; 0 is perfect."""
 
 
-def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> ObjectScores:
-    """(H, W) probabilities of the foreground against (H, W) class indices.
+def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> ObjectScores | None:
+    """(H, W) probabilities of the foreground against (H, W) class indices. None for a label of fewer than two objects,
+    or of single pixels only: there is nothing to tell apart.
 
     The components above the threshold grow over the probability until they meet, so that the thickness of a border does
     not count.
     """
     truth = connected_components(label > 0, connectivity=1)
+    sizes = np.bincount(truth.ravel())[1:]
+    if len(sizes) < 2 or sizes.max() < 2:
+        return None
     grown = watershed(-probabilities, connected_components(probabilities > threshold, connectivity=1))
     error, _, _ = adapted_rand_error(truth, grown, ignore_labels=(0,))
     splits, mergers = variation_of_information(truth, grown, ignore_labels=(0,))

@@ -55,7 +55,7 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
     data = world.in_turn(lambda: _read(settings))
     train, val = _split(settings, data)
     if world.first:
-        _introduce(settings, recipe, device, data, len(train), len(val))
+        _introduce(settings, recipe, device, data, train, val)
 
     torch.manual_seed(settings.seed)
     network = recipe.build(data.n_channels, data.n_classes).to(device)
@@ -158,7 +158,7 @@ def _split(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[S
         indices = split_fold(n, settings.folds, settings.fold, settings.val_split, settings.seed)
     train, val = ([data.samples[i] for i in side] for side in indices)
     for purpose, samples in (("train on", train), ("validate on", val)):
-        if len({int(i) for sample in samples for i in np.unique(sample.label)}) < 2:
+        if len(_classes(samples)) < 2:
             raise ValueError(
                 f"all there is to {purpose} is of one class: expected at least two; choose other images with "
                 "--val-split random or another --val-fraction"
@@ -166,14 +166,27 @@ def _split(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[S
     return train, val
 
 
+def _classes(samples: list[Sample]) -> set[int]:
+    """Indices of those that are in the labels."""
+    return {int(i) for sample in samples for i in np.unique(sample.label)}
+
+
 def _introduce(
-    settings: TrainSettings, recipe: Recipe, device: torch.device, data: DataSet, n_train: int, n_val: int
+    settings: TrainSettings,
+    recipe: Recipe,
+    device: torch.device,
+    data: DataSet,
+    train: list[Sample],
+    val: list[Sample],
 ) -> None:
     same = " (the same one, so the scores say little)" if len(data.samples) == 1 else ""
     print(
-        f"data      {settings.data}: {n_train} images to train on, {n_val} to validate on{same}, "
+        f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on{same}, "
         f"classes {data.class_values}"
     )
+    for samples, lacks in ((train, "train on: it is not learnt"), (val, "validate on: it has no score")):
+        for i in sorted(set(range(len(data.class_values))) - _classes(samples)):
+            print(f"          class {data.class_values[i]} is in no image to {lacks} (--val-split random may help)")
     print(f"recipe    {indent(str(recipe), ' ' * 10).lstrip()}")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", flush=True)
@@ -232,14 +245,14 @@ def _account(
         started = time.monotonic()
         probabilities = predictor(each.image)
         seconds += time.monotonic() - started
-        if predictor.binary and each.label.any():
+        if predictor.binary:
             found.append(object_scores(probabilities, each.label, predictor.threshold))
     per_image = seconds / len(val)
     objects = {}
-    if found:
+    if told_apart := [each for each in found if each]:
         objects = {
-            "rand": float(np.mean([f.rand for f in found])),
-            "information": float(np.mean([f.information for f in found])),
+            "rand": float(np.mean([each.rand for each in told_apart])),
+            "information": float(np.mean([each.information for each in told_apart])),
         }
     timings = {
         "seconds": progress.elapsed,
@@ -256,14 +269,16 @@ def _account(
 
     best = progress.best
     for value in predictor.class_values:
-        print(f"class {value:<12} dice {best[f'dice_{value}']:.4f}  iou {best[f'iou_{value}']:.4f}")
+        if f"dice_{value}" in best:
+            print(f"class {value:<12} dice {best[f'dice_{value}']:.4f}  iou {best[f'iou_{value}']:.4f}")
     print(f"pixel error        {best['pixel_error']:.4f}")
-    if objects:
+    if predictor.binary:
         print(f"auc                {best['auc']:.4f}")
+        print(f"threshold          {predictor.threshold:.3f}")
+    if objects:
         print(
             f"objects            rand {objects['rand']:.4f}  variation of information {objects['information']:.4f} bits"
         )
-        print(f"threshold          {predictor.threshold:.3f}")
     meanwhile = " while the GPU computes" if device.type == "cuda" else ""
     print(
         f"time               {progress.elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation"

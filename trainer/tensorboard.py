@@ -16,7 +16,7 @@ class TensorBoard:
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"--tensorboard: {error.name} is not installed; expected the extra: "
-                "pip install 'unet-service[tensorboard]'"
+                "pip install '.[tensorboard]', in the clone"
             ) from error
         self._writer = SummaryWriter(str(out / FOLDER), purge_step=first_epoch)
 

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,7 +50,7 @@ class World:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over all processes; gradients flow through it."""
-        return x if self.size == 1 else differentiable.all_reduce(x)  # type: ignore[no-untyped-call]
+        return x if self.size == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
 
     def mean(self, value: float) -> float:
         """The mean over all processes."""
@@ -84,6 +83,20 @@ def claim_gpu() -> None:
     """A GPU of its own for each process of a machine."""
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+class _Sum(torch.autograd.Function):
+    """Over all processes. Each one's loss is of the sum, so the gradients are summed, too."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
 
 
 def _scalar(value: float) -> Tensor:

@@ -103,11 +103,12 @@ def load(path: Path, input_range: InputRange = "0-1") -> Checkpoint:
     try:
         checkpoint = _read_own(content) if "format" in content else _read_bare(content, input_range)
         checkpoint = replace(checkpoint, id=digest[:12])
+        finite = all(bool(tensor.float().isfinite().all()) for tensor in checkpoint.state_dict.values())
     except KeyError as error:
         raise CheckpointError(f"{path}: has no entry {error}") from error
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {str(error).partition(chr(10))[0]}") from error
-    if not all(bool(tensor.isfinite().all()) for tensor in checkpoint.state_dict.values()):
+    if not finite:
         raise CheckpointError(f"{path}: expected finite weights, found NaN or infinity")
     return checkpoint
 

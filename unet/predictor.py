@@ -62,7 +62,8 @@ class Predictor:
         self.precision: Precision = precision
         self.tile = tile or TILE[self.device.type]
         # a binary mask has values of its own, whatever its labels have
-        self.forward = ForwardPass(self.network, self.dtype, torch.tensor(class_values).to(self.device, torch.uint8))
+        values = torch.tensor((0, 255) if self.binary else class_values, dtype=torch.uint8, device=self.device)
+        self.forward = ForwardPass(self.network, self.dtype, values)
         self._passes: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
             output: recorded(partial(self.forward, output), self.device) for output in get_args(Output)
         }

@@ -53,7 +53,8 @@ def measure(predictor: Predictor, samples: list[Sample], tta: bool) -> dict[str,
         inside = field_of_view(sample.image)
         curve.add(probabilities[inside], sample.label[inside])
         for threshold in RAND_THRESHOLDS:
-            rand[threshold].append(object_scores(probabilities, sample.label, threshold).rand)
+            if found := object_scores(probabilities, sample.label, threshold):
+                rand[threshold].append(found.rand)
     own = scores(curve.confusion(round(predictor.threshold * curve.BINS)))
     half = scores(curve.confusion(curve.BINS // 2))
     best = max(RAND_THRESHOLDS, key=lambda threshold: np.mean(rand[threshold]))

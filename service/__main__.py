@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         listener = _listen(settings.host, settings.port, BACKLOG)
     except DeviceError as error:
         return _fail(str(error))
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0].lower()
+    except (OSError, UnicodeError) as error:  # a name that is none has no reason of the system's
+        reason = str(getattr(error, "strerror", "not a name")).partition(" (")[0].lower()
         place = f"{settings.host}:{settings.port}"
         return _fail(f"cannot listen on {place}: {reason}; expected an address of this machine and a free port")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""

@@ -3,11 +3,13 @@
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 import unet
+from service.engine import Engine
 from service.models import Model, ModelSlot, Status
 from unet.device import Precision, device_name, resolve_device, resolve_precision
 
@@ -29,7 +31,10 @@ class ModelInfo(BaseModel):
 class Health(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
-    status: Status = Field(description="ok: serving; waiting: no model file yet; failed: there is one, but not usable")
+    status: Status | Literal["stopping"] = Field(
+        description="ok: serving; waiting: no model file yet; failed: there is one, but not usable; stopping: told to, "
+        "and finishing what is in flight"
+    )
     device: str
     device_name: str
     precision: Precision
@@ -45,22 +50,23 @@ class Live(BaseModel):
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", responses={503: {"model": Health, "description": "no model is loaded"}})
+@router.get("/health", responses={503: {"model": Health, "description": "no model is loaded, or stopping"}})
 async def health(request: Request, response: Response) -> Health:
-    """200 when a model is loaded, else 503."""
+    """200 when a model is loaded, else 503; also 503 when the service is stopping."""
     slot: ModelSlot = request.app.state.slot
+    engine: Engine = request.app.state.engine
     device = resolve_device(slot.device)
-    if slot.current is None:
+    if slot.current is None or engine.stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     return Health(
-        status=slot.status,
+        status="stopping" if engine.stopping else slot.status,
         device=str(device),
         device_name=device_name(device),
         precision=resolve_precision(slot.precision, device),
         model=_info(slot.current, slot.path) if slot.current else None,
         refused=slot.refusal,
-        failure=request.app.state.engine.failure,
+        failure=engine.failure,
         version=unet.__version__,
         uptime_s=round(time.monotonic() - request.app.state.started, 3),
     )

@@ -62,7 +62,9 @@ class ServeSettings(ProgramSettings):
         32, ge=1, description="requests worked on or waiting at a time, of each worker; above: 503"
     )
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
-    grace_s: float = Field(30, ge=0, description="told to stop: longest time to finish what is in flight")
+    grace_s: float = Field(
+        30, ge=0, allow_inf_nan=False, description="told to stop: longest time to finish what is in flight"
+    )
     idle_s: float = Field(
         10,
         gt=0,

@@ -55,7 +55,10 @@ class Upload(NamedTuple):
 
 async def read_upload(request: Request, max_bytes: int) -> Upload:
     """Raises ProblemError 413 or 415."""
-    content_type = request.headers.get("content-type", "application/octet-stream")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise ProblemError(415, f"expected a body as it is, found Content-Encoding {encoding}")
+    content_type = request.headers.get("content-type") or "application/octet-stream"
     media_type = _media_type(content_type)
     if media_type != _FORM and not media_type.startswith(_RAW):
         raise ProblemError(415, f"expected {_FORM}, an image type or application/octet-stream, found {media_type}")

@@ -11,6 +11,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from conftest import png
 from PIL import Image
 
@@ -82,6 +83,43 @@ def test_the_exif_orientation_is_applied(kind: str) -> None:
     (page,) = decode(pil(Image.fromarray(GREY), kind, exif=exif))
     assert page.shape == (12, 10)
     assert np.abs(page.astype(int) - np.rot90(GREY, -1)).max() < 12
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_planes_are_put_together_or_refused(dtype: type) -> None:
+    """Of more than 8 bits, OpenCV writes the first into a third of its picture; the rest is of other people's."""
+    planes, file = np.stack([np.full((20, 30), i, dtype) for i in (1, 2, 3)]), io.BytesIO()
+    tifffile.imwrite(file, planes, photometric="rgb", planarconfig="separate")
+    if dtype == np.uint8:
+        np.testing.assert_array_equal(decode(file.getvalue())[0], planes.transpose(1, 2, 0))
+    else:
+        with pytest.raises(ImageError, match="colours of a pixel together, found planes"):
+            decode(file.getvalue())
+
+
+def test_tiles_that_would_be_turned_where_they_lie_are_refused(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (300, 500), dtype=np.uint8)
+    for orientation in range(1, 9):
+        file = io.BytesIO()
+        tag = (274, "H", 1, orientation, True)
+        tifffile.imwrite(file, image, tile=(256, 256), photometric="minisblack", extratags=[tag])
+        if orientation in (2, 3, 6, 7):
+            with pytest.raises(ImageError, match="tiles to be turned"):
+                decode(file.getvalue())
+        else:
+            expected = {1: image, 4: image[::-1], 5: image.T, 8: np.rot90(image)}[orientation]
+            np.testing.assert_array_equal(decode(file.getvalue())[0], expected)
+
+
+@pytest.mark.parametrize(("masks", "right"), [((0xFF0000, 0xFF00, 0xFF), True), ((0xFF, 0xFF00, 0xFF0000), False)])
+def test_a_bmp_whose_colours_lie_elsewhere_is_refused(masks: tuple[int, ...], right: bool) -> None:
+    header = struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 32, 3, 4, 0, 0, 0, 0) + struct.pack("<III", *masks)
+    bmp = b"BM" + struct.pack("<IHHI", 14 + len(header) + 4, 0, 0, 14 + len(header)) + header + bytes([1, 2, 3, 0])
+    if right:
+        assert decode(bmp)[0].tolist() == [[[3, 2, 1]]]
+    else:
+        with pytest.raises(ImageError, match="blue, green, red"):
+            decode(bmp)
 
 
 def test_all_pages_of_a_tiff() -> None:
@@ -235,6 +273,10 @@ STRANGE = {
         "multiples of 16",
     ),
     "an old compression": (tiff_claiming(*tiff_of(9, 9), (COMPRESSION, 3, 1, 6)), "found 6"),
+    "too few colours": (
+        tiff_claiming(*tiff_of(9, 9)[:2], (BITS, 3, 1, 16), (PHOTOMETRIC, 3, 1, 2)),
+        "fewer than three samples",
+    ),
     "a loop of pages": (tiff_claiming(*tiff_of(9, 9))[:-4] + struct.pack("<I", 8), "no end"),
     "strips without end": (tiff_claiming(*tiff_of(9, 9), (279, 1, 2**20 + 1, 0)) + bytes(2**20 + 1), "strips or tiles"),
     "no pixels": (tiff_claiming(*tiff_of(0, 9)), "found 0 x 9"),

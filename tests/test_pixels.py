@@ -15,7 +15,14 @@ def prepared(preprocessing: Preprocessing, image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("dtype", "value", "scaled"),
-    [(np.uint8, 51, 0.2), (np.uint16, 13107, 0.2), (np.float32, 0.2, 0.2), (np.float64, 1.5, 1.5), (bool, True, 1.0)],
+    [
+        (np.uint8, 51, 0.2),
+        (np.uint16, 13107, 0.2),
+        (">u2", 13107, 0.2),
+        (np.float32, 0.2, 0.2),
+        (np.float64, 1.5, 1.5),
+        (bool, True, 1.0),
+    ],
 )
 def test_values_are_scaled_by_dtype(dtype: type, value: float, scaled: float) -> None:
     x = prepared(Preprocessing(), np.full((2, 3), value, dtype))

@@ -1,5 +1,6 @@
 """POST /segment, through a real client."""
 
+import gzip
 import re
 import tracemalloc
 from collections.abc import Callable
@@ -179,6 +180,9 @@ def test_413_for_too_many_pixels_or_pages(trained: Path, serve: Serve) -> None:
 def test_415_for_another_media_type(client: TestClient) -> None:
     assert "found application/json" in problem(client.post("/segment", json={"image": "..."}), 415)
     problem(client.post("/segment", content=png(IMAGE), headers={"Content-Type": "text/plain"}), 415)
+    assert client.post("/segment", content=png(IMAGE), headers={"Content-Type": ""}).status_code == 200
+    packed = client.post("/segment", content=gzip.compress(png(IMAGE)), headers={"Content-Encoding": "gzip"})
+    assert "found Content-Encoding gzip" in problem(packed, 415)
 
 
 @pytest.mark.parametrize(

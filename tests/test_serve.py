@@ -54,6 +54,9 @@ def test_told_to_stop_it_finishes_what_is_in_flight_and_refuses_the_rest(trained
             assert refused.status_code == 400  # the signal is still on its way
         assert (refused.status_code, refused.headers["connection"]) == (503, "close")
         assert refused.headers["retry-after"]
+        health = client.get("/health")  # so that a load balancer sends nobody any more
+        assert (health.status_code, health.json()["status"]) == (503, "stopping")
+        assert client.get("/health/live").status_code == 200
         thread.join()
         assert [answer.status_code for answer in answers] == [200]
         assert program.wait(timeout=30) == 0
@@ -127,6 +130,12 @@ def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
     assert re.fullmatch(
         r"unet-serve: error: cannot listen on 127.0.0.1:\d+: .* in use; expected .* a free port\n", printed
     )
+
+
+def test_an_address_that_is_none_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--host", "127.0.0..1", "--port", "0"]) == 2
+    printed = capsys.readouterr().err
+    assert re.fullmatch(r"unet-serve: error: cannot listen on 127.0.0..1:0: not a name; expected .*\n", printed)
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])

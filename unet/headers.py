@@ -31,14 +31,23 @@ _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # neither data nor a resta
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
-_WIDTH, _HEIGHT, _COMPRESSION = 256, 257, 259
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_ORIENTATION, _SAMPLES, _PLANAR = 274, 277, 284
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _BYTE_COUNTS = (279, 325)
 """Of strips, of tiles."""
+_READ = (
+    *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT),
+    *_BYTE_COUNTS,
+)
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 """TIFF's numbers for them."""
 _COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
 """None, fax, LZW, JPEG, deflate, PackBits. Others are rare, and hardly anybody looks after their decoders."""
+
+
+_BITFIELDS = 3
+"""A compression of BMP: none, but the bits of each colour are where masks say."""
 
 
 class HeaderError(ValueError):
@@ -157,7 +166,8 @@ def _tiff(data: bytes) -> Iterator[Page]:
 
 
 def _directory(data: bytes, start: int, order: str, big: bool) -> tuple[dict[int, int], int]:
-    """The numbers that matter here, by tag, and where the next directory is. Byte counts are summed."""
+    """The numbers that matter here, by tag, and where the next directory is. Byte counts are summed; of the bits of
+    each sample the most count."""
     head, entry, pointer = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     (n_entries,) = struct.unpack_from(order + head, data, start)
     start += struct.calcsize(head)
@@ -169,9 +179,9 @@ def _directory(data: bytes, start: int, order: str, big: bool) -> tuple[dict[int
         if tag in tags:
             raise HeaderError(f"the image is damaged: the TIFF says twice what its tag {tag} is")
         tags.add(tag)
-        if tag not in (_WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT, *_BYTE_COUNTS):
+        if tag not in _READ:
             continue
-        if kind not in _INTEGERS or not count or (count > 1 and tag not in _BYTE_COUNTS):
+        if kind not in _INTEGERS or not count or (count > 1 and tag not in (_BITS, *_BYTE_COUNTS)):
             raise HeaderError(f"the image is damaged: expected a number as the TIFF's tag {tag}")
         if count > MAX_SIDE:  # a strip is a row or more; all pages may point to the same numbers
             raise HeaderError(f"expected a TIFF of at most {MAX_SIDE} strips or tiles a page, found {count}")
@@ -182,7 +192,8 @@ def _directory(data: bytes, start: int, order: str, big: bool) -> tuple[dict[int
             value = data[position : position + n_bytes]
         if len(value) < n_bytes:
             raise HeaderError("the image is truncated or damaged")
-        fields[tag] = int(np.frombuffer(value, number, count).sum(dtype=np.float64))
+        numbers = np.frombuffer(value, number, count)
+        fields[tag] = int(numbers.max() if tag == _BITS else numbers.sum(dtype=np.float64))
     (following,) = struct.unpack_from(order + pointer, data, start + n_entries * size)
     for tag in _BYTE_COUNTS:
         if fields.get(tag, 0) > len(data):
@@ -196,7 +207,17 @@ def _tiff_page(fields: dict[int, int]) -> Page:
     tile = fields.get(_TILE_WIDTH, 0), fields.get(_TILE_HEIGHT, 0)
     if tile[0] % 16 or tile[1] % 16:
         raise HeaderError(f"expected tiles with sides of multiples of 16, as TIFF has it, found {tile[0]} x {tile[1]}")
-    return _page(fields.get(_WIDTH, 0), fields.get(_HEIGHT, 0), tile)
+    width, height, bits = fields.get(_WIDTH, 0), fields.get(_HEIGHT, 0), fields.get(_BITS, 1)
+    # what follows OpenCV takes for something else: the rest of its picture is whatever the memory held before
+    if fields.get(_PHOTOMETRIC) == 2 and fields.get(_SAMPLES, 1) < 3:
+        raise HeaderError("the image is damaged: the TIFF has fewer than three samples of an RGB pixel")
+    if fields.get(_PLANAR) == 2 and fields.get(_SAMPLES, 1) > 1 and bits > 8:
+        raise HeaderError(f"expected a TIFF of {bits} bits with the colours of a pixel together, found planes")
+    # and here each tile would be turned where it lies
+    turned = fields.get(_ORIENTATION) in (2, 3, 6, 7)
+    if turned and bits <= 8 and all(tile) and (width > tile[0] or height > tile[1]):
+        raise HeaderError("expected a TIFF of strips, or one that lies as it is seen, found tiles to be turned")
+    return _page(width, height, tile)
 
 
 def _bmp(data: bytes) -> Iterator[Page]:
@@ -204,6 +225,10 @@ def _bmp(data: bytes) -> Iterator[Page]:
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
     if width < 0:
         raise HeaderError("the image is damaged: its width is negative")
+    if header >= 40 and struct.unpack_from("<HI", data, 28) == (32, _BITFIELDS):
+        masks = struct.unpack_from("<III", data, 54)
+        if masks != (0xFF0000, 0xFF00, 0xFF):  # as which OpenCV reads any
+            raise HeaderError("expected a BMP whose pixels are blue, green, red, found another order")
     yield _page(width, abs(height))  # a negative height: from top to bottom
 
 

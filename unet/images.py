@@ -50,6 +50,8 @@ def decode(data: bytes) -> list[Array]:
             pages = [] if page is None else [page]
         else:
             pages = list(cv2.imdecodemulti(buffer, _FLAGS)[1])
+        if not pages:
+            raise ImageError("the image is truncated, damaged, or of a kind that is not read")
         if [sorted(page.shape[:2]) for page in pages] != [sorted((page.height, page.width)) for page in claimed]:
             raise ImageError("the image is truncated or damaged")  # sorted: EXIF may turn it
         return [cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page for page in pages]

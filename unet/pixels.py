@@ -95,6 +95,7 @@ def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
         raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.dtype in _TYPE_MAX:
         return image if image.dtype == np.uint8 else image.astype(np.float32), _TYPE_MAX[image.dtype]
     if not np.issubdtype(image.dtype, np.floating):

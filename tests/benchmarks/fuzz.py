@@ -1,11 +1,13 @@
 """Broken image files against the decoder:  python tests/benchmarks/fuzz.py [--inputs 100000] [--seed 0] [--json FILE]
 
 Small valid files of all kinds are damaged at random, and given to `unet.images` with the service's limits, in a
-process of its own: one that dies or does not come back is noticed, named and replaced. Each input is made from `--seed`
-and its number alone; `--only NUMBER --save FILE` writes one. Exit status 1 for anything but an image or an ImageError.
+process of its own: one that dies or does not come back is noticed, named and replaced. Each is decoded twice, in memory
+that held something else before: pixels that nobody has written would be another's. It is made from `--seed` and its
+number alone; `--only NUMBER --save FILE` writes one. Exit status 1 for anything but an image or an ImageError.
 """
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import random
@@ -29,6 +31,7 @@ from unet.images import ImageError, ImageTooLargeError, count_pixels, decode
 
 MAX_PIXELS, MAX_PAGES = 2**24, 64  # as the service's defaults
 HANG_S = 20.0
+_M_PERTURB = -6  # malloc.h of glibc
 WARM_UP = 1000
 """Inputs after which the memory is looked at first."""
 
@@ -193,13 +196,24 @@ def attempt(data: bytes) -> str:
     """What became of it."""
     try:
         count_pixels(data, max_pixels=MAX_PIXELS, max_pages=MAX_PAGES)
-        pages = decode(data)
+        pages, again = (_decoded(data, held) for held in (0x5A, 0xA5))
     except ImageTooLargeError:
         return "too large"
     except ImageError:
         return "refused"
     assert 0 < sum(page.shape[0] * page.shape[1] for page in pages) <= MAX_PIXELS
+    assert [page.tobytes() for page in pages] == [page.tobytes() for page in again], "pixels that nobody has written"
     return "decoded"
+
+
+def _decoded(data: bytes, held: int) -> list[Any]:
+    """In memory that glibc fills with a byte before it gives it out."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    mallopt(_M_PERTURB, held)
+    try:
+        return decode(data)
+    finally:
+        mallopt(_M_PERTURB, 0)
 
 
 def _work(whole: dict[str, bytes], seed: int, first: int, last: int, at: "Synchronized[int]", results: Any) -> None:

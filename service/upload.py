@@ -55,7 +55,7 @@ class Upload(NamedTuple):
 
 async def read_upload(request: Request, max_bytes: int) -> Upload:
     """Raises ProblemError 413 or 415."""
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = request.headers.get("content-encoding") or "identity"
     if encoding.lower() != "identity":
         raise ProblemError(415, f"expected a body as it is, found Content-Encoding {encoding}")
     content_type = request.headers.get("content-type") or "application/octet-stream"

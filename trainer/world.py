@@ -90,7 +90,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
-        total = x.clone()
+        total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 

@@ -3,7 +3,8 @@
 Small valid files of all kinds are damaged at random, and given to `unet.images` with the service's limits, in a
 process of its own: one that dies or does not come back is noticed, named and replaced. What is an image is decoded
 again, in memory that held something else: pixels that nobody has written would be another's. Each input is made from
-`--seed` and its number alone; `--only NUMBER --save FILE` writes one. Exit status 1 for anything but an image or an ImageError.
+`--seed` and its number alone; `--only NUMBER --save FILE` writes one. Exit status 1 for anything but an image or an
+ImageError.
 """
 
 import argparse

@@ -52,7 +52,7 @@ class Live(BaseModel):
 @router.head("/health", include_in_schema=False)
 @router.get("/health", responses={503: {"model": Health, "description": "no model is loaded, or stopping"}})
 async def health(request: Request, response: Response) -> Health:
-    """200 when a model is loaded, else 503; also 503 when the service is stopping."""
+    """200 when a model is loaded and the service is not stopping, else 503."""
     slot: ModelSlot = request.app.state.slot
     engine: Engine = request.app.state.engine
     device = resolve_device(slot.device)

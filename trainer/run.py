@@ -184,9 +184,10 @@ def _introduce(
         f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on{same}, "
         f"classes {data.class_values}"
     )
-    for samples, lacks in ((train, "train on: it is not learnt"), (val, "validate on: it has no score")):
+    for samples, purpose, so in ((train, "train on", "is not learnt"), (val, "validate on", "has no score")):
         for i in sorted(set(range(len(data.class_values))) - _classes(samples)):
-            print(f"          class {data.class_values[i]} is in no image to {lacks} (--val-split random may help)")
+            value = data.class_values[i]
+            print(f"          class {value} is in no image to {purpose}: it {so} (--val-split random may help)")
     print(f"recipe    {indent(str(recipe), ' ' * 10).lstrip()}")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", flush=True)

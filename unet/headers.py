@@ -36,16 +36,18 @@ _ORIENTATION, _SAMPLES, _PLANAR = 274, 277, 284
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _BYTE_COUNTS = (279, 325)
 """Of strips, of tiles."""
-_READ = (
-    *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT),
-    *_BYTE_COUNTS,
-)
+_RGB = 2
+"""As photometric interpretation."""
+_PLANES = 2
+"""As planar configuration: each colour by itself."""
+_TURNED = (2, 3, 6, 7)
+"""Orientations that OpenCV gets wrong in tiles of 8 bits; 1, 4, 5 and 8 it gets right."""
+_LAYOUT = (_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR)
+_READ = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, *_LAYOUT, *_BYTE_COUNTS)
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 """TIFF's numbers for them."""
 _COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
 """None, fax, LZW, JPEG, deflate, PackBits. Others are rare, and hardly anybody looks after their decoders."""
-
-
 _BITFIELDS = 3
 """A compression of BMP: none, but the bits of each colour are where masks say."""
 
@@ -207,15 +209,16 @@ def _tiff_page(fields: dict[int, int]) -> Page:
     tile = fields.get(_TILE_WIDTH, 0), fields.get(_TILE_HEIGHT, 0)
     if tile[0] % 16 or tile[1] % 16:
         raise HeaderError(f"expected tiles with sides of multiples of 16, as TIFF has it, found {tile[0]} x {tile[1]}")
-    width, height, bits = fields.get(_WIDTH, 0), fields.get(_HEIGHT, 0), fields.get(_BITS, 1)
-    # what follows OpenCV takes for something else: the rest of its picture is whatever the memory held before
-    if fields.get(_PHOTOMETRIC) == 2 and fields.get(_SAMPLES, 1) < 3:
+    width, height = fields.get(_WIDTH, 0), fields.get(_HEIGHT, 0)
+    samples, bits = fields.get(_SAMPLES, 1), fields.get(_BITS, 1)
+    # of these, OpenCV writes a part of its picture, and leaves the rest to whatever the memory held
+    if fields.get(_PHOTOMETRIC) == _RGB and samples < 3:
         raise HeaderError("the image is damaged: the TIFF has fewer than three samples of an RGB pixel")
-    if fields.get(_PLANAR) == 2 and fields.get(_SAMPLES, 1) > 1 and bits > 8:
+    if fields.get(_PLANAR) == _PLANES and samples > 1 and bits > 8:
         raise HeaderError(f"expected a TIFF of {bits} bits with the colours of a pixel together, found planes")
-    # and here each tile would be turned where it lies
-    turned = fields.get(_ORIENTATION) in (2, 3, 6, 7)
-    if turned and bits <= 8 and all(tile) and (width > tile[0] or height > tile[1]):
+    # and of these it turns each tile where it lies
+    several = all(tile) and (width > tile[0] or height > tile[1])
+    if fields.get(_ORIENTATION) in _TURNED and several and bits <= 8:
         raise HeaderError("expected a TIFF of strips, or one that lies as it is seen, found tiles to be turned")
     return _page(width, height, tile)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unet import winograd
-from unet.fused import fused
+from unet.fused import _OneDNN, _works, fused
 from unet.network import NetworkConfig, UNet
 
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -64,6 +64,19 @@ def test_fused_computes_the_same_on_a_gpu(
         difference = found(x.to("cuda", dtype)).float().cpu() - expected
     assert difference.norm() < close * expected.norm()
     assert not any(isinstance(module, nn.ReLU) for module in found.modules())
+
+
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+def test_the_trial_that_a_gpu_has_to_pass_is_one_that_can_be_passed() -> None:
+    assert _works(_OneDNN, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.gpu
+def test_what_comes_from_below_is_never_enlarged_on_a_gpu() -> None:
+    network = trained({"bilinear": False, "base_channels": 8}).folded()
+    found = fused(network.to("cuda", memory_format=torch.channels_last), torch.bfloat16)  # type: ignore[call-overload]
+    ups = (found.up1, found.up2, found.up3, found.up4)
+    assert [type(up).__name__ for up in ups] == 4 * ["_ComposedUpOnGPU"]
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")

@@ -72,7 +72,7 @@ def _works(kind: "type[_FusedDoubleConv]", device: torch.device, dtype: torch.dt
     try:
         with torch.inference_mode():
             both = kind(convolutions, n_parts=2)
-            both.add(both.start(part), part)
+            both.add(both.start(part.clone()), part)  # each gives its argument back
     except RuntimeError as error:
         log.warning("slower than with fused convolutions: %s", str(error).partition("\n")[0])
         return False

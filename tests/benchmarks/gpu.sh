@@ -28,7 +28,7 @@ model() { measure model model; }
 serving() {
   local often="serving --seconds 1 --clients 1 32 128 200"
   measure serving $often
-  for n in 4 6; do measure "serving-$n-workers" $often --workers "$n"; done
+  for n in 6 8; do measure "serving-$n-workers" $often --workers "$n"; done
 }
 large() { measure large large --whole 3072; }  # larger than a tile
 measure() {

@@ -1,6 +1,7 @@
 """Augmentation: geometry that can be checked, and smoothness that was promised."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,11 +71,20 @@ def test_the_angle_is_what_is_asked_for() -> None:
 
 def test_elastic_displacements_are_smooth_and_of_the_asked_size() -> None:
     how = Augmentation(elastic=10, elastic_spacing=64)
-    d = elastic_displacement(draw(50, 256, how, rng()), 256)
+    d = elastic_displacement(draw(50, 256, how, rng()), 256, how)
     assert d.shape == (50, 256, 256, 2)
     assert d[:, ::64, ::64].std().item() == pytest.approx(10, rel=0.15)
     steps = torch.cat([d.diff(dim=1).flatten(), d.diff(dim=2).flatten()]).abs()
     assert steps.max() < 2  # neighbours stay neighbours
+
+
+@pytest.mark.parametrize("size", [16, 48, 96, 256])
+def test_no_crop_is_folded_over_itself(size: int) -> None:
+    """Nowhere does a neighbour on the right lie on the left, however small the crop."""
+    how = replace(STRONG, flip=False)
+    grids = sampling_grid(64, size, how)
+    (ax, ay), (bx, by) = (grids[:, :-1, :-1].sub(each).unbind(-1) for each in (grids[:, :-1, 1:], grids[:, 1:, :-1]))
+    assert (ax * by - ay * bx).min() > 0
 
 
 def test_image_and_label_move_together() -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from trainer.dataset import Sample
 from trainer.fit import Learner
 from trainer.recipes import RECIPES
 from unet import Predictor, replay
+from unet.forward import Output
 from unet.pixels import Preprocessing
 from unet.replay import Arguments, Function, Replay
 
@@ -78,6 +80,28 @@ def test_a_thread_records_only_after_it_has_computed_step_by_step() -> None:
             assert recorder.recorded == recorded
 
 
+def test_two_threads_never_record_at_once() -> None:
+    """Each has a Replay of its own, as the outputs of a model have, and a new model beside the old."""
+    meeting = Barrier(2)
+    overlaps = []
+
+    def record(function: Function, examples: Arguments) -> Function:
+        try:
+            meeting.wait(0.2)
+            overlaps.append(examples)
+        except BrokenBarrierError:
+            meeting.reset()
+        return function
+
+    def twice(double: Replay) -> None:
+        for n in (3, 3):
+            double(torch.arange(n))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(twice, [Replay(lambda x: 2 * x, record) for _ in range(2)]))
+    assert not overlaps
+
+
 def test_another_dtype_is_another_recording() -> None:
     recorder = Recorder()
     double = Replay(lambda x: 2 * x, recorder)
@@ -134,6 +158,26 @@ def test_recorded_on_a_gpu_it_answers_the_same(make_checkpoint: Make, options: d
     masks = [predictor.mask(images[0], middle) for _ in range(3)]
     assert (masks[2] != masks[0]).mean() < 0.1
     assert not predictor.binary or 0.4 < (masks[2] == 255).mean() < 0.6
+
+
+@pytest.mark.gpu
+def test_two_threads_record_on_a_gpu_what_each_needs(make_checkpoint: Make) -> None:
+    predictor = Predictor.load(make_checkpoint(bilinear=False), device="cuda", precision="fp32")
+    images = [np.full((side, side), 100, np.uint8) for side in range(32, 352, 16)]
+
+    def answer(output: Output) -> None:
+        stream = torch.cuda.current_stream()
+        for image in images:
+            for _ in range(3):
+                predictor.run(predictor.start(image, output))
+        assert torch.cuda.current_stream() == stream
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(answer, ("mask", "probability")))
+    for output in ("mask", "probability"):
+        step = predictor._passes[output]
+        assert isinstance(step, Replay)
+        assert step._function not in step._known.values()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -93,14 +93,17 @@ def sampling_grid(drawn: Draw, size: int, how: Augmentation) -> Tensor:
     axis = torch.arange(size, dtype=torch.float32, device=drawn.matrix.device) - (size - 1) / 2
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)[None]
     if how.elastic:
-        grid = grid + elastic_displacement(drawn, size)
+        grid = grid + elastic_displacement(drawn, size, how)
     return grid @ drawn.matrix.transpose(1, 2)[:, None]
 
 
-def elastic_displacement(drawn: Draw, size: int) -> Tensor:
-    """(B, S, S, 2) smooth displacements in pixels: bicubic between the points of the coarse grid."""
-    fine = F.interpolate(drawn.elastic, (size, size), mode="bicubic", align_corners=True)
-    return fine.permute(0, 2, 3, 1)
+def elastic_displacement(drawn: Draw, size: int, how: Augmentation) -> Tensor:
+    """(B, S, S, 2) smooth displacements in pixels: bicubic between the points of the coarse grid, of whose middle a
+    small crop sees a part."""
+    reach = max(size, (drawn.elastic.shape[-1] - 1) * how.elastic_spacing)
+    fine = F.interpolate(drawn.elastic, (reach, reach), mode="bicubic", align_corners=True)
+    start = (reach - size) // 2
+    return fine[:, :, start : start + size, start : start + size].permute(0, 2, 3, 1)
 
 
 def placed(grid: Tensor, centre: Tensor, size: Tensor) -> Tensor:

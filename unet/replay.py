@@ -37,8 +37,11 @@ class Replay:
     computed step by step, as are shapes that come for the first time and maybe never again, and what a thread computes
     first: that is when the libraries get ready for it, which cannot be recorded.
 
-    For one thread at a time; others wait. `record` makes a function of the same results for arguments of one shape.
+    For one thread at a time; others wait. `record` makes a function of the same results for arguments of one shape, and
+    is called by one thread at a time, whichever Replay it is for: CUDA records no two graphs at once.
     """
+
+    _recording = threading.Lock()
 
     def __init__(self, function: Function, record: Callable[[Function, Arguments], Function]) -> None:
         self._function = function
@@ -68,7 +71,8 @@ class Replay:
 
     def _recorded(self, arguments: Arguments) -> Function:
         try:
-            return self._record(self._function, arguments)
+            with self._recording:
+                return self._record(self._function, arguments)
         except RuntimeError as error:  # out of memory, or what a driver cannot record: slower, not worse
             shapes = ", ".join(str(tuple(each.shape)) for each in arguments if each is not None)
             log.warning("computing %s step by step: %s", shapes, str(error).partition("\n")[0])
@@ -80,8 +84,9 @@ def record(function: Function, examples: Arguments, pool: Any) -> Function:
     of one `pool` share memory, and are not to be replayed at the same time."""
     taken = [None if each is None else each.clone() for each in examples]
     graph = torch.cuda.CUDAGraph()
+    here = torch.cuda.stream(torch.cuda.current_stream())  # which recording, if it fails, does not go back to
     # thread_local: a thread that loads another model meanwhile may take memory
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with here, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         given = function(*taken)
 
     def replay(*arguments: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ import socket
 import uuid
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import problems
@@ -22,6 +23,9 @@ and make the last of them wait."""
 
 DRAIN_SIZE = 2**20
 """The same of what is thrown away: what is left of a refused upload."""
+
+PARSE_SIZE = 2**12
+"""Bytes that are parsed at once, but for a body's. A request may have 20 of them, and takes 2 KiB while it waits."""
 
 SEND_BUFFER = 2**18
 """Bytes. The kernel's own may be megabytes, and its reader would seem to take nothing for as long as they last."""
@@ -45,6 +49,8 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
       or after `max_header_bytes`, with 431; so much may come between two pieces of a body, too;
     - when the client takes nothing of its answer for as long;
     - when it still sends its request `LINGER_S` after the answer.
+
+    Requests that come before the one ahead of them is answered are not parsed until it is: a few, of `PARSE_SIZE`.
     """
 
     class Limited(HttpToolsProtocol):
@@ -52,11 +58,15 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
         """Between the headers of a request and its end."""
         _in_between = 0
         """Bytes since the last headers, the last piece of a body or its end. The parser may keep them all."""
+        _unparsed = b""
+        _body_left = 0
+        """Bytes, as far as its headers have said."""
         _looks: asyncio.TimerHandle | None = None
         _seen: object = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.flow.resume_reading = self._resume_reading  # type: ignore[method-assign]
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of asyncio's own transport
             if len(self.connections) > max_connections:
@@ -71,11 +81,33 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
 
         def data_received(self, data: bytes) -> None:
             self._unset_keepalive_if_required()
-            while data:
-                self._in_between += len(data)
-                data = self._parse(data)
-            if self._in_between > max_header_bytes and not self.transport.is_closing():
-                self._refuse(431, f"expected at most {max_header_bytes} bytes of headers, found more")
+            self._unparsed += data
+            self._go_on()
+
+        def _go_on(self) -> None:
+            """Parses what has come, up to a request that has to wait for the one before."""
+            while self._unparsed and not self.pipeline and not self.transport.is_closing():
+                size = max(PARSE_SIZE, self._body_left)
+                piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+                self._in_between += len(piece)
+                self._unparsed = self._parse(piece) + self._unparsed
+                if self._in_between > max_header_bytes and not self.transport.is_closing():
+                    self._refuse(431, f"expected at most {max_header_bytes} bytes of headers, found more")
+            if self.transport.is_closing():
+                self._unparsed = b""
+
+        def _resume_reading(self) -> None:
+            """uvicorn's, which goes on whenever one of the requests that wait is answered, and so reads without end."""
+            if self._unparsed and not self.pipeline:
+                self.loop.call_soon(self._parse_rest)
+            elif not self.pipeline:
+                FlowControl.resume_reading(self.flow)
+
+        def _parse_rest(self) -> None:
+            self._unset_keepalive_if_required()
+            self._go_on()
+            if len(self.cycle.body) <= HIGH_WATER_LIMIT:
+                self._resume_reading()
 
         def _parse(self, data: bytes) -> bytes:
             """What is to be parsed after it."""
@@ -109,11 +141,14 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
             self._in_between = 0
             if not self.parser.should_upgrade():
                 self._in_body = True
+                lengths = [int(value) for name, value in self.headers if name == b"content-length"]
+                self._body_left = sum(lengths)  # one, or none: the parser has seen to it
                 super().on_headers_complete()
                 self.headers = []  # what may follow the body is not the application's
 
         def on_body(self, body: bytes) -> None:
             self._in_between = 0
+            self._body_left = max(0, self._body_left - len(body))
             super().on_body(body)
 
         def on_message_complete(self) -> None:

@@ -1,6 +1,7 @@
 """What a client may do with a connection, and what the parser makes of what it sends: over real ones."""
 
 import asyncio
+import gc
 import json
 import random
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import connect, drip, listening, received
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service import connections
 
@@ -206,6 +208,22 @@ def test_requests_that_do_not_wait_are_answered_in_turn() -> None:
         connection.sendall(b"GET /333 HTTP/1.0\r\n\r\n")
         answers = received(connection).split(b"HTTP/1.1 200 OK")[1:]
     assert [len(answer.partition(b"\r\n\r\n")[2]) for answer in answers] == [1, 22, 333]
+
+
+def test_requests_that_run_ahead_of_their_answers_take_no_memory() -> None:
+    request, n = b"GET /3 HTTP/1.1\r\nHost: x\r\n\r\n", 20_000
+    answers: list[bytes] = []
+    most = 0
+    with listening(echo) as address, connect(address) as connection:
+        reader = threading.Thread(target=lambda: answers.append(received(connection)))
+        reader.start()
+        for _ in range(n // 1000):
+            connection.sendall(1000 * request)
+            most = max(most, sum(type(each) is RequestResponseCycle for each in gc.get_objects()))
+        connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        reader.join()
+    assert answers[0].count(b"HTTP/1.1 200 OK") == n + 1
+    assert most < 500
 
 
 def test_what_follows_a_body_is_no_header_and_has_an_end() -> None:

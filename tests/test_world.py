@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainer import sample
-from trainer.world import World
+from trainer.world import World, WorldError, claim_gpu
 
 # The paper's network has no batch norm, which on CPUs sees only a process's own share; without drop-out nothing is left
 # to chance that is not shared.
@@ -70,6 +70,26 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     weights = [torch.load(tmp_path / n / "last.pth", weights_only=True)["learner"]["network"] for n in ("one", "two")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_who_is_left_alone_says_so_in_a_line(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer", "--device", "cpu"]
+    command = [sys.executable, *launch, "--data", str(tmp_path / "missing"), "--out", str(tmp_path / "out")]
+    said = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200).stderr
+    lines = sorted(line for line in said.splitlines() if line.startswith("unet-train: error: "))
+    assert len(lines) == 2
+    assert "another process of this run has ended" in lines[1] or "another process of this run has ended" in lines[0]
+    assert "missing" in "".join(lines)
+    assert "RuntimeError" not in said
+
+
+def test_processes_without_a_gpu_each_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(WorldError, match="found 1 GPUs for 2 processes: expected --nproc_per_node=1"):
+        claim_gpu()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:

@@ -35,7 +35,8 @@ from unet.pixels import Preprocessing
 
 def run(settings: TrainSettings, stop: Stop | None = None) -> None:
     """Does what `unet-train` says. Raises a ValueError or OSError for what the user can mend, and Stopped."""
-    claim_gpu()
+    if settings.device != "cpu":
+        claim_gpu()
     device = resolve_device(settings.device)
     recipe = settings.resolved_recipe()
     with join(device) as world, claim(settings.out) if world.first else nullcontext():

@@ -27,18 +27,23 @@ class TrainSettings(ProgramSettings):
     max_minutes: float | None = Field(
         None, gt=0, description="stop after M minutes, if the epochs are not over by then"
     )
-    batch_size: int | None = Field(None, ge=1, description="crops per step")
-    lr: float | None = Field(None, gt=0, description="learning rate at its highest")
-    base_channels: int | None = Field(None, ge=1, description="width of the network's first level")
+    batch_size: int | None = Field(None, ge=1, le=2**16, description="crops per step")
+    lr: float | None = Field(None, gt=0, le=1e30, description="learning rate at its highest")
+    base_channels: int | None = Field(None, ge=1, le=2**12, description="width of the network's first level")
     image_size: int | None = Field(
-        None, ge=1, description="side of the training crops, pixels: a multiple of 16, for paper plus 4"
+        None, ge=1, le=2**14, description="side of the training crops, pixels: a multiple of 16, for paper plus 4"
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
     val_split: SplitKind = Field("contiguous", description="validate on the last images by name, or on random ones")
     folds: int | None = Field(None, ge=2, description="cross-validation: cut the images into this many parts")
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
     device: DeviceChoice = Field("auto", description="where to train")
-    seed: int = Field(0, ge=0, lt=2**32, description="same seed, same data, same machine: same weights")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="same seed, data, epochs and machine: same weights on a CPU, nearly the same on a GPU",
+    )
     isbi2012_url: str = Field(
         "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train",
         description="where --data isbi2012 comes from",

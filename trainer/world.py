@@ -18,6 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 
+class WorldError(ValueError):
+    """Training cannot go on together."""
+
+
 @dataclass(frozen=True)
 class World:
     rank: int = 0
@@ -30,7 +34,7 @@ class World:
 
     def check(self, batch_size: int) -> None:
         if batch_size % self.size:
-            raise ValueError(
+            raise WorldError(
                 f"batch_size: expected a multiple of the {self.size} processes that share a batch, found {batch_size}"
             )
 
@@ -57,7 +61,8 @@ class World:
         if self.size == 1:
             return value
         tensor = _scalar(value)
-        dist.all_reduce(tensor)
+        with _together():
+            dist.all_reduce(tensor)
         return float(tensor) / self.size
 
     def in_turn(self, prepare: Callable[[], T]) -> T:
@@ -72,7 +77,8 @@ class World:
         if self.size == 1:
             return value
         tensor = _scalar(value)
-        dist.broadcast(tensor, src=0)
+        with _together():
+            dist.broadcast(tensor, src=0)
         return float(tensor)
 
 
@@ -80,9 +86,13 @@ ALONE = World()
 
 
 def claim_gpu() -> None:
-    """A GPU of its own for each process of a machine."""
-    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    """A GPU of its own for each process of a machine. Raises WorldError if there are not as many."""
+    if "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+        return
+    processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if processes > gpus:
+        raise WorldError(f"found {gpus} GPUs for {processes} processes: expected --nproc_per_node={gpus} or less")
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 class _Sum(torch.autograd.Function):
@@ -97,6 +107,14 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
         return _Sum.forward(ctx, gradient)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise WorldError("another process of this run has ended; what it said, if anything, is the reason") from error
 
 
 def _scalar(value: float) -> Tensor:

@@ -1,5 +1,6 @@
 """`unet-serve`, or `python -m service`."""
 
+import os
 import socket
 import sys
 
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     from unet.settings import parse
 
     settings = parse(ServeSettings, argv)
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # `workers` has one of its own; read when it is imported
     try:
         from service.server import BACKLOG, serve
         from service.workers import supervise

@@ -138,6 +138,11 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
                 raise RequestError("a Host header that names no host")
             if self.parser.get_method() == b"CONNECT":
                 raise RequestError("CONNECT, which is for proxies")
+            codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+            if codings not in ([], [b"chunked"]):
+                raise RequestError("an invalid `Transfer-Encoding`: nothing but chunked is understood")
+            if not self.url.startswith(b"/") and httptools.parse_url(self.url).path is None:
+                raise RequestError("a target without a path")
             self._in_between = 0
             if not self.parser.should_upgrade():
                 self._in_body = True

@@ -1,5 +1,6 @@
 """GET /health and /health/live: for people, load balancers and container engines."""
 
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -82,7 +83,7 @@ async def live() -> Live:
 def _info(model: Model, path: Path) -> ModelInfo:
     return ModelInfo(
         id=model.id,
-        path=str(path),
+        path=os.fsencode(path).decode(errors="replace"),  # a name may be any bytes
         loaded_at=model.loaded_at,
         epoch=model.training.get("epoch"),
         score=model.training.get("score"),

@@ -1,5 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457). The only place where a refusal becomes an HTTP answer."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
@@ -106,7 +107,8 @@ def _explain(error: Any) -> str:
 
 
 class OurMistakes:
-    """503 for what nobody expected; the traceback goes to the log, not to the client."""
+    """503 for what nobody expected, and the traceback goes to the log, not to the client; 503, too, for what is not
+    finished when the service has to stop."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -123,6 +125,11 @@ class OurMistakes:
             await self.app(scope, receive, note)
         except ClientDisconnect:
             return  # in the middle of its upload: nobody is left to be answered
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or started:
+                raise
+            stopped = {"Retry-After": "5", "Connection": "close"}
+            await response(503, "the service was stopped before this was done", stopped)(scope, receive, send)
         except Exception:
             if scope["type"] != "http" or started:
                 raise  # the server cuts the connection

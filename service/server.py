@@ -1,6 +1,7 @@
 """A process that answers, and how it ends: what is in flight is finished first."""
 
 import gc
+import math
 import signal
 import socket
 import sys
@@ -60,11 +61,13 @@ class Server(uvicorn.Server):
         return engine is not None and engine.lost
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.started and self.stop_by is None:
+        if not self.started:
+            super().handle_exit(sig, frame)
+        elif self.stop_by is None:
             self.app.state.engine.stopping = True
             self.stop_by = time.monotonic() + self.grace_s
         else:
-            super().handle_exit(sig, frame)
+            self.stop_by = -math.inf
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True ends the process."""
@@ -74,5 +77,6 @@ class Server(uvicorn.Server):
         if self.stop_by is None:
             return False
         left = self.stop_by - time.monotonic()
-        self.config.timeout_graceful_shutdown = max(1, int(left))  # for answers that are still being sent
+        # for answers that are still being sent
+        self.config.timeout_graceful_shutdown = 0 if left == -math.inf else max(1, int(left))
         return left <= 0 or self.app.state.engine.in_flight == 0

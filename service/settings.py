@@ -28,7 +28,11 @@ def _check_key(key: SecretStr) -> SecretStr:
 
 
 Keys = Annotated[list[Annotated[SecretStr, AfterValidator(_check_key)]], NoDecode, BeforeValidator(_split)]
-Origins = Annotated[list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]], NoDecode, BeforeValidator(_split)]
+Origins = Annotated[
+    list[Annotated[str, AfterValidator(str.lower), Field(pattern=r"^(\*|https?://[^/\s]+)$")]],  # as browsers send it
+    NoDecode,
+    BeforeValidator(_split),
+]
 Hosts = Annotated[
     list[Annotated[str, Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]], NoDecode, BeforeValidator(_split)
 ]
@@ -53,7 +57,7 @@ class ServeSettings(ProgramSettings):
     input_range: InputRange = Field(
         "0-1", description="for a bare state_dict, which cannot say it: how its training images were scaled"
     )
-    max_bytes: int = Field(64 * 2**20, ge=1, description="largest upload; above: 413")
+    max_bytes: int = Field(64 * 2**20, ge=1, le=2**32, description="largest upload; above: 413")
     max_pixels: int = Field(2**24, ge=1, description="most pixels in an upload, all pages together; above: 413")
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
     max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")

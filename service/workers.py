@@ -6,6 +6,7 @@ together in `/metrics`.
 """
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 BREATH_S = 1.0
 """Before one is replaced: those that end at once are not to keep the machine busy."""
 
+MARGIN_S = 5.0
+"""Beyond `grace_s`, in which one that was told to stop ends by itself."""
+
 
 def supervise(settings: ServeSettings, listener: socket.socket) -> int:
     """Processes for the listener's address, which is free; one that ends is replaced. Told to stop, it tells them, and
@@ -37,27 +41,38 @@ def supervise(settings: ServeSettings, listener: socket.socket) -> int:
         workers = Workers(settings, listener)
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, workers.stop)
-        for i in range(settings.workers):
-            workers.start(listen=i == 0)
-        while workers.running:
+        workers.start(listen=True)
+        while workers.running or not workers.stopping:
+            workers.fill()
             for process in workers.wait():
                 multiprocess.mark_process_dead(process.pid, counts)
                 if not workers.stopping:
                     log.error("worker %s ended with %s: another one takes its place", process.pid, process.exitcode)
                     time.sleep(BREATH_S)
-                if not workers.stopping:  # still
-                    workers.start()
     return 0
 
 
 class Workers:
     def __init__(self, settings: ServeSettings, listener: socket.socket) -> None:
         self.running: list[SpawnProcess] = []
-        self.stopping = False
+        self.stop_by = math.inf
+        """When those that do not stop are killed, on the clock of `time.monotonic`."""
         self._settings = settings
         self._family, self._address = listener.family, listener.getsockname()
         listener.close()
         self._reserved = self._bound()  # it never listens, but the port stays taken
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop_by < math.inf
+
+    def fill(self) -> None:
+        """Starts those that are missing, unless it is told to stop. What cannot be started is tried again next time."""
+        try:
+            while len(self.running) < self._settings.workers and not self.stopping:
+                self.start()
+        except OSError as error:
+            log.error("a worker cannot be started: %s", error.strerror)
 
     def start(self, *, listen: bool = False) -> None:
         """With `listen`, who connects from now on waits for the process. Else it gets its first connection when it can
@@ -73,17 +88,20 @@ class Workers:
             process.terminate()
 
     def wait(self) -> list[SpawnProcess]:
-        """Those that have ended, as soon as there are any."""
-        sentinels = connection.wait([process.sentinel for process in self.running])
+        """Those that have ended, as soon as there are any, or none after a moment."""
+        sentinels = connection.wait([process.sentinel for process in self.running], timeout=BREATH_S)
         ended = [process for process in self.running if process.sentinel in sentinels]
         self.running = [process for process in self.running if process not in ended]
         for process in ended:
             process.join()
+        if time.monotonic() > self.stop_by:
+            for process in self.running:
+                process.kill()
         return ended
 
     def stop(self, *_: int | FrameType | None) -> None:
         """For a signal; a second one makes them stop at once."""
-        self.stopping = True
+        self.stop_by = min(self.stop_by, time.monotonic() + self._settings.grace_s + MARGIN_S)
         for process in self.running:
             process.terminate()
 

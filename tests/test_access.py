@@ -177,7 +177,7 @@ def test_origins(make_checkpoint: Make, serve: Serve) -> None:
     with serve(model=path) as client:
         assert "access-control-allow-origin" not in client.post("/segment", content=IMAGE, headers=ours).headers
         assert client.options("/segment", headers=ours | asks).status_code == 405
-    with serve(model=path, cors_origins=["https://lab.example.org"], api_keys=[KEY]) as client:
+    with serve(model=path, cors_origins=["https://Lab.example.org"], api_keys=[KEY]) as client:
         preflight = client.options("/segment", headers=ours | asks)  # browsers send no key with it
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == ours["Origin"]

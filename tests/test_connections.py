@@ -157,7 +157,9 @@ def test_headers_without_end_are_refused_before_they_fill_the_memory() -> None:
         (b"POST /3 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),  # smuggles
         (b"CONNECT / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),  # is TLS
+        (b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"POST /3 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"POST /3 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
     ],
 )
 def test_what_is_no_request_is_a_problem_too(request_: bytes, status: int) -> None:

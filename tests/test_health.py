@@ -1,5 +1,6 @@
 """GET /health, and the model file that it tells of."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_failed(tmp_path: Path, serve: Serve) -> None:
         refused = client.post("/segment", content=png(np.zeros((32, 32), np.uint8)))
         assert refused.status_code == 503
         assert str(tmp_path) not in refused.text
+
+
+def test_a_path_of_any_bytes(tmp_path: Path, make_checkpoint: Make, serve: Serve) -> None:
+    path = make_checkpoint().rename(tmp_path / os.fsdecode(b"m\xff.pth"))
+    with serve(model=path) as client:
+        assert client.get("/health").json()["model"]["path"] == str(tmp_path / "m\ufffd.pth")
 
 
 def test_a_failed_computation_is_told_until_one_works(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_mirror() -> None:
     assert mirror(x[:, :1], 2, 2)[:, :, 0].tolist() == [[1, 1], [1, 1]]
 
 
-@pytest.mark.parametrize("field", [{"input_range": "0-2"}, {"size_multiple": 0}])
+@pytest.mark.parametrize("field", [{"input_range": "0-2"}, {"size_multiple": 0}, {"size_multiple": 2**14}])
 def test_a_senseless_setting_is_refused_by_name(field: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(field))):
         Preprocessing(**field)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import picture, png, running
+from conftest import picture, png, received, running
 
 from service.__main__ import _listen, main
 from trainer import sample
@@ -73,6 +73,26 @@ def test_told_to_stop_it_does_not_wait_for_ever(trained: Path) -> None:
         wait_until_busy(client)
         program.send_signal(signal.SIGTERM)
         assert program.wait(timeout=30) == 0
+        head, _, body = received(slow).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"x-request-id" in head.lower()
+        assert b"stopped before this was done" in body
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_told_more_than_once_it_stops_at_once(trained: Path, times: int) -> None:
+    with (
+        running("--model", str(trained / "best_model.pth"), "--grace-s", "1000") as (program, url),
+        httpx.Client(base_url=url) as client,
+    ):
+        thread, answers = asking(url, np.zeros((4000, 4000), np.uint8))
+        wait_until_busy(client)
+        for _ in range(times):
+            program.send_signal(signal.SIGINT)
+            threading.Event().wait(0.2)  # the system makes one of those that come together
+        assert program.wait(timeout=5) == 0
+        thread.join()
+        assert [answer.status_code for answer in answers] == [503]
 
 
 @pytest.mark.timeout(90)

@@ -1,8 +1,10 @@
 """`unet-serve --workers 2`: several processes on one port, which are one service to those who ask."""
 
 import os
+import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -100,6 +102,30 @@ def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Ma
         wait_until(lambda: loaded(url) == 3)
         assert len(before & workers(program.pid)) == 1
         assert counted(url, "unet_requests_total", route="/health", status="200") == 16
+
+
+def test_one_that_is_stuck_does_not_keep_it_from_ending(make_checkpoint: Make) -> None:
+    with running("--workers", "2", "--grace-s", "0", "--model", str(make_checkpoint())) as (program, url):
+        wait_until(lambda: loaded(url) == 2)
+        both = workers(program.pid)
+        os.kill(min(both), signal.SIGSTOP)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(30) == 0
+        assert not any(command(pid) for pid in both)
+
+
+def test_what_cannot_be_started_is_tried_again(make_checkpoint: Make) -> None:
+    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
+        wait_until(lambda: loaded(url) == 2)
+        files = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (8, files[1]))
+        killed = min(workers(program.pid))
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: not command(killed))
+        threading.Event().wait(2.5)  # in which it fails
+        assert program.poll() is None
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, files)
+        wait_until(lambda: len(workers(program.pid)) == 2)
 
 
 @pytest.mark.parametrize("ready", [False, True])

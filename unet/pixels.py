@@ -45,8 +45,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.input_range not in get_args(InputRange):
             raise ValueError(f"input_range: expected 0-1 or 0-255, found {self.input_range!r}")
-        if not isinstance(self.size_multiple, int) or self.size_multiple < 1:
-            raise ValueError(f"size_multiple: expected a whole number of at least 1, found {self.size_multiple!r}")
+        if not isinstance(self.size_multiple, int) or not 1 <= self.size_multiple <= 256:
+            raise ValueError(f"size_multiple: expected a whole number of 1 to 256, found {self.size_multiple!r}")
 
     def __call__(self, image: npt.NDArray[Any], n_channels: int) -> "Prepared":
         """What the network sees of an image. Raises PixelError."""

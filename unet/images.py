@@ -43,8 +43,11 @@ def decode(data: bytes) -> list[Array]:
     `count_pixels` comes first.
     """
     claimed = _claimed(data)
+    data = headers.bare(data)
+    if (pixels := png.decoded(data)) is not None:
+        return [pixels]
     try:
-        buffer = np.frombuffer(png.inflated(headers.bare(data)), np.uint8)
+        buffer = np.frombuffer(data, np.uint8)
         if len(claimed) == 1:
             page = cv2.imdecode(buffer, _FLAGS)
             pages = [] if page is None else [page]

@@ -201,7 +201,7 @@ def test_the_fingerprint_is_of_the_contents(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "fraction", "n_val"), [(24, 0.2, 5), (2, 0.2, 1), (2, 0.99, 1), (5, 0.01, 1), (10, 0.5, 5)]
+    ("n", "fraction", "n_val"), [(24, 0.2, 4), (30, 0.2, 6), (2, 0.2, 1), (2, 0.99, 1), (5, 0.01, 1), (10, 0.5, 5)]
 )
 def test_both_sides_of_a_split_get_something(n: int, fraction: float, n_val: int) -> None:
     train, val = split(n, fraction, "contiguous", seed=0)

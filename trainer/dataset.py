@@ -4,6 +4,7 @@ Two label values make a binary problem (the higher one is the foreground), more 
 """
 
 import hashlib
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def split(n_samples: int, fraction: float, kind: SplitKind, seed: int) -> tuple[
     """
     if n_samples == 1:
         return [0], [0]
-    n_val = min(max(1, round(n_samples * fraction)), n_samples - 1)
+    n_val = min(max(1, math.floor(n_samples * fraction + 1e-9)), n_samples - 1)  # what is left over is to learn from
     order = _order(n_samples, kind, seed)
     return sorted(order[:-n_val]), sorted(order[-n_val:])
 

@@ -29,9 +29,9 @@ class TrainSettings(ProgramSettings):
     )
     batch_size: int | None = Field(None, ge=1, le=2**16, description="crops per step")
     lr: float | None = Field(None, gt=0, le=1e30, description="learning rate at its highest")
-    base_channels: int | None = Field(None, ge=1, le=2**12, description="width of the network's first level")
+    base_channels: int | None = Field(None, ge=1, le=2**10, description="width of the network's first level")
     image_size: int | None = Field(
-        None, ge=1, le=2**14, description="side of the training crops, pixels: a multiple of 16, for paper plus 4"
+        None, ge=1, le=2**28, description="side of the training crops, pixels: a multiple of 16, for paper plus 4"
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
     val_split: SplitKind = Field("contiguous", description="validate on the last images by name, or on random ones")

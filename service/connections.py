@@ -138,7 +138,7 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
                 raise RequestError("a Host header that names no host")
             if self.parser.get_method() == b"CONNECT":
                 raise RequestError("CONNECT, which is for proxies")
-            codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+            codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
             if codings not in ([], [b"chunked"]):
                 raise RequestError("an invalid `Transfer-Encoding`: nothing but chunked is understood")
             if not self.url.startswith(b"/") and httptools.parse_url(self.url).path is None:
@@ -154,7 +154,13 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
         def on_body(self, body: bytes) -> None:
             self._in_between = 0
             self._body_left = max(0, self._body_left - len(body))
+            if self.cycle.response_complete:
+                self._drain()
             super().on_body(body)
+
+        def _drain(self) -> None:
+            """No more than the body, where its length is known: what comes after it is not thrown away."""
+            self.transport.max_size = max(READ_SIZE, min(DRAIN_SIZE, self._body_left))  # type: ignore[attr-defined]
 
         def on_message_complete(self) -> None:
             self._in_between = 0
@@ -169,7 +175,7 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
                 return
             self.cycle.body = bytearray()  # nobody reads it any more, and the connection may stay
             if self._in_body:
-                self.transport.max_size = DRAIN_SIZE  # type: ignore[attr-defined]
+                self._drain()
                 self.loop.call_later(LINGER_S, self._end, self.cycle)
 
         def _end(self, answered: object) -> None:

@@ -105,6 +105,8 @@ class ModelSlot:
             self._refuse(reason)
 
     def _load(self) -> Model:
+        if self.path.is_fifo():
+            raise CheckpointError(f"{self.path}: expected a file, found a pipe, which would be waited for")
         checkpoint = checkpoints.load(self.path, self.input_range)
         predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
         # the first is slow, of any size: not with a client waiting

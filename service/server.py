@@ -54,6 +54,8 @@ class Server(uvicorn.Server):
         self.grace_s = grace_s
         self.stop_by: float | None = None
         """On the clock of `time.monotonic`."""
+        self.ending = False
+        """Nothing is in flight any more, or it is too late; only answers are still being sent."""
 
     @property
     def lost(self) -> bool:
@@ -68,6 +70,9 @@ class Server(uvicorn.Server):
             self.stop_by = time.monotonic() + self.grace_s
         else:
             self.stop_by = -math.inf
+            if self.ending:
+                for connection in list(self.server_state.connections):
+                    connection.transport.abort()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True ends the process."""
@@ -77,6 +82,11 @@ class Server(uvicorn.Server):
         if self.stop_by is None:
             return False
         left = self.stop_by - time.monotonic()
+        busy = self.app.state.engine.in_flight > 0
         # for answers that are still being sent
-        self.config.timeout_graceful_shutdown = 0 if left == -math.inf else max(1, int(left))
-        return left <= 0 or self.app.state.engine.in_flight == 0
+        self.config.timeout_graceful_shutdown = 0 if busy and left == -math.inf else max(1, int(max(left, 0)))
+        return left <= 0 or not busy
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.ending = True
+        await super().shutdown(sockets)

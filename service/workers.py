@@ -41,7 +41,6 @@ def supervise(settings: ServeSettings, listener: socket.socket) -> int:
         workers = Workers(settings, listener)
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, workers.stop)
-        workers.start(listen=True)
         while workers.running or not workers.stopping:
             workers.fill()
             for process in workers.wait():
@@ -58,6 +57,7 @@ class Workers:
         self.stop_by = math.inf
         """When those that do not stop are killed, on the clock of `time.monotonic`."""
         self._settings = settings
+        self._first = True
         self._family, self._address = listener.family, listener.getsockname()
         listener.close()
         self._reserved = self._bound()  # it never listens, but the port stays taken
@@ -70,11 +70,12 @@ class Workers:
         """Starts those that are missing, unless it is told to stop. What cannot be started is tried again next time."""
         try:
             while len(self.running) < self._settings.workers and not self.stopping:
-                self.start()
+                self.start(listen=self._first)
+                self._first = False
         except OSError as error:
             log.error("a worker cannot be started: %s", error.strerror)
 
-    def start(self, *, listen: bool = False) -> None:
+    def start(self, *, listen: bool) -> None:
         """With `listen`, who connects from now on waits for the process. Else it gets its first connection when it can
         answer: nobody is to wait for it while others can."""
         with self._bound() as listener:

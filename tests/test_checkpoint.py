@@ -1,6 +1,5 @@
 """The checkpoint file: what is in it, who can read it, and what is refused."""
 
-import os
 import pickle
 import resource
 import stat
@@ -178,9 +177,3 @@ def test_eight_bits_and_what_is_no_real_number(make_checkpoint: Make, tmp_path: 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="directory"):
         checkpoints.load(tmp_path)
-
-
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match="it is a pipe"):
-        checkpoints.load(tmp_path / "pipe")

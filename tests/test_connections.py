@@ -187,6 +187,12 @@ def test_a_body_that_breaks_during_its_answer_ends_the_connection(caplog: pytest
     assert not [record for record in caplog.records if record.exc_info]
 
 
+def test_blanks_around_a_header_are_none_of_it() -> None:
+    with listening(echo) as address, connect(address) as connection:
+        connection.sendall(b"POST /3 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:  chunked \r\n\r\n0\r\n\r\n")
+        assert b"200 OK" in connection.recv(999)
+
+
 def test_what_follows_a_request_is_not_answered_in_its_place() -> None:
     answered = threading.Event()
 

@@ -73,6 +73,13 @@ def test_a_path_of_any_bytes(tmp_path: Path, make_checkpoint: Make, serve: Serve
         assert client.get("/health").json()["model"]["path"] == str(tmp_path / "m\ufffd.pth")
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path, serve: Serve) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with serve(model=tmp_path / "pipe") as client:
+        refused = client.get("/health").json()["refused"]
+        assert refused == "pipe: expected a file, found a pipe, which would be waited for"
+
+
 def test_a_failed_computation_is_told_until_one_works(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     image = png(np.zeros((32, 32), np.uint8))
     with monkeypatch.context() as patch:

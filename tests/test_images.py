@@ -281,6 +281,7 @@ STRANGE = {
     "strips without end": (tiff_claiming(*tiff_of(9, 9), (279, 1, 2**20 + 1, 0)) + bytes(2**20 + 1), "strips or tiles"),
     "no pixels": (tiff_claiming(*tiff_of(0, 9)), "found 0 x 9"),
     "no pixels in a PNG": (png_claiming(0, 9), "found 0 x 9"),
+    "a side that no answer can have": (png_claiming(1_000_001, 1), "sides of at most 1000000 pixels"),
     "no pixels in a BMP": (bmp_claiming(0, 0), "found 0 x 0"),
     "less than no pixels in a BMP": (bmp_claiming(-9, 9), "width is negative"),
 }

@@ -46,6 +46,8 @@ def grey(*idat: bytes, interlaced: int = 0, size: tuple[int, int] = (3, 2)) -> b
 
 ROWS = bytes([0, 10, 20, 30, 2, 1, 1, 1])  # the second row as differences to the one above
 PACKED = zlib.compress(ROWS)
+EMPTY_BLOCK = b"\x00\x00\x00\xff\xff"
+"""Of deflate: not the last, stored, of 0 bytes."""
 PIXELS = [[10, 20, 30], [11, 21, 31]]
 
 
@@ -92,11 +94,12 @@ def test_by_hand() -> None:
         grey(chunk(b"IDAT", PACKED[:6])),
         grey(chunk(b"IDAT", b"no deflate stream")),
         grey(chunk(b"IDAT", zlib.compress(ROWS[:-1]))),
+        grey(chunk(b"IDAT", PACKED[:2] + 2000 * EMPTY_BLOCK + PACKED[2:])),
         grey(),
     ],
     ids=[
         *("not a png", "1-bit", "palette", "grey with alpha", "transparent", "turned", "interlaced", "crc"),
-        *("truncated", "no deflate", "too few rows", "no pixels"),
+        *("truncated", "no deflate", "too few rows", "many empty blocks", "no pixels"),
     ],
 )
 def test_what_is_unusual_or_damaged_is_left_to_opencv(data: bytes) -> None:
@@ -124,9 +127,9 @@ def test_what_is_damaged_is_refused_as_ever() -> None:
 
 def test_nobody_waits_for_large_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(KINDS["rgb"])
-    monkeypatch.setattr(png, "LARGEST", 37 * 3 * 53)
+    monkeypatch.setattr(png, "LARGEST", 37 * (1 + 3 * 53))
     assert decoded(data) is not None
-    monkeypatch.setattr(png, "LARGEST", 37 * 3 * 53 - 1)
+    monkeypatch.setattr(png, "LARGEST", 37 * (1 + 3 * 53) - 1)
     assert decoded(data) is None
     assert decode(data)[0].shape == (37, 53, 3)
 

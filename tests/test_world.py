@@ -83,6 +83,14 @@ def test_who_is_left_alone_says_so_in_a_line(tmp_path: Path) -> None:
     assert "RuntimeError" not in said
 
 
+def test_what_else_goes_wrong_is_not_another_process() -> None:
+    said = r"has ended, and says why if it could \(.gloo/pair.cc. Connection closed\)"
+    with pytest.raises(WorldError, match=said), World(0, 2).together():
+        raise RuntimeError("[gloo/pair.cc] Connection closed\nand a stack")
+    with pytest.raises(torch.OutOfMemoryError), World(0, 2).together():
+        raise torch.OutOfMemoryError("no memory")
+
+
 def test_processes_without_a_gpu_each_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -117,7 +117,8 @@ class Learner:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-        loss = self._step(*batch)
+        with self.world.together():
+            loss = self._step(*batch)
         if self.averaged:
             self.averaged.update()
         return loss

@@ -61,9 +61,20 @@ class World:
         if self.size == 1:
             return value
         tensor = _scalar(value)
-        with _together():
+        with self.together():
             dist.all_reduce(tensor)
         return float(tensor) / self.size
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """For what all processes do at a time. Raises WorldError if one of them is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            said = str(error).partition("\n")[0]
+            raise WorldError(f"another process of this run has ended, and says why if it could ({said})") from error
 
     def in_turn(self, prepare: Callable[[], T]) -> T:
         """The first process prepares something in files; then the others find it there."""
@@ -77,7 +88,7 @@ class World:
         if self.size == 1:
             return value
         tensor = _scalar(value)
-        with _together():
+        with self.together():
             dist.broadcast(tensor, src=0)
         return float(tensor)
 
@@ -89,10 +100,11 @@ def claim_gpu() -> None:
     """A GPU of its own for each process of a machine. Raises WorldError if there are not as many."""
     if "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return
-    processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", rank + 1))
     if processes > gpus:
         raise WorldError(f"found {gpus} GPUs for {processes} processes: expected --nproc_per_node={gpus} or less")
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(rank)
 
 
 class _Sum(torch.autograd.Function):
@@ -107,14 +119,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
         return _Sum.forward(ctx, gradient)
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise WorldError("another process of this run has ended; what it said, if anything, is the reason") from error
 
 
 def _scalar(value: float) -> Tensor:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_SIDE = 2**20
-"""OpenCV's."""
+MAX_SIDE = 1_000_000
+"""libpng's, which writes answers; OpenCV's is 2**20."""
 MAX_SCANS = 100
 """Of a progressive JPEG, which has about ten. Each takes the time of a whole image and may have only a few bytes."""
 MAX_SEGMENTS = 10_000

@@ -11,8 +11,9 @@ from kornia_rs.io import decode_image_png_u8, decode_image_png_u16
 
 from unet.headers import PNG, chunks
 
-LARGEST = 2**22
-"""Bytes of pixels: other threads wait while they are decoded, for 10 ms at most."""
+LARGEST = 2**20
+"""Bytes of rows: other threads wait while they are decoded, for some milliseconds, or a tenth of a second if the file
+is made for that."""
 
 _READERS = {8: decode_image_png_u8, 16: decode_image_png_u16}
 """By bits of a number."""
@@ -32,7 +33,9 @@ def decoded(data: bytes) -> npt.NDArray[Any] | None:
         return None
     width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     mode, channels = _MODES.get(colour, ("", 0))
-    if not channels or depth not in _READERS or interlaced or height * width * channels * depth // 8 > LARGEST:
+    rows = height * (1 + width * channels * depth // 8)  # each after a byte for its filter
+    # what compression makes longer, rather than shorter, is slow: it may hold any number of blocks without a pixel
+    if not channels or depth not in _READERS or interlaced or rows > LARGEST or len(data) > 1.01 * rows + 4096:
         return None
     try:
         pixels: npt.NDArray[Any] = _READERS[depth](data, (height, width), mode)

@@ -98,9 +98,11 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
 
         def _resume_reading(self) -> None:
             """uvicorn's, which goes on whenever one of the requests that wait is answered, and so reads without end."""
-            if self._unparsed and not self.pipeline:
+            if self.pipeline:
+                return
+            if self._unparsed:
                 self.loop.call_soon(self._parse_rest)
-            elif not self.pipeline:
+            else:
                 FlowControl.resume_reading(self.flow)
 
         def _parse_rest(self) -> None:

@@ -83,8 +83,8 @@ class Server(uvicorn.Server):
             return False
         left = self.stop_by - time.monotonic()
         busy = self.app.state.engine.in_flight > 0
-        # for answers that are still being sent
-        self.config.timeout_graceful_shutdown = 0 if busy and left == -math.inf else max(1, int(max(left, 0)))
+        at_once = busy and self.stop_by == -math.inf
+        self.config.timeout_graceful_shutdown = 0 if at_once else int(max(left, 1))  # for answers being sent
         return left <= 0 or not busy
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from trainer import sample
+from trainer.dataset import DataError
+from trainer.run import run
+from trainer.settings import TrainSettings
 from trainer.world import World, WorldError, claim_gpu
 
 # The paper's network has no batch norm, which on CPUs sees only a process's own share; without drop-out nothing is left
@@ -91,13 +94,15 @@ def test_what_else_goes_wrong_is_not_another_process() -> None:
         raise torch.OutOfMemoryError("no memory")
 
 
-def test_processes_without_a_gpu_each_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_a_gpu_each_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(WorldError, match="found 1 GPUs for 2 processes: expected --nproc_per_node=1"):
         claim_gpu()
+    with pytest.raises(DataError):  # on a CPU there may be as many as one likes
+        run(TrainSettings(data=str(tmp_path), out=tmp_path / "out", device="cpu"))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from conftest import png
 from PIL import Image
 
 from unet import headers
+from unet import png as png_files
 from unet.images import ImageError, ImageTooLargeError, count_pixels, decode, encode_png, encode_tiff
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
@@ -380,10 +382,18 @@ def test_strips_that_overlap_are_refused() -> None:
         decode(tiff_claiming(*tiff_of(16, 40), *places, data=pixels + b"".join(strips)))
 
 
-def test_text_profiles_and_other_frames_do_not_reach_the_decoder() -> None:
+def test_text_profiles_and_other_frames_do_not_reach_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = zlib.compress(bytes(30 * 2**20), 9)
     extra = [chunk(b"zTXt", b"x\0\0" + bomb), chunk(b"iCCP", b"x\0\0" + bomb), chunk(b"acTL", struct.pack(">II", 9, 0))]
     data = png_claiming(20, 20, *extra)
     assert headers.bare(data) == png_claiming(20, 20)
-    (page,) = decode(data)
-    assert page.shape == (20, 20)
+    given: list[bytes] = []
+
+    def note(file: Any, *_: object) -> None:
+        given.append(bytes(file))
+
+    monkeypatch.setattr(png_files, "decoded", note)  # which leaves it to the next
+    monkeypatch.setattr(cv2, "imdecode", note)
+    with pytest.raises(ImageError):
+        decode(data)
+    assert given == 2 * [png_claiming(20, 20)]

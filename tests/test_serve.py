@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -94,28 +93,6 @@ def test_told_more_than_once_it_stops_at_once(trained: Path, times: int) -> None
         assert program.wait(timeout=5) == 0
         thread.join()
         assert [answer.status_code for answer in answers] == [503]
-
-
-def test_told_again_it_does_not_wait_for_who_does_not_read(trained: Path) -> None:
-    noise = png(np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8))
-    limits = ["--grace-s", "1000", "--idle-s", "1000"]
-    with (
-        running("--model", str(trained / "best_model.pth"), *limits) as (program, url),
-        httpx.Client(base_url=url, timeout=60) as client,
-        socket.socket() as slow,
-    ):
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
-        slow.connect(("127.0.0.1", httpx.URL(url).port))
-        head = f"Host: x\r\nContent-Type: image/png\r\nContent-Length: {len(noise)}"
-        slow.sendall(f"POST /segment?output=probability HTTP/1.1\r\n{head}\r\n\r\n".encode() + noise)
-        assert slow.recv(9) == b"HTTP/1.1 "
-        program.send_signal(signal.SIGTERM)
-        with suppress(httpx.TransportError):
-            while client.get("/health/live").is_success:
-                pass
-        assert program.poll() is None  # the answer is still on its way
-        program.send_signal(signal.SIGTERM)
-        assert program.wait(timeout=10) == 0
 
 
 @pytest.mark.timeout(90)

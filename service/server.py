@@ -1,5 +1,6 @@
 """A process that answers, and how it ends: what is in flight is finished first."""
 
+import asyncio
 import gc
 import math
 import signal
@@ -18,6 +19,9 @@ from service.settings import ServeSettings
 
 BACKLOG = 2048
 """Connections that wait to be accepted."""
+
+TICK_S = 0.1
+"""As uvicorn's own."""
 
 
 def serve(settings: ServeSettings, listener: socket.socket) -> int:
@@ -54,8 +58,6 @@ class Server(uvicorn.Server):
         self.grace_s = grace_s
         self.stop_by: float | None = None
         """On the clock of `time.monotonic`."""
-        self.ending = False
-        """Nothing is in flight any more, or it is too late; only answers are still being sent."""
 
     @property
     def lost(self) -> bool:
@@ -70,9 +72,6 @@ class Server(uvicorn.Server):
             self.stop_by = time.monotonic() + self.grace_s
         else:
             self.stop_by = -math.inf
-            if self.ending:
-                for connection in list(self.server_state.connections):
-                    connection.transport.abort()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True ends the process."""
@@ -82,11 +81,25 @@ class Server(uvicorn.Server):
         if self.stop_by is None:
             return False
         left = self.stop_by - time.monotonic()
-        busy = self.app.state.engine.in_flight > 0
-        at_once = busy and self.stop_by == -math.inf
-        self.config.timeout_graceful_shutdown = 0 if at_once else int(max(left, 1))  # for answers being sent
-        return left <= 0 or not busy
+        self.config.timeout_graceful_shutdown = int(max(left, 1))  # for answers that are still being sent
+        return left <= 0 or self.app.state.engine.in_flight == 0
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.ending = True
+        closing = asyncio.create_task(self._close_connections())
         await super().shutdown(sockets)
+        closing.cancel()
+
+    async def _close_connections(self) -> None:
+        """While uvicorn waits for them to end. It has told those that were there when it began; one that was being
+        accepted would stay, and a second signal would change nothing."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            at_once = self.stop_by == -math.inf
+            tasks = list(self.server_state.tasks) if at_once else []
+            for task in tasks:
+                task.cancel()  # who waits for it is told
+            for connection in list(self.server_state.connections):
+                if at_once and not tasks:
+                    connection.transport.abort()  # its answer is not read
+                else:
+                    connection.shutdown()

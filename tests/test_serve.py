@@ -4,7 +4,9 @@ import gc
 import re
 import signal
 import socket
+import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -93,6 +95,59 @@ def test_told_more_than_once_it_stops_at_once(trained: Path, times: int) -> None
         assert program.wait(timeout=5) == 0
         thread.join()
         assert [answer.status_code for answer in answers] == [503]
+
+
+def asking_for_much(url: str) -> socket.socket:
+    """An answer of 2 MB is under way to who has read its first bytes, and takes no more than a few at a time."""
+    noise = png(np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8))
+    slow = socket.socket()
+    slow.settimeout(60)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+    slow.connect(("127.0.0.1", httpx.URL(url).port))
+    head = f"Host: x\r\nContent-Type: image/png\r\nContent-Length: {len(noise)}"
+    slow.sendall(f"POST /segment?output=probability HTTP/1.1\r\n{head}\r\n\r\n".encode() + noise)
+    assert slow.recv(9) == b"HTTP/1.1 "
+    return slow
+
+
+def wait_until_closed(url: str) -> None:
+    """Until nobody is let in any more; each asks with a connection of its own."""
+    with suppress(httpx.TransportError):
+        while httpx.get(f"{url}/health/live").is_success:
+            pass
+
+
+def test_told_to_stop_it_waits_for_who_reads_slowly(trained: Path) -> None:
+    with running("--model", str(trained / "best_model.pth")) as (program, url), asking_for_much(url) as slow:
+        program.send_signal(signal.SIGTERM)
+        wait_until_closed(url)
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(timeout=2)
+        head, _, body = received(slow).partition(b"\r\n\r\n")
+        assert f"content-length: {len(body)}\r\n".encode() in head
+        assert program.wait(timeout=30) == 0
+
+
+def test_told_again_it_does_not_wait_for_who_does_not_read(trained: Path) -> None:
+    limits = ["--grace-s", "1000", "--idle-s", "1000"]
+    with running("--model", str(trained / "best_model.pth"), *limits) as (program, url), asking_for_much(url):
+        program.send_signal(signal.SIGTERM)
+        wait_until_closed(url)
+        assert program.poll() is None  # the answer is still on its way
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(timeout=30) == 0
+
+
+def test_who_comes_while_it_ends_does_not_keep_it(tmp_path: Path) -> None:
+    limits = ["--grace-s", "1000", "--idle-s", "1000"]
+    with running("--model", str(tmp_path / "none.pth"), *limits) as (program, url):
+        assert httpx.get(f"{url}/health/live", timeout=60).is_success
+        program.send_signal(signal.SIGSTOP)
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port)):
+            program.send_signal(signal.SIGTERM)
+            threading.Event().wait(0.2)  # it is told and finds the connection in one turn of its loop
+            program.send_signal(signal.SIGCONT)
+            assert program.wait(timeout=30) == 0
 
 
 @pytest.mark.timeout(90)

@@ -60,8 +60,8 @@ class Composed:
         """(K,), what the up-convolution's bias comes to, where no border is near. It is left to the caller."""
         # for the even and for the odd rows: the odd columns are in the first K channels
         self.by_parity = [convolution(rows.flip(0).flatten(0, 1)) for rows in kernels(up, weight)]
-        self.at_borders = {
-            lost: bias_by_place(bias, weight, lost).permute(2, 0, 1) - self.bias[:, None, None]
+        self.borders = {
+            lost: Border(bias_by_place(bias, weight, lost).permute(2, 0, 1) - self.bias[:, None, None])
             for lost in product((0, 1), (0, 1))
         }
 
@@ -80,11 +80,37 @@ class Composed:
                 rows.add_(found)
             else:
                 rows.copy_(found)
-        _add_at_borders(finer, self.at_borders[height % 2, width % 2].to(finer.dtype))
+            del found  # the next one takes its place, which the cache still has
+        self.borders[height % 2, width % 2].add_to(finer)
 
 
-def _add_at_borders(to: Tensor, places: Tensor) -> None:
-    """(B, K, H, W) += (K, 3, 3), of which the sides are as long as they need to be."""
-    for rows, columns in product(*((slice(0, 1), slice(1, 2 - n), slice(2 - n, None)) for n in places.shape[1:])):
-        if (rows.start, columns.start) != (1, 1):
-            to[:, :, rows, columns] += places[:, rows, columns]
+class Border:
+    """What is added where an image ends: to whole rows, to whole columns, and the rest where they meet. In few steps:
+    for each, a thread may have to wait for Python's lock."""
+
+    def __init__(self, places: Tensor) -> None:
+        """(K, 3 or 4, 3 or 4): of corners and sides, and of the inside, where it is zero."""
+        rows, columns = places[:, :, 1:2], places[:, 1:2]
+        corners = places - rows - columns
+        of_rows, of_columns = (_PLACES[n] for n in places.shape[1:])
+        self.rows = [rows[:, chosen] for chosen in of_rows]
+        self.columns = [columns[:, :, chosen] for chosen in of_columns]
+        self.corners = [corners[:, above, beside] for above, beside in product(of_rows, of_columns)]
+
+    def add_to(self, x: Tensor) -> None:
+        """(B, K, H, W), in place."""
+        above, beside = _edges(x.shape[2], len(self.rows)), _edges(x.shape[3], len(self.columns))
+        for rows, places in zip(above, self.rows, strict=True):
+            x[:, :, rows].add_(places)
+        for columns, places in zip(beside, self.columns, strict=True):
+            x[:, :, :, columns].add_(places)
+        for (rows, columns), places in zip(product(above, beside), self.corners, strict=True):
+            x[:, :, rows, columns].add_(places)
+
+
+_PLACES = {3: [slice(0, 3, 2)], 4: [slice(0, 1), slice(2, 4)]}
+
+
+def _edges(length: int, n: int) -> list[slice]:
+    """The first and the last at once, or the first, and the last two of which one was lost."""
+    return [slice(0, length, length - 1)] if n == 1 else [slice(0, 1), slice(length - 2, length)]

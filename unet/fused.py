@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unet import composed, kernels, winograd
 from unet.composed import Composed
 from unet.kernels import LANES, Kernels
-from unet.network import DoubleConv, OutConv, UNet, Up, fit
+from unet.network import DoubleConv, Down, OutConv, UNet, Up, fit
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,13 @@ def fused(network: UNet, dtype: torch.dtype) -> UNet:
     for name, child in network.named_children():
         if isinstance(child, Up):
             setattr(network, name, _Up(child, kind))
+        elif isinstance(child, Down):
+            _, convolutions = child.maxpool_conv
+            setattr(network, name, _Down(kind(convolutions), own))
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, DoubleConv):
                 setattr(parent, name, kind(child))
-            elif isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, MaxPool(own))
             elif isinstance(child, nn.ConvTranspose2d) and own and child.out_channels % LANES == 0:
                 setattr(parent, name, _UpConvolution(child, own))
             elif isinstance(child, OutConv) and kind is _CuDNN:
@@ -93,7 +94,10 @@ class _FusedDoubleConv(nn.Module):
         self.first_bias, self.second_bias = first.bias, second.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.end(self._convolved(x, self.parts[0], self.first_bias, relu=True))
+        return self.end(self.first(x))
+
+    def first(self, x: Tensor) -> Tensor:
+        return self._convolved(x, self.parts[0], self.first_bias, relu=True)
 
     def start(self, x: Tensor) -> Tensor:
         """Gives back the memory of its argument, as `add` does of both: whoever has called still holds them."""
@@ -170,11 +174,11 @@ class _CuDNN(_FusedDoubleConv):
         if self.narrow:
             self.parts = [of_neighbourhoods(self.parts[0])]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def first(self, x: Tensor) -> Tensor:
         if not self.narrow:
-            return super().forward(x)
+            return super().first(x)
         x = neighbourhoods(x, self.padding)
-        return self.end(torch.cudnn_convolution_relu(x, self.parts[0], self.first_bias, [1, 1], [0, 0], [1, 1], 1))
+        return torch.cudnn_convolution_relu(x, self.parts[0], self.first_bias, [1, 1], [0, 0], [1, 1], 1)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
         if not relu:
@@ -188,6 +192,16 @@ class _CuDNN(_FusedDoubleConv):
 
     def _packed(self, weight: Tensor) -> Tensor:
         return weight.contiguous(memory_format=torch.channels_last)
+
+
+class _Down(nn.Module):
+    def __init__(self, conv: _FusedDoubleConv, own: Kernels | None) -> None:
+        super().__init__()
+        self.pool = MaxPool(own)
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv.end(self.conv.first(self.pool(x)))  # nothing holds what was pooled any longer than it must
 
 
 class _Up(nn.Module):

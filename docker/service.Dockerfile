@@ -16,6 +16,8 @@ RUN pip install -r requirements-base.txt -c constraints-cuda.txt \
 VOLUME /model
 # ---------------------------------------------------------------------------------------------------
 
+# the malloc that service/malloc.py looks for
+RUN apt-get update && apt-get install -y --no-install-recommends libjemalloc2 && rm -rf /var/lib/apt/lists/*
 COPY docker/requirements-service.txt ./
 RUN pip install -r requirements-service.txt
 COPY unet ./unet

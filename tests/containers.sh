@@ -109,6 +109,7 @@ CONFINED='
   touch /tmp/written
   grep -qx "CapBnd:.0000000000000000" /proc/self/status || { echo "there are capabilities"; exit 1; }
   grep -qx "NoNewPrivs:.1" /proc/self/status || { echo "privileges can be gained"; exit 1; }'
+uses_jemalloc() { dc exec -T service grep -q libjemalloc /proc/1/maps; }
 confined() {
   dc exec -T service sh -c "$CONFINED; ! touch /model/written 2>/dev/null || { echo 'the service can write models'; exit 1; }"
   dc run --rm -T --no-deps --entrypoint sh trainer -c "$CONFINED; touch /model/written && rm /model/written"
@@ -242,6 +243,7 @@ round_default() {
   grants_gpus || { echo "SKIPPED: docker-compose.yml is NOT proven: this engine grants no GPU"; return; }
   prove "images hold what they need, no more" images_hold_no_more
   prove "the service alone starts and says waiting" says_waiting
+  prove "it runs on jemalloc" uses_jemalloc
   prove "user 10001, read-only root, no capabilities" confined
   prove "up trains on the sample, its first model is served" trains_and_serves
   prove "both containers ask for a GPU" asks_for_gpus 1

@@ -3,39 +3,64 @@
 import os
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
 from conftest import running
 
 from service import malloc
+from service.malloc import KEEP_MEMORY, NO_CACHES, wanted
 
-OLD = sys.platform == "linux" and malloc._glibc() < malloc.FIXED
-CODE = "from service import malloc; malloc.restart(); import os; print(os.environ.get('GLIBC_TUNABLES', ''), end='')"
+OLD, NEW = (2, 36), (2, 39)
+JEMALLOC = {"LD_PRELOAD": "libjemalloc.so.2", "MALLOC_CONF": KEEP_MEMORY}
+linux = pytest.mark.skipif(sys.platform != "linux", reason="malloc is set up on Linux only")
 
 
-@pytest.mark.skipif(not OLD, reason="a malloc that needs nothing")
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("given", "jemalloc", "glibc", "expected"),
     [
-        ("", "glibc.malloc.tcache_count=0"),
-        ("glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=0"),
-        ("glibc.malloc.tcache_count=7", "glibc.malloc.tcache_count=7"),  # whoever sets it knows better
+        ({}, "libjemalloc.so.2", OLD, JEMALLOC),
+        ({}, "libjemalloc.so.2", NEW, JEMALLOC),
+        ({}, None, OLD, {"GLIBC_TUNABLES": NO_CACHES}),
+        ({}, None, NEW, {}),
+        # beside what is there
+        ({"LD_PRELOAD": "a.so"}, "libjemalloc.so.2", NEW, JEMALLOC | {"LD_PRELOAD": "a.so libjemalloc.so.2"}),
+        ({"MALLOC_CONF": "narenas:9"}, "libjemalloc.so.2", NEW, JEMALLOC | {"MALLOC_CONF": "narenas:9"}),
+        ({"GLIBC_TUNABLES": "x=1"}, None, OLD, {"GLIBC_TUNABLES": f"x=1:{NO_CACHES}"}),
+        # whoever has chosen knows better
+        ({"LD_PRELOAD": "/opt/libtcmalloc.so"}, "libjemalloc.so.2", OLD, {}),
+        ({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, "libjemalloc.so.2", OLD, {}),
     ],
 )
-def test_an_old_malloc_gets_its_setting_beside_those_that_are_there(given: str, found: str) -> None:
-    program = [sys.executable, "-c", CODE]
-    assert subprocess.run(program, env={"GLIBC_TUNABLES": given}, capture_output=True, text=True).stdout == found
+def test_what_malloc_is_told(
+    given: dict[str, str], jemalloc: str | None, glibc: tuple[int, int], expected: dict[str, str]
+) -> None:
+    assert wanted(given, jemalloc, glibc) == expected
+    assert wanted(given | expected, jemalloc, glibc) == {}  # once is enough
+
+
+@linux
+def test_it_starts_again_once_without_jemalloc() -> None:
+    code = (
+        "from service import malloc; import os; "
+        "malloc.find_library, malloc._glibc = lambda _: None, lambda: (2, 36); "
+        "malloc.restart(); print(os.getpid(), os.environ['GLIBC_TUNABLES'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], env={}, stdout=subprocess.PIPE, text=True) as program:
+        out, _ = program.communicate()
+    assert out == f"{program.pid} {NO_CACHES}\n"
 
 
 def test_another_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setattr(malloc, "_glibc", lambda: malloc.FIXED)
+    monkeypatch.setenv("LD_PRELOAD", "/opt/libtcmalloc.so")
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
     malloc.restart()
 
 
-@pytest.mark.skipif(not OLD, reason="a malloc that needs nothing")
-def test_the_service_is_still_the_process_that_was_started(trained: Path) -> None:
+@linux
+@pytest.mark.skipif(not find_library("jemalloc"), reason="no jemalloc here: this test needs it (libjemalloc2)")
+def test_the_service_uses_jemalloc_and_is_still_the_process_that_was_started(trained: Path) -> None:
     with running("--model", str(trained / "best_model.pth")) as (program, _):
-        assert b"tcache_count=0" in Path(f"/proc/{program.pid}/environ").read_bytes()
+        assert "libjemalloc.so" in Path(f"/proc/{program.pid}/maps").read_text()
+        assert KEEP_MEMORY.encode() in Path(f"/proc/{program.pid}/environ").read_bytes()

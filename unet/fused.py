@@ -44,6 +44,7 @@ def fused(network: UNet, dtype: torch.dtype) -> UNet:
             setattr(network, name, _Up(child, kind))
         elif isinstance(child, Down):
             _, convolutions = child.maxpool_conv
+            assert isinstance(convolutions, DoubleConv)
             setattr(network, name, _Down(kind(convolutions), own))
     for parent in list(network.modules()):
         for name, child in parent.named_children():

@@ -18,7 +18,8 @@ VOLUME /model
 
 # The malloc that service/malloc.py looks for; of Debian's stable release, whose versions do not stay to be pinned.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends libjemalloc2 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends libjemalloc2 \
+ && apt-get clean && rm -rf /var/lib/apt/lists/*
 COPY docker/requirements-service.txt ./
 RUN pip install -r requirements-service.txt
 COPY unet ./unet

@@ -94,12 +94,9 @@ class Server(uvicorn.Server):
         accepted would stay, and a second signal would change nothing."""
         while True:
             await asyncio.sleep(TICK_S)
-            at_once = self.stop_by == -math.inf
-            tasks = list(self.server_state.tasks) if at_once else []
-            for task in tasks:
-                task.cancel()  # who waits for it is told
+            at_once = self.stop_by == -math.inf and not self.server_state.tasks  # these are answered: 503
             for connection in list(self.server_state.connections):
-                if at_once and not tasks:
+                if at_once:
                     connection.transport.abort()  # its answer is not read
                 else:
                     connection.shutdown()

@@ -92,14 +92,16 @@ class Border:
         """(K, 3 or 4, 3 or 4): of corners and sides, and of the inside, where it is zero."""
         rows, columns = places[:, :, 1:2], places[:, 1:2]
         corners = places - rows - columns
-        of_rows, of_columns = (_PLACES[n] for n in places.shape[1:])
-        self.rows = [rows[:, chosen] for chosen in of_rows]
-        self.columns = [columns[:, :, chosen] for chosen in of_columns]
-        self.corners = [corners[:, above, beside] for above, beside in product(of_rows, of_columns)]
+        n_rows, n_columns = places.shape[1:]
+        self.lost = n_rows == 4, n_columns == 4
+        above, beside = self._edges(n_rows, n_columns)
+        self.rows = [rows[:, chosen] for chosen in above]
+        self.columns = [columns[:, :, chosen] for chosen in beside]
+        self.corners = [corners[:, y, x] for y, x in product(above, beside)]
 
     def add_to(self, x: Tensor) -> None:
         """(B, K, H, W), in place."""
-        above, beside = _edges(x.shape[2], len(self.rows)), _edges(x.shape[3], len(self.columns))
+        above, beside = self._edges(*x.shape[2:])
         for rows, places in zip(above, self.rows, strict=True):
             x[:, :, rows].add_(places)
         for columns, places in zip(beside, self.columns, strict=True):
@@ -107,10 +109,9 @@ class Border:
         for (rows, columns), places in zip(product(above, beside), self.corners, strict=True):
             x[:, :, rows, columns].add_(places)
 
-
-_PLACES = {3: [slice(0, 3, 2)], 4: [slice(0, 1), slice(2, 4)]}
-
-
-def _edges(length: int, n: int) -> list[slice]:
-    """The first and the last at once, or the first, and the last two of which one was lost."""
-    return [slice(0, length, length - 1)] if n == 1 else [slice(0, 1), slice(length - 2, length)]
+    def _edges(self, *lengths: int) -> list[list[slice]]:
+        """Of rows and columns: the first and the last at once, or the first, and the last two if one was lost."""
+        return [
+            [slice(0, 1), slice(n - 2, n)] if lost else [slice(0, n, n - 1)]
+            for n, lost in zip(lengths, self.lost, strict=True)
+        ]

@@ -98,6 +98,7 @@ class _FusedDoubleConv(nn.Module):
         return self.end(self.first(x))
 
     def first(self, x: Tensor) -> Tensor:
+        """The first convolution, of all channels at once."""
         return self._convolved(x, self.parts[0], self.first_bias, relu=True)
 
     def start(self, x: Tensor) -> Tensor:

@@ -48,7 +48,10 @@ def test_it_starts_again_once_without_jemalloc() -> None:
         "malloc.restart(); print(os.getpid(), os.environ['GLIBC_TUNABLES'])"
     )
     with subprocess.Popen([sys.executable, "-c", code], env={}, stdout=subprocess.PIPE, text=True) as program:
-        out, _ = program.communicate()
+        try:
+            out, _ = program.communicate(timeout=60)
+        finally:
+            program.kill()
     assert out == f"{program.pid} {NO_CACHES}\n"
 
 

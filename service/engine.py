@@ -38,8 +38,8 @@ GPU_STREAMS = 2
 BATCH_PIXELS = 2**22
 """On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
 ROOM_PER_CODEC = 2**24
-"""Pixels of images that are being decoded, computed or encoded at a time; there are two codec threads or more. An image
-of 4096 x 4096, in colour or with `tta`, takes up to half a GiB."""
+"""Pixels of images that are being decoded, computed or encoded at a time; for two codec threads or more. An image of
+4096 x 4096, in colour or with `tta`, takes up to half a GiB."""
 NICENESS = 5
 """Of the streams: /health and refusals come first, though a neighbour on the same cores is not to have them all."""
 LINUX = sys.platform == "linux"
@@ -69,12 +69,24 @@ class _Job:
     """Spent computing it."""
 
 
+@dataclass(eq=False)
+class _Work:
+    steps: Steps[Any]
+    request_id: str
+    future: "Future[Any]" = field(default_factory=Future)
+    got: "Future[Any] | None" = None
+    """What the steps are to be sent next."""
+
+
 class Engine:
     """Predictions are computed piece by piece, those of different requests in turn, so that a large image does not keep
     small ones waiting. Each is with one thread at a time: its result does not depend on the others.
 
     On a CPU there are several streams of one or few threads, which together do more than one stream of all cores; a
     prediction that is alone gets all cores. On a GPU, pieces of one shape go as a batch.
+
+    What is to be done before and after is for codec threads. Where every core has a stream already, it is for that:
+    more threads than cores do less, as they take turns in the caches and wait for Python's lock.
     """
 
     def __init__(
@@ -102,7 +114,7 @@ class Engine:
         self._batch_pixels = BATCH_PIXELS if self._on_gpu else 0
         self._cores = sorted(os.sched_getaffinity(0)) if LINUX else list(range(os.cpu_count() or 1))
         self._n_streams = GPU_STREAMS if self._on_gpu else max(1, min(len(self._cores), MAX_STREAMS) // workers)
-        self._queue: deque[_Job] = deque()
+        self._queue: deque[_Job | _Work] = deque()
         self._working = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -113,12 +125,13 @@ class Engine:
         for stream in self._streams:
             stream.start()
         n_codecs = max(2, len(self._cores) // 2 // workers) if self._on_gpu else 2  # a GPU is fed by many
-        self._codecs = ThreadPoolExecutor(n_codecs, "codec")
+        spare = self._on_gpu or len(self._cores) > self._n_streams * workers
+        self._codecs = ThreadPoolExecutor(n_codecs, "codec") if spare else None
         self._room = Room(n_codecs * ROOM_PER_CODEC, max_waiting=max(1, max_in_flight // 2))  # the rest is for others
 
     @property
     def queued(self) -> int:
-        """Predictions that wait for their next piece to be computed."""
+        """What waits for a stream: for its next piece to be computed, or to be begun."""
         return len(self._queue)
 
     def check_room(self) -> None:
@@ -143,53 +156,62 @@ class Engine:
             self.in_flight -= 1
 
     async def work(self, steps: Steps[R]) -> R:
-        """What the generator returns. It runs on codec threads. For each prediction that it yields, it is sent what the
-        streams have `Computed` of it; for a number of pixels, nothing, when there is room for so many until it ends.
-        None of that passes the event loop, which would have to wake up for it.
+        """What the generator returns. It runs on threads of the engine. For each prediction that it yields, it is sent
+        what the streams have `Computed` of it; for a number of pixels, nothing, when there is room for so many until it
+        ends. None of that passes the event loop, which would have to wake up for it.
 
         Who stops waiting, by a time-out or because the client is gone, ends it after the step or piece in hand. Raises
         what the generator raises, InferenceError, and ProblemError, 503, when too many wait for room.
         """
-        outcome: Future[R] = Future()
-        self._codecs.submit(self._step, steps, None, outcome, request_id.get())
-        return await asyncio.wrap_future(outcome)
+        work = _Work(steps, request_id.get())
+        self._hand_over(work)
+        return await asyncio.wrap_future(work.future)
 
-    def _step(self, steps: Steps[R], got: "Future[Any] | None", outcome: "Future[R]", request_id: str) -> None:
-        """From one thing that it has to wait for to the next, or to the end."""
-        while not outcome.cancelled():
-            try:
-                wanted = steps.send(got.result() if got else None)
-            except StopIteration as end:
-                _settle(outcome.set_result, end.value)
-                return
-            except Exception as error:  # for who waits
-                _settle(outcome.set_exception, error)
-                return
-            if isinstance(wanted, int):
-                got = self._room.take(wanted, until=outcome)
-            else:
-                got = self.submit(wanted, request_id)
-                outcome.add_done_callback(partial(_cancel, got))
-            if not got.done() or got.cancelled():
-                got.add_done_callback(partial(self._resume, steps, outcome, request_id))
-                return
-
-    def _resume(self, steps: Steps[R], outcome: "Future[R]", request_id: str, got: "Future[Any]") -> None:
-        if got.cancelled():
-            outcome.cancel()
+    def _hand_over(self, work: _Work) -> None:
+        """For its next step, to whoever does them."""
+        if self._codecs:
+            self._codecs.submit(self._step, work)
         else:
-            self._codecs.submit(self._step, steps, got, outcome, request_id)
+            self._wait_in_line(work)
 
-    def submit(self, prediction: Prediction, request_id: str = "") -> "Future[Computed]":
-        """To the streams; cancel the future to stop after the piece in hand. Raises InferenceError."""
+    def _step(self, work: _Work, *, first: bool = False) -> None:
+        """From one thing that it has to wait for to the next, or to the end. `first`: a stream has come to it in its
+        turn, which its prediction takes, too."""
+        while not work.future.cancelled():
+            go_on = self._hand_over
+            try:
+                wanted = work.steps.send(work.got.result() if work.got else None)
+                if isinstance(wanted, int):
+                    work.got = self._room.take(wanted, until=work.future)
+                else:
+                    work.got = self.submit(wanted, work.request_id, first=first)
+                    work.future.add_done_callback(partial(_cancel, work.got))
+                    if not self._codecs:
+                        go_on = self._step  # on the stream that has computed it
+            except StopIteration as end:
+                _settle(work.future.set_result, end.value)
+                return
+            except Exception as error:  # for who waits; the thread goes on
+                _settle(work.future.set_exception, error)
+                return
+            if not work.got.done() or work.got.cancelled():
+                work.got.add_done_callback(partial(_resume, work, go_on))
+                return
+
+    def submit(self, prediction: Prediction, request_id: str = "", *, first: bool = False) -> "Future[Computed]":
+        """To the streams, `first` before all others; cancel the future to stop after the piece in hand. Raises
+        InferenceError."""
         job = _Job(prediction, request_id)
-        with self._changed:
-            if self._closed:
-                job.future.cancel()
-            else:
-                self._queue.append(job)
-                self._changed.notify()
+        self._wait_in_line(job, first=first)
         return job.future
+
+    def _wait_in_line(self, what: _Job | _Work, *, first: bool = False) -> None:
+        with self._changed:
+            if not self._closed:
+                (self._queue.appendleft if first else self._queue.append)(what)
+                self._changed.notify()
+                return
+        what.future.cancel()
 
     def close(self) -> None:
         """Stops after the pieces in hand; what is not finished is cancelled."""
@@ -199,14 +221,16 @@ class Engine:
         for stream in self._streams:
             stream.join()
         self._room.close()
-        for job in self._queue:
-            job.future.cancel()
-        self._codecs.shutdown(wait=True)  # who works there is told at the next prediction
+        for waiting in self._queue:
+            waiting.future.cancel()
+        if self._codecs:
+            self._codecs.shutdown(wait=True)  # who works there is told at the next prediction
 
     def _stream(self, index: int) -> None:
         """A thread's life. It keeps to cores of its own while others compute, too: left to itself, the kernel puts two
         streams on one core now and then, and leaves another idle."""
         _yield_to_others()
+        torch.get_num_threads()  # sets this thread up; later, that could undo what `set_num_threads` has said
         n_own = len(self._cores) // self._n_streams
         own, cores = self._cores[index * n_own : (index + 1) * n_own], self._cores
         while True:
@@ -214,9 +238,14 @@ class Engine:
                 self._changed.wait_for(lambda: self._queue or self._closed)
                 if self._closed:
                     return
-                batch = self._take()
-                alone = not self._queue and not self._working
-                self._working += 1
+                first = self._queue.popleft()
+                if isinstance(first, _Job):
+                    batch = self._batch(first)
+                    alone = not self._queue and not self._working
+                    self._working += 1
+            if isinstance(first, _Work):
+                self._step(first, first=True)
+                continue
             wanted = self._cores if alone else own
             if wanted != cores and not self._on_gpu:
                 _keep_to(wanted)
@@ -227,16 +256,16 @@ class Engine:
                 self._queue.extend(unfinished)
                 self._changed.notify(len(unfinished))
 
-    def _take(self) -> list[_Job]:
+    def _batch(self, first: _Job) -> list[_Job]:
         """The job that has waited longest, and on a GPU others whose next piece has the same shape: 1, 2, 4, 8 ... in
         all, since each number is another shape to the predictor."""
-        first = self._queue.popleft()
         if not self._batch_pixels:
             return [first]
         shape = first.prediction.next_shape
         room = max(1, self._batch_pixels // (shape[0] * shape[1]))
         model = first.prediction.predictor
-        same = [j for j in self._queue if j.prediction.predictor is model and j.prediction.next_shape == shape]
+        jobs = [waiting for waiting in self._queue if isinstance(waiting, _Job)]
+        same = [j for j in jobs if j.prediction.predictor is model and j.prediction.next_shape == shape]
         n = 2 ** int(log2(min(room, 1 + len(same))))
         for job in same[: n - 1]:
             self._queue.remove(job)
@@ -320,6 +349,13 @@ def _keep_to(cores: Sequence[int]) -> None:
     if LINUX:
         with suppress(OSError):  # they were taken from this process meanwhile
             os.sched_setaffinity(0, cores)
+
+
+def _resume(work: _Work, go_on: Callable[[_Work], None], got: "Future[Any]") -> None:
+    if got.cancelled():
+        work.future.cancel()
+    else:
+        go_on(work)
 
 
 def _cancel(future: "Future[Any]", _: object) -> None:

@@ -48,7 +48,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "unet_stage_seconds",
-            "Parts of a request, as in Server-Timing: decode, queue, infer, encode",
+            "Parts of a request, as in Server-Timing: queue, decode, infer, encode",
             ["stage"],
             registry=r,
             buckets=STAGE_SECONDS,

@@ -58,7 +58,7 @@ class SegmentQuery(BaseModel):
                 "X-Model-Id": {"description": "the model that answered", "schema": {"type": "string"}},
                 "X-Request-Id": {"description": "the client's, or a new one", "schema": {"type": "string"}},
                 "Server-Timing": {
-                    "description": "milliseconds of decode, queue, infer, encode",
+                    "description": "milliseconds of queue, decode, infer, encode",
                     "schema": {"type": "string"},
                 },
             },
@@ -125,6 +125,7 @@ def _steps(
 ) -> Steps[tuple[bytes, str]]:
     """For `Engine.work`: from a request's body to its answer's, with the media type. Raises ProblemError, ImageError or
     PixelError."""
+    clock.lap("queue")
     data = upload.image(settings.max_parts)
     del upload
     n_pixels = count_pixels(data, max_pixels=settings.max_pixels, max_pages=settings.max_pages)

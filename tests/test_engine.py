@@ -20,6 +20,7 @@ from unet.predictor import Piece, Prediction
 
 Make = Callable[..., Path]
 CPU = torch.device("cpu")
+N_CORES = len(os.sched_getaffinity(0)) if engines.LINUX else os.cpu_count() or 1
 
 
 class Spy(Predictor):
@@ -43,11 +44,28 @@ def predictor(make_checkpoint: Make) -> Spy:
 
 
 @pytest.fixture
-def one_stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def beside_codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """One stream, and cores for others."""
+    if N_CORES == 1:
+        pytest.skip("needs two cores")
     monkeypatch.setattr(engines, "MAX_STREAMS", 1)
     engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def all_by_itself() -> Iterator[Engine]:
+    """One stream, as the other cores have theirs."""
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU, workers=N_CORES)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["beside_codecs", "all_by_itself"])
+def one_stream(request: pytest.FixtureRequest) -> Engine:
+    engine: Engine = request.getfixturevalue(request.param)
+    return engine
 
 
 class Placed(Predictor):
@@ -75,7 +93,7 @@ def test_among_others_as_alone(predictor: Spy) -> None:
         assert seconds > 0
 
 
-@pytest.mark.skipif(not engines.LINUX or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores")
+@pytest.mark.skipif(not engines.LINUX or N_CORES == 1, reason="needs Linux and two cores")
 def test_streams_keep_to_cores_of_their_own_unless_alone(make_checkpoint: Make) -> None:
     everywhere = frozenset(os.sched_getaffinity(0))
     predictor = Placed.load(make_checkpoint(bilinear=False), device="cpu")
@@ -124,7 +142,48 @@ def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine) -> N
     assert asyncio.run(one_stream.work(steps())) == 640
 
 
-def test_work_on_large_images_waits_for_room_and_small_ones_pass(predictor: Spy, one_stream: Engine) -> None:
+def test_codecs_have_threads_of_their_own_where_there_are_cores_for_them(predictor: Spy, beside_codecs: Engine) -> None:
+    assert all(name.startswith("codec") for name in threads_of_steps(predictor, beside_codecs))
+
+
+def test_streams_do_it_all_where_every_core_has_one(predictor: Spy, all_by_itself: Engine) -> None:
+    assert threads_of_steps(predictor, all_by_itself) == ["inference-0"] * 3
+
+
+def threads_of_steps(predictor: Predictor, engine: Engine) -> list[str]:
+    names = []
+
+    def steps() -> Steps[None]:
+        for _ in range(2):
+            names.append(threading.current_thread().name)
+            yield start(predictor, 40)
+        names.append(threading.current_thread().name)
+
+    asyncio.run(engine.work(steps()))
+    return names
+
+
+def test_what_is_begun_is_computed_in_the_same_turn(predictor: Spy, all_by_itself: Engine) -> None:
+    """The next of several pages is another turn."""
+    order: list[str] = []
+
+    def steps(name: str, n_pages: int) -> Steps[None]:
+        order.append(f"{name} begins")
+        for page in range(n_pages):
+            yield start(predictor, 40)
+            order.append(f"{name}, page {page}")
+
+    async def work() -> None:
+        with all_by_itself._changed:  # so that all are there when the stream looks
+            working = [asyncio.create_task(all_by_itself.work(steps(*each))) for each in (("a", 2), ("b", 1), ("c", 1))]
+            await asyncio.sleep(0)
+        await asyncio.gather(*working)
+
+    asyncio.run(work())
+    assert order == ["a begins", "a, page 0", "b begins", "b, page 0", "c begins", "c, page 0", "a, page 1"]
+
+
+def test_work_on_large_images_waits_for_room_and_small_ones_pass(predictor: Spy, beside_codecs: Engine) -> None:
     order: list[str] = []
     holding, leave = threading.Event(), threading.Event()
 
@@ -141,10 +200,10 @@ def test_work_on_large_images_waits_for_room_and_small_ones_pass(predictor: Spy,
         return len(mask)
 
     async def work() -> None:
-        first = asyncio.create_task(one_stream.work(large("first")))
+        first = asyncio.create_task(beside_codecs.work(large("first")))
         await asyncio.to_thread(holding.wait)
-        others = [asyncio.create_task(one_stream.work(large(name))) for name in ("impatient", "second")]
-        assert await one_stream.work(small()) == 40
+        others = [asyncio.create_task(beside_codecs.work(large(name))) for name in ("impatient", "second")]
+        assert await beside_codecs.work(small()) == 40
         others[0].cancel()
         await asyncio.wait(others[:1])  # it takes a turn of the event loop
         leave.set()
@@ -186,6 +245,20 @@ def test_work_that_fails_says_why(predictor: Spy, one_stream: Engine, monkeypatc
     monkeypatch.setattr(Predictor, "compute", lambda *_: 1 / 0)
     with pytest.raises(InferenceError):
         asyncio.run(one_stream.work(steps(1)))
+
+
+def test_work_that_cannot_be_handed_on_is_told_and_the_thread_goes_on(
+    predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps() -> Steps[int]:
+        mask, _ = yield start(predictor, 40)
+        return len(mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "submit", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(one_stream.work(steps()))
+    assert asyncio.run(one_stream.work(steps())) == 40
 
 
 def test_work_that_nobody_waits_for_ends(predictor: Spy, one_stream: Engine) -> None:

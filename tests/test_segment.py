@@ -75,7 +75,7 @@ def test_headers(client: TestClient) -> None:
     answer = client.post("/segment", content=png(IMAGE), headers={"X-Request-Id": "my-request-7"})
     assert answer.headers["x-request-id"] == "my-request-7"
     assert answer.headers["x-model-id"] == client.get("/health").json()["model"]["id"]
-    timing = r"decode;dur=[\d.]+, queue;dur=[\d.]+, infer;dur=[\d.]+, encode;dur=[\d.]+"
+    timing = r"queue;dur=[\d.]+, decode;dur=[\d.]+, infer;dur=[\d.]+, encode;dur=[\d.]+"
     assert re.fullmatch(timing, answer.headers["server-timing"])
     ids = {
         client.get("/health", headers={"X-Request-Id": bad}).headers["x-request-id"] for bad in ("", "a b", "x" * 999)
@@ -284,9 +284,9 @@ def test_what_waits_for_the_model_is_the_image_alone(client: TestClient, monkeyp
     held: list[int] = []
     submit = Engine.submit
 
-    def measure(self: Engine, prediction: Prediction, request_id: str) -> object:
+    def measure(self: Engine, prediction: Prediction, request_id: str, *, first: bool) -> object:
         held.append(tracemalloc.get_traced_memory()[0])
-        return submit(self, prediction, request_id)
+        return submit(self, prediction, request_id, first=first)
 
     monkeypatch.setattr(Engine, "submit", measure)
     tracemalloc.start()

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle
@@ -60,22 +59,28 @@ class InferenceError(RuntimeError):
     """The model failed on an image; the reason is in the log."""
 
 
-@dataclass(eq=False)
-class _Job:
-    prediction: Prediction
-    request_id: str
-    future: "Future[Computed]" = field(default_factory=Future)
-    seconds: float = 0.0
-    """Spent computing it."""
+class _Job(Future[Computed]):
+    def __init__(self, prediction: Prediction, request_id: str) -> None:
+        super().__init__()
+        self.prediction = prediction
+        self.request_id = request_id
+        self.seconds = 0.0
+        """Spent computing it."""
 
 
-@dataclass(eq=False)
-class _Work:
-    steps: Steps[Any]
-    request_id: str
-    future: "Future[Any]" = field(default_factory=Future)
-    got: "Future[Any] | None" = None
-    """What the steps are to be sent next."""
+class _Work(Future[Any]):
+    def __init__(self, steps: Steps[Any], request_id: str) -> None:
+        super().__init__()
+        self.steps = steps
+        self.request_id = request_id
+        self.awaits: Future[Any] | None = None
+        """Its result is what the steps are sent next."""
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled and self.awaits:
+            self.awaits.cancel()
+        return cancelled
 
 
 class Engine:
@@ -165,7 +170,7 @@ class Engine:
         """
         work = _Work(steps, request_id.get())
         self._hand_over(work)
-        return await asyncio.wrap_future(work.future)
+        return await asyncio.wrap_future(work)
 
     def _hand_over(self, work: _Work) -> None:
         """For its next step, to whoever does them."""
@@ -177,25 +182,28 @@ class Engine:
     def _step(self, work: _Work, *, first: bool = False) -> None:
         """From one thing that it has to wait for to the next, or to the end. `first`: a stream has come to it in its
         turn, which its prediction takes, too."""
-        while not work.future.cancelled():
+        while not work.cancelled():
+            got, work.awaits = work.awaits, None  # what is over is let go of; it knows the work
             go_on = self._hand_over
             try:
-                wanted = work.steps.send(work.got.result() if work.got else None)
+                wanted = work.steps.send(got.result() if got else None)
                 if isinstance(wanted, int):
-                    work.got = self._room.take(wanted, until=work.future)
+                    awaits: Future[Any] = self._room.take(wanted, until=work)
                 else:
-                    work.got = self.submit(wanted, work.request_id, first=first)
-                    work.future.add_done_callback(partial(_cancel, work.got))
+                    awaits = self.submit(wanted, work.request_id, first=first)
                     if not self._codecs:
                         go_on = self._step  # on the stream that has computed it
             except StopIteration as end:
-                _settle(work.future.set_result, end.value)
+                _settle(work.set_result, end.value)
                 return
             except Exception as error:  # for who waits; the thread goes on
-                _settle(work.future.set_exception, error)
+                _settle(work.set_exception, error)
                 return
-            if not work.got.done() or work.got.cancelled():
-                work.got.add_done_callback(partial(_resume, work, go_on))
+            work.awaits = awaits
+            if work.cancelled():  # meanwhile
+                awaits.cancel()
+            if not awaits.done() or awaits.cancelled():
+                awaits.add_done_callback(partial(_resume, work, go_on))
                 return
 
     def submit(self, prediction: Prediction, request_id: str = "", *, first: bool = False) -> "Future[Computed]":
@@ -203,15 +211,17 @@ class Engine:
         InferenceError."""
         job = _Job(prediction, request_id)
         self._wait_in_line(job, first=first)
-        return job.future
+        return job
 
     def _wait_in_line(self, what: _Job | _Work, *, first: bool = False) -> None:
         with self._changed:
+            for given_up in [waiting for waiting in self._queue if waiting.cancelled()]:
+                self._queue.remove(given_up)  # it holds an image, and its turn may be far
             if not self._closed:
                 (self._queue.appendleft if first else self._queue.append)(what)
                 self._changed.notify()
                 return
-        what.future.cancel()
+        what.cancel()
 
     def close(self) -> None:
         """Stops after the pieces in hand; what is not finished is cancelled."""
@@ -222,7 +232,7 @@ class Engine:
             stream.join()
         self._room.close()
         for waiting in self._queue:
-            waiting.future.cancel()
+            waiting.cancel()
         if self._codecs:
             self._codecs.shutdown(wait=True)  # who works there is told at the next prediction
 
@@ -232,29 +242,33 @@ class Engine:
         _yield_to_others()
         torch.get_num_threads()  # sets this thread up; later, that could undo what `set_num_threads` has said
         n_own = len(self._cores) // self._n_streams
-        own, cores = self._cores[index * n_own : (index + 1) * n_own], self._cores
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                if self._closed:
-                    return
-                first = self._queue.popleft()
-                if isinstance(first, _Job):
-                    batch = self._batch(first)
-                    alone = not self._queue and not self._working
-                    self._working += 1
-            if isinstance(first, _Work):
-                self._step(first, first=True)
-                continue
-            wanted = self._cores if alone else own
-            if wanted != cores and not self._on_gpu:
-                _keep_to(wanted)
-                cores = wanted
-            unfinished = self._advance(batch, 1 if self._on_gpu else len(cores))
-            with self._changed:
-                self._working -= 1
-                self._queue.extend(unfinished)
-                self._changed.notify(len(unfinished))
+        while self._turn(self._cores[index * n_own : (index + 1) * n_own]):
+            pass
+
+    def _turn(self, own: Sequence[int]) -> bool:
+        """Waits for something to do, and does it; False when the engine is closed. No variable of it lives longer, and
+        keeps an image while there is nothing to do."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed)
+            if self._closed:
+                return False
+            first = self._queue.popleft()
+            if isinstance(first, _Job):
+                batch = self._batch(first)
+                alone = not self._queue and not self._working
+                self._working += 1
+        if isinstance(first, _Work):
+            self._step(first, first=True)
+            return True
+        cores = self._cores if alone else own
+        if not self._on_gpu:
+            _keep_to(cores)
+        unfinished = self._advance(batch, 1 if self._on_gpu else len(cores))
+        with self._changed:
+            self._working -= 1
+            self._queue.extend(unfinished)
+            self._changed.notify(len(unfinished))
+        return True
 
     def _batch(self, first: _Job) -> list[_Job]:
         """The job that has waited longest, and on a GPU others whose next piece has the same shape: 1, 2, 4, 8 ... in
@@ -273,7 +287,7 @@ class Engine:
 
     def _advance(self, jobs: Sequence[_Job], n_threads: int) -> list[_Job]:
         """Computes the next piece of each; returns those that have more."""
-        jobs = [job for job in jobs if not job.future.cancelled()]
+        jobs = [job for job in jobs if not job.cancelled()]
         if not jobs:
             return []
         started = time.perf_counter()
@@ -304,7 +318,7 @@ class Engine:
         except Exception as error:  # memory for it, say; the stream and the other jobs of the batch go on
             self._fail([job], error)
         else:
-            _settle(job.future.set_result, (result, job.seconds))
+            _settle(job.set_result, (result, job.seconds))
 
     def _lower(self, predictor: Predictor, n_jobs: int, side: int) -> bool:
         """Out of memory: from now on half as much at a time. False if that is too little."""
@@ -323,7 +337,7 @@ class Engine:
         self.failure = f"{type(error).__name__} at {datetime.now(UTC).isoformat(timespec='seconds')}"
         self.lost = self.lost or not answers(self._device)
         for job in jobs:
-            _settle(job.future.set_exception, InferenceError("inference failed"))
+            _settle(job.set_exception, InferenceError("inference failed"))
 
 
 def answers(device: torch.device) -> bool:
@@ -351,15 +365,11 @@ def _keep_to(cores: Sequence[int]) -> None:
             os.sched_setaffinity(0, cores)
 
 
-def _resume(work: _Work, go_on: Callable[[_Work], None], got: "Future[Any]") -> None:
-    if got.cancelled():
-        work.future.cancel()
+def _resume(work: _Work, go_on: Callable[[_Work], None], awaited: "Future[Any]") -> None:
+    if awaited.cancelled():
+        work.cancel()
     else:
         go_on(work)
-
-
-def _cancel(future: "Future[Any]", _: object) -> None:
-    future.cancel()
 
 
 def _settle(settle: Callable[[R], None], value: R) -> None:

@@ -65,7 +65,10 @@ class Metrics:
             "unet_in_flight", "Requests being worked on or waiting", registry=r, multiprocess_mode="livesum"
         )
         self.queue_length = Gauge(
-            "unet_queue_length", "Predictions waiting for their next piece", registry=r, multiprocess_mode="livesum"
+            "unet_queue_length",
+            "What waits to be begun, or for its next piece",
+            registry=r,
+            multiprocess_mode="livesum",
         )
         self.gpu_memory = Gauge(
             "unet_gpu_memory_bytes",

@@ -1,8 +1,10 @@
 """The engine: who is computed when, and that it does not matter to the result."""
 
 import asyncio
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from pathlib import Path
@@ -128,6 +130,31 @@ def test_what_is_given_up_is_not_computed(predictor: Spy, one_stream: Engine) ->
     one_stream.submit(start(predictor, 40)).result(60)
     assert len(predictor.computed) == computed + 1
     assert not prediction.finished
+
+
+def test_what_is_given_up_leaves_the_queue(predictor: Spy, one_stream: Engine) -> None:
+    with one_stream._changed:  # the stream waits for it
+        for _ in range(3):
+            one_stream.submit(start(predictor, 40)).cancel()
+        assert one_stream.queued == 1  # the last; no other has come since
+
+
+def test_nothing_is_kept_of_what_is_finished(make_checkpoint: Make, one_stream: Engine) -> None:
+    """Its image may be large, and the next request far."""
+    predictor = Predictor.load(make_checkpoint(), device="cpu")
+    gone = threading.Event()
+
+    def steps() -> Steps[int]:
+        prediction = start(predictor, 40)
+        weakref.finalize(prediction, gone.set)
+        return len((yield prediction)[0])
+
+    gc.disable()  # it would find it
+    try:
+        assert asyncio.run(one_stream.work(steps())) == 40
+        assert gone.wait(10)
+    finally:
+        gc.enable()
 
 
 def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine) -> None:
@@ -277,6 +304,28 @@ def test_work_that_nobody_waits_for_ends(predictor: Spy, one_stream: Engine) -> 
         one_stream.submit(start(predictor, 40)).result(60)
     assert predictor.computed.count([prediction]) <= 2
     assert not prediction.finished
+
+
+def test_work_that_is_given_up_during_a_step_ends_with_it(predictor: Spy, one_stream: Engine) -> None:
+    prediction = start(predictor, 40)
+    stepping, given_up = threading.Event(), threading.Event()
+
+    def steps() -> Steps[None]:
+        stepping.set()
+        assert given_up.wait(60)
+        yield prediction
+
+    async def give_up() -> None:
+        working = asyncio.create_task(one_stream.work(steps()))
+        await asyncio.to_thread(stepping.wait)
+        working.cancel()
+        await asyncio.wait([working])
+        given_up.set()
+
+    asyncio.run(give_up())
+    for _ in range(2):
+        one_stream.submit(start(predictor, 40)).result(60)
+    assert [prediction] not in predictor.computed
 
 
 def test_batches_are_of_one_shape(predictor: Spy, one_stream: Engine) -> None:

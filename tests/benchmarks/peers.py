@@ -59,7 +59,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in present}
     for _ in range(arguments.rounds):
         for name in present:
-            raw = raw_loop(predictor, images, arguments.seconds)
+            raw, _ = raw_loop(predictor, images, arguments.seconds)
             with running(name, arguments.model.resolve()) as (url, group):
                 sent = forms if name in WANT_FORMS else requests
                 asyncio.run(load(url, sent, arguments.clients, arguments.seconds / 5))  # warm

@@ -3,7 +3,8 @@
 Starts `unet-serve`, then compares, in one run and by turns: the raw loop, the same predictor on the same images in as
 many threads as the service has streams (on a GPU in its largest batches), without HTTP, files or a queue; and N clients
 that each post an image, wait for the mask, and post the next. Prints requests per second, their share of the raw
-loop's, times, refusals and memory.
+loop's, times, refusals and memory; and what the service takes of a core for a request, with what it refuses meanwhile,
+beside what the raw loop takes for an image.
 """
 
 import argparse
@@ -79,13 +80,16 @@ def measure(
     predictor: Predictor, images: list[Any], url: str, pid: int, arguments: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     requests = [post(encoded(image, arguments.suffix)) for image in images]
-    raw: list[float] = []
+    raw: list[tuple[float, float]] = []
     found: dict[int, list[dict[str, Any]]] = {n: [] for n in arguments.clients}
     for _ in range(ROUNDS):
         for n in arguments.clients:
             raw.append(raw_loop(predictor, images, arguments.seconds))
-            found[n].append(loads(url, requests, n, arguments.seconds) | {"rss": memory(pid)})
+            before = cpu_s(pid)
+            each = loads(url, requests, n, arguments.seconds)
+            found[n].append(each | {"rss": memory(pid), "cpu_s": cpu_s(pid) - before})
     rows = {}
+    raw_rate, raw_cpu_s = (sum(column) / len(raw) for column in zip(*raw, strict=True))
     for n, rounds in found.items():
         times = sorted(t for each in rounds for t in each["times"])
         statuses = sum((each["statuses"] for each in rounds), Counter())
@@ -93,7 +97,7 @@ def measure(
         rate = sum(each["rate"] for each in rounds) / ROUNDS
         rows[str(n)] = {
             "requests/s": rate,
-            "share of raw": rate / (sum(raw) / len(raw)),
+            "share of raw": rate / raw_rate,
             "p50 ms": 1000 * times[len(times) // 2],
             "p99 ms": 1000 * times[int(0.99 * len(times))],
             "ok": statuses[200],
@@ -102,12 +106,15 @@ def measure(
             "503 p99 ms": 1000 * percentile(sorted(t for each in rounds for t in each["refused"]), 0.99),
             "health p99": 1000 * percentile(health, 0.99),
             "rss MiB": max(each["rss"] for each in rounds),
+            "cpu ms": 1000 * sum(each["cpu_s"] for each in rounds) / statuses[200],
+            "beside raw": 1000 * (sum(each["cpu_s"] for each in rounds) / statuses[200] - raw_cpu_s),
         }
     return rows
 
 
-def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
-    """Images per second of the predictor alone, as many at a time as the service computes."""
+def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> tuple[float, float]:
+    """Images per second of the predictor alone, as many at a time as the service computes, and seconds of a core for
+    each."""
     on_gpu = predictor.device.type == "cuda"
     n_streams = GPU_STREAMS if on_gpu else min(torch.get_num_threads(), MAX_STREAMS)
     n_threads = torch.get_num_threads() // n_streams
@@ -123,13 +130,13 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> float:
                 predictor.compute([prediction.next() for prediction in predictions])
             done[index] += batch
 
-    started = time.perf_counter()
+    started, cpu_before = time.perf_counter(), time.process_time()
     threads = [threading.Thread(target=stream, args=(i,)) for i in range(n_streams)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(done) / (time.perf_counter() - started)
+    return sum(done) / (time.perf_counter() - started), (time.process_time() - cpu_before) / sum(done)
 
 
 def loads(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
@@ -271,6 +278,13 @@ def memory(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024 + sum(memory(int(child)) for child in children)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of a core so far, of a process and those that it has started."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") + sum(cpu_s(int(child)) for child in children)
 
 
 def percentile(ordered: list[float], share: float) -> float:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle
 from math import log2
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -60,6 +61,8 @@ class InferenceError(RuntimeError):
 
 
 class _Job(Future[Computed]):
+    """A prediction, for the streams."""
+
     def __init__(self, prediction: Prediction, request_id: str) -> None:
         super().__init__()
         self.prediction = prediction
@@ -69,17 +72,21 @@ class _Job(Future[Computed]):
 
 
 class _Work(Future[Any]):
+    """For `Engine.work`. Given up, it lets go of what it has and of what it waits for."""
+
     def __init__(self, steps: Steps[Any], request_id: str) -> None:
         super().__init__()
-        self.steps = steps
+        self.steps: Steps[Any] | None = steps
         self.request_id = request_id
         self.awaits: Future[Any] | None = None
         """Its result is what the steps are sent next."""
 
     def cancel(self) -> bool:
         cancelled = super().cancel()
-        if cancelled and self.awaits:
-            self.awaits.cancel()
+        if cancelled:
+            self.steps = None
+            if self.awaits:
+                self.awaits.cancel()
         return cancelled
 
 
@@ -182,11 +189,11 @@ class Engine:
     def _step(self, work: _Work, *, first: bool = False) -> None:
         """From one thing that it has to wait for to the next, or to the end. `first`: a stream has come to it in its
         turn, which its prediction takes, too."""
-        while not work.cancelled():
+        while steps := work.steps:
             got, work.awaits = work.awaits, None  # what is over is let go of; it knows the work
             go_on = self._hand_over
             try:
-                wanted = work.steps.send(got.result() if got else None)
+                wanted = steps.send(got.result() if got else None)
                 if isinstance(wanted, int):
                     awaits: Future[Any] = self._room.take(wanted, until=work)
                 else:
@@ -197,7 +204,7 @@ class Engine:
                 _settle(work.set_result, end.value)
                 return
             except Exception as error:  # for who waits; the thread goes on
-                _settle(work.set_exception, error)
+                _settle(work.set_exception, _freed(error))
                 return
             work.awaits = awaits
             if work.cancelled():  # meanwhile
@@ -370,6 +377,13 @@ def _resume(work: _Work, go_on: Callable[[_Work], None], awaited: "Future[Any]")
         work.cancel()
     else:
         go_on(work)
+
+
+def _freed(error: Exception) -> Exception:
+    """Without the variables of where it was raised, such as an upload: it is in a cycle with who waits for it."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None  # the first is of `_step`, which still runs
+    clear_frames(trace)
+    return error.with_traceback(trace)
 
 
 def _settle(settle: Callable[[R], None], value: R) -> None:

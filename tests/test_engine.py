@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +139,34 @@ def test_what_is_given_up_leaves_the_queue(predictor: Spy, one_stream: Engine) -
         assert one_stream.queued == 1  # the last; no other has come since
 
 
-def test_nothing_is_kept_of_what_is_finished(make_checkpoint: Make, one_stream: Engine) -> None:
+@pytest.mark.parametrize("end", ["finished", "failed", "given up"])
+def test_nothing_is_kept_of_what_is_over(make_checkpoint: Make, one_stream: Engine, end: str) -> None:
     """Its image may be large, and the next request far."""
     predictor = Predictor.load(make_checkpoint(), device="cpu")
-    gone = threading.Event()
+    begun, gone = threading.Event(), threading.Event()
+    if end == "given up":  # while it waits for another one's room
+        one_stream._room.take(2**30, until=Future())
 
-    def steps() -> Steps[int]:
+    def steps() -> Steps[None]:
         prediction = start(predictor, 40)
         weakref.finalize(prediction, gone.set)
-        return len((yield prediction)[0])
+        begun.set()
+        if end == "given up":
+            yield 2**30
+        yield prediction
+        if end == "failed":
+            raise ValueError("no image")
+
+    async def work() -> None:
+        working = asyncio.create_task(one_stream.work(steps()))
+        await asyncio.to_thread(begun.wait)
+        if end == "given up":
+            working.cancel()
+        await asyncio.wait([working])
 
     gc.disable()  # it would find it
     try:
-        assert asyncio.run(one_stream.work(steps())) == 40
+        asyncio.run(work())
         assert gone.wait(10)
     finally:
         gc.enable()

@@ -204,7 +204,7 @@ class Engine:
                 _settle(work.set_result, end.value)
                 return
             except Exception as error:  # for who waits; the thread goes on
-                _settle(work.set_exception, _freed(error))
+                _settle(work.set_exception, _without_variables(error))
                 return
             work.awaits = awaits
             if work.cancelled():  # meanwhile
@@ -379,7 +379,7 @@ def _resume(work: _Work, go_on: Callable[[_Work], None], awaited: "Future[Any]")
         go_on(work)
 
 
-def _freed(error: Exception) -> Exception:
+def _without_variables(error: Exception) -> Exception:
     """Without the variables of where it was raised, such as an upload: it is in a cycle with who waits for it."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None  # the first is of `_step`, which still runs
     clear_frames(trace)

@@ -5,10 +5,10 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from unet import Predictor
 from unet.predictor import Piece, Prediction
 
 Make = Callable[..., Path]
+R = TypeVar("R")
 CPU = torch.device("cpu")
 N_CORES = len(os.sched_getaffinity(0)) if engines.LINUX else os.cpu_count() or 1
 
@@ -77,6 +78,10 @@ class Placed(Predictor):
         cores = frozenset(os.sched_getaffinity(0))
         self.seen = [*getattr(self, "seen", []), (threading.current_thread().name, cores, torch.get_num_threads())]
         super().compute(pieces)
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    return asyncio.run(asyncio.wait_for(work, 30))
 
 
 def start(predictor: Predictor, side: int, seed: int = 0) -> Prediction:
@@ -166,7 +171,7 @@ def test_nothing_is_kept_of_what_is_over(make_checkpoint: Make, one_stream: Engi
 
     gc.disable()  # it would find it
     try:
-        asyncio.run(work())
+        run(work())
         assert gone.wait(10)
     finally:
         gc.enable()
@@ -181,7 +186,7 @@ def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine) -> N
             sides.append(len(mask))
         return sum(sides)
 
-    assert asyncio.run(one_stream.work(steps())) == 640
+    assert run(one_stream.work(steps())) == 640
 
 
 def test_codecs_have_threads_of_their_own_where_there_are_cores_for_them(predictor: Spy, beside_codecs: Engine) -> None:
@@ -201,7 +206,7 @@ def threads_of_steps(predictor: Predictor, engine: Engine) -> list[str]:
             yield start(predictor, 40)
         names.append(threading.current_thread().name)
 
-    asyncio.run(engine.work(steps()))
+    run(engine.work(steps()))
     return names
 
 
@@ -221,7 +226,7 @@ def test_what_is_begun_is_computed_in_the_same_turn(predictor: Spy, all_by_itsel
             await asyncio.sleep(0)
         await asyncio.gather(*working)
 
-    asyncio.run(work())
+    run(work())
     assert order == ["a begins", "a, page 0", "b begins", "b, page 0", "c begins", "c, page 0", "a, page 1"]
 
 
@@ -251,7 +256,7 @@ def test_work_on_large_images_waits_for_room_and_small_ones_pass(predictor: Spy,
         leave.set()
         await asyncio.gather(first, others[1])
 
-    asyncio.run(work())
+    run(work())
     assert order == ["first", "small", "second"]
 
 
@@ -271,7 +276,7 @@ def test_large_images_wait_on_half_of_the_places() -> None:
         leave.set()
         await asyncio.gather(*waiting)
 
-    asyncio.run(work())
+    run(work())
     engine.close()
 
 
@@ -283,10 +288,10 @@ def test_work_that_fails_says_why(predictor: Spy, one_stream: Engine, monkeypatc
 
     for sent in (0, 1):
         with pytest.raises(ValueError, match="no image"):
-            asyncio.run(one_stream.work(steps(sent)))
+            run(one_stream.work(steps(sent)))
     monkeypatch.setattr(Predictor, "compute", lambda *_: 1 / 0)
     with pytest.raises(InferenceError):
-        asyncio.run(one_stream.work(steps(1)))
+        run(one_stream.work(steps(1)))
 
 
 def test_work_that_cannot_be_handed_on_is_told_and_the_thread_goes_on(
@@ -299,8 +304,8 @@ def test_work_that_cannot_be_handed_on_is_told_and_the_thread_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "submit", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            asyncio.run(one_stream.work(steps()))
-    assert asyncio.run(one_stream.work(steps())) == 40
+            run(one_stream.work(steps()))
+    assert run(one_stream.work(steps())) == 40
 
 
 def test_work_that_nobody_waits_for_ends(predictor: Spy, one_stream: Engine) -> None:
@@ -314,7 +319,7 @@ def test_work_that_nobody_waits_for_ends(predictor: Spy, one_stream: Engine) -> 
         await asyncio.to_thread(predictor.begun.wait)
         working.cancel()
 
-    asyncio.run(give_up())
+    run(give_up())
     for _ in range(6):  # in turn with pieces of the large one, if it went on
         one_stream.submit(start(predictor, 40)).result(60)
     assert predictor.computed.count([prediction]) <= 2
@@ -337,7 +342,7 @@ def test_work_that_is_given_up_during_a_step_ends_with_it(predictor: Spy, one_st
         await asyncio.wait([working])
         given_up.set()
 
-    asyncio.run(give_up())
+    run(give_up())
     for _ in range(2):
         one_stream.submit(start(predictor, 40)).result(60)
     assert [prediction] not in predictor.computed
@@ -451,6 +456,6 @@ def test_closing_cancels_what_waits(predictor: Spy) -> None:
         )
 
     futures = [engine.submit(start(predictor, 2000)) for _ in range(3)]
-    asyncio.run(work())
+    run(work())
     assert all(future.cancelled() for future in futures)
     assert engine.submit(start(predictor, 40)).cancelled()

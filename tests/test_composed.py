@@ -15,9 +15,9 @@ def as_one(
 ) -> torch.Tensor:
     found = torch.full((len(x), len(weight), *size), 7.0).to(memory_format=torch.channels_last)
     both = Composed(up, bias, weight, lambda kernel: partial(channels_last, kernel))
-    both.put(found, x, add=False)
+    both.put(found.permute(0, 2, 3, 1), x, add=False)
     twice = found.clone()
-    both.put(twice, x, add=True)
+    both.put(twice.permute(0, 2, 3, 1), x, add=True)
     torch.testing.assert_close(twice, 2 * found)
     return found + both.bias[:, None, None]
 

@@ -60,22 +60,19 @@ class Composed:
         """(K,), what the up-convolution's bias comes to, where no border is near. It is left to the caller."""
         # for the even and for the odd rows: the odd columns are in the first K channels
         self.by_parity = [convolution(rows.flip(0).flatten(0, 1)) for rows in kernels(up, weight)]
-        self.borders = {
-            lost: Border(bias_by_place(bias, weight, lost).permute(2, 0, 1) - self.bias[:, None, None])
-            for lost in product((0, 1), (0, 1))
-        }
+        self.borders = {lost: Border(bias_by_place(bias, weight, lost) - self.bias) for lost in product((0, 1), (0, 1))}
 
     def put(self, finer: Tensor, coarse: Tensor, *, add: bool) -> None:
-        """What (B, C, h, w) comes to, but for `bias`, over (B, K, H, W), channels last, or added to it. H is 2 h, or
-        2 h + 1: an odd size lost its last row in the pooling, and zeros take its place. W likewise."""
-        _, n_out, height, width = finer.shape
+        """What (B, C, h, w) comes to, but for `bias`, over (B, H, W, K), or added to it. H is 2 h, or 2 h + 1: an odd
+        size lost its last row in the pooling, and zeros take its place. W likewise."""
+        _, height, width, n_out = finer.shape
+        flat = finer.view(len(finer), height, -1)
         for parity, convolution in enumerate(self.by_parity):
-            rows = finer.permute(0, 2, 3, 1)[:, parity::2]  # (B, n, W, K)
+            rows = flat[:, parity::2]  # (B, n, W K)
             # In memory, a coarse pixel's odd column is followed by its even one, which for a 2x2 kernel is that of the
             # next coarse pixel. So but for the first K numbers, a row is in order.
             found = convolution(coarse).permute(0, 2, 3, 1).flatten(2)  # (B, h + 1, (w + 1) * 2 K)
             found = found[:, parity : parity + rows.shape[1], n_out : n_out + width * n_out]
-            rows = rows.view(found.shape)
             if add:
                 rows.add_(found)
             else:
@@ -89,25 +86,25 @@ class Border:
     for each, a thread may have to wait for Python's lock."""
 
     def __init__(self, places: Tensor) -> None:
-        """(K, 3 or 4, 3 or 4): of corners and sides, and of the inside, where it is zero."""
-        rows, columns = places[:, :, 1:2], places[:, 1:2]
+        """(3 or 4, 3 or 4, K): of corners and sides, and of the inside, where it is zero."""
+        rows, columns = places[:, 1:2], places[1:2]
         corners = places - rows - columns
-        n_rows, n_columns = places.shape[1:]
+        n_rows, n_columns = places.shape[:2]
         self.lost = n_rows == 4, n_columns == 4
         above, beside = self._edges(n_rows, n_columns)
-        self.rows = [rows[:, chosen] for chosen in above]
-        self.columns = [columns[:, :, chosen] for chosen in beside]
-        self.corners = [corners[:, y, x] for y, x in product(above, beside)]
+        self.rows = [rows[chosen] for chosen in above]
+        self.columns = [columns[:, chosen] for chosen in beside]
+        self.corners = [corners[y, x] for y, x in product(above, beside)]
 
     def add_to(self, x: Tensor) -> None:
-        """(B, K, H, W), in place."""
-        above, beside = self._edges(*x.shape[2:])
+        """(B, H, W, K), in place."""
+        above, beside = self._edges(*x.shape[1:3])
         for rows, places in zip(above, self.rows, strict=True):
-            x[:, :, rows].add_(places)
+            x[:, rows].add_(places)
         for columns, places in zip(beside, self.columns, strict=True):
-            x[:, :, :, columns].add_(places)
+            x[:, :, columns].add_(places)
         for (rows, columns), places in zip(product(above, beside), self.corners, strict=True):
-            x[:, :, rows, columns].add_(places)
+            x[:, rows, columns].add_(places)
 
     def _edges(self, *lengths: int) -> list[list[slice]]:
         """Of rows and columns: the first and the last at once, or the first, and the last two if one was lost."""

@@ -26,13 +26,14 @@ class ForwardPass:
         c = pixels.shape[3]
         offset, scale, threshold = numbers[:, :c], numbers[:, c : 2 * c], numbers[:, -1:, None, None]
         logits = self.network(normalise(pixels, offset, scale).to(self.dtype)).float()
-        probabilities = logits.sigmoid() if self.binary else logits.softmax(dim=1)
+        probabilities = logits.sigmoid_() if self.binary else logits.softmax(dim=1)
         return self.finish(probabilities, output, threshold)
 
     def finish(self, probabilities: Tensor, output: Output, threshold: float | Tensor) -> Tensor:
         """(..., n_classes, h, w) -> what is wanted of it: the same, or (..., 1, h, w) uint8."""
         if output == "mask" and self.binary:
-            return (probabilities > threshold).to(torch.uint8) * 255
+            # not as bool, which takes torch seven times as long on a CPU
+            return probabilities.clone().gt_(threshold).mul_(255).to(torch.uint8)
         if output == "mask":
             return self.values.to(probabilities.device)[probabilities.argmax(dim=-3, keepdim=True)]
         if output == "probability":

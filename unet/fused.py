@@ -261,10 +261,10 @@ class _ComposedUp(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         n_out = len(self.below.bias)
-        finer = x.new_empty(len(x), *skip.shape[2:], n_out).permute(0, 3, 1, 2)
+        finer = x.new_empty(len(x), *skip.shape[2:], n_out)
         self.below.put(finer, x, add=False)
         give_back(x)
-        return self.conv.add(finer, skip)
+        return self.conv.add(finer.permute(0, 3, 1, 2), skip)
 
 
 class _ComposedUpOnGPU(nn.Module):
@@ -345,8 +345,6 @@ class MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.own and x.shape[1] % LANES == 0:
             return self.own.max_pool(x)
-        height, width = x.shape[2] // 2, x.shape[3] // 2
-        x = x[:, :, : 2 * height, : 2 * width]
         if x.is_cuda:
             squares = x.permute(0, 2, 3, 1).unfold(1, 2, 2).unfold(2, 2, 2)  # (B, h, w, C, 2, 2)
             return squares.amax((4, 5)).permute(0, 3, 1, 2)
@@ -357,5 +355,5 @@ class MaxPool(nn.Module):
 
 def _largest(x: Tensor) -> Tensor:
     """Of each 2 x 2 pixels."""
-    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
-    return torch.maximum(rows[:, :, :, 0::2], rows[:, :, :, 1::2])
+    rows = torch.maximum(x[:, :, :-1:2], x[:, :, 1::2])
+    return torch.maximum(rows[:, :, :, :-1:2], rows[:, :, :, 1::2])

@@ -142,7 +142,7 @@ class _Up(nn.Module):
         started = self.start(skip, torch.float32)
         give_back(skip)
         if self.composed:
-            self.composed.put(started, x, add=True)
+            self.composed.put(started.permute(0, 2, 3, 1), x, add=True)
         else:
             finer = (self.up(x.float()) + HALF).to(torch.uint8)
             started += self.below(fit(finer, skip))

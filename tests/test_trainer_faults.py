@@ -295,6 +295,26 @@ def test_a_best_model_that_is_gone_is_missed_now_and_not_at_the_end(
     assert train(half, "--force") == 0
 
 
+def test_another_best_model_is_not_overwritten(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = checkpoints.load(half / "out" / "best_model.pth").state_dict
+    torch.save(dict(weights), half / "out" / "best_model.pth")  # somebody's own, to be served
+    before = contents(half / "out")
+    assert train(half) == 2
+    assert "out holds another run (best_model.pth is not the one that it has written)" in capsys.readouterr().err
+    assert contents(half / "out") == before
+
+
+def test_a_run_that_has_learned_nothing_keeps_nobody_out(half: Path, happens: Intervention) -> None:
+    """Such as one without memory, which is told to take less of it: another run."""
+    shutil.rmtree(half / "out")
+    happens(1, lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        train(half)
+    assert contents(half / "out").keys() == {"last.pth"}
+    happens(1, lambda: None)
+    assert train(half, "--base-channels", "3") == 0
+
+
 def test_a_run_killed_after_its_last_epoch_still_gives_its_account(
     half: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

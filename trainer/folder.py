@@ -81,7 +81,8 @@ class RunFolder:
         self.best, self.last, self.report = path / BEST, path / LAST, path / REPORT
 
     def restore(self, learner: Learner) -> Progress:
-        """Fills the learner as it was where the same run stopped; a new run begins at epoch 0. Raises FolderError."""
+        """Fills the learner as it was where the same run stopped; a new run begins at epoch 0, and so does any where
+        another one had learned nothing yet. Raises FolderError."""
         if not self.last.exists():
             if self.best.exists():
                 raise FolderError(
@@ -90,6 +91,8 @@ class RunFolder:
             return Progress()
         try:
             state, _ = checkpoints.read(self.last)
+            if not (state["progress"]["epoch"] or self.best.exists()):
+                return Progress()
             changed = _differences(state["run"], self.run)
             if not changed:
                 learner.load_state_dict(state["learner"])
@@ -98,7 +101,10 @@ class RunFolder:
                     training = checkpoints.load(self.best).training
                     if training.get("epoch", 0) > progress.epoch:  # killed between the two files
                         progress.best = dict(training["best"])
-                return progress
+                    elif training.get("epoch") != progress.best["epoch"] and not progress.finished:
+                        changed = [f"{BEST} is not the one that it has written"]
+                if not changed:
+                    return progress
         except CheckpointError as error:
             raise FolderError(f"{error}. Nothing was changed: {WAYS_OUT}") from error
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ class TrainSettings(ProgramSettings):
     )
     out: Path = Field(Path("model"), description="folder to write into")
     recipe: RecipeName = Field("default", description="the settings to start from, which flags override")
-    epochs: int | None = Field(None, ge=1, description="passes over the training images")
+    epochs: int | None = Field(None, ge=1, le=2**31, description="passes over the training images")
     max_minutes: float | None = Field(
         None, gt=0, description="stop after M minutes, if the epochs are not over by then"
     )

@@ -113,6 +113,22 @@ def test_tiles_that_would_be_turned_where_they_lie_are_refused(rng: np.random.Ge
             np.testing.assert_array_equal(decode(file.getvalue())[0], expected)
 
 
+def test_what_would_lose_its_bits_or_be_a_negative_is_refused() -> None:
+    for samples, photometric, said in ((2, "minisblack", "samples a pixel, found 2"), (1, "miniswhite", "0 as white")):
+        file = io.BytesIO()
+        picture = np.repeat((GREY.astype(np.uint16) * 257)[..., None], samples, 2).squeeze()
+        tifffile.imwrite(file, picture, photometric=photometric, planarconfig="contig")
+        with pytest.raises(ImageError, match=f"TIFF of 16 bits .*{said}"):
+            decode(file.getvalue())
+
+
+def test_a_bmp_of_os2_is_refused() -> None:
+    """OpenCV makes grey of its colours."""
+    header = struct.pack("<IHHHH", 12, 1, 1, 1, 24)
+    with pytest.raises(ImageError, match="header of 40 bytes or more, found OS/2's of 12"):
+        decode(b"BM" + struct.pack("<IHHI", 30, 0, 0, 26) + header + bytes(4))
+
+
 @pytest.mark.parametrize(("masks", "right"), [((0xFF0000, 0xFF00, 0xFF), True), ((0xFF, 0xFF00, 0xFF0000), False)])
 def test_a_bmp_whose_colours_lie_elsewhere_is_refused(masks: tuple[int, ...], right: bool) -> None:
     header = struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 32, 3, 4, 0, 0, 0, 0) + struct.pack("<III", *masks)

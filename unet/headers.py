@@ -36,7 +36,7 @@ _ORIENTATION, _SAMPLES, _PLANAR = 274, 277, 284
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _BYTE_COUNTS = (279, 325)
 """Of strips, of tiles."""
-_RGB = 2
+_NEGATIVE, _RGB = 0, 2
 """As photometric interpretation."""
 _PLANES = 2
 """As planar configuration: each colour by itself."""
@@ -214,6 +214,10 @@ def _tiff_page(fields: dict[int, int]) -> Page:
     # of these, OpenCV writes a part of its picture, and leaves the rest to whatever the memory held
     if fields.get(_PHOTOMETRIC) == _RGB and samples < 3:
         raise HeaderError("the image is damaged: the TIFF has fewer than three samples of an RGB pixel")
+    if fields.get(_PHOTOMETRIC) == _NEGATIVE and bits > 8:  # of 8, it turns black and white; of more, it does not
+        raise HeaderError(f"expected a TIFF of {bits} bits with 0 as black, found 0 as white")
+    if samples == 2 and bits > 8:  # of which it keeps 8
+        raise HeaderError(f"expected a TIFF of {bits} bits with 1, 3 or 4 samples a pixel, found 2")
     if fields.get(_PLANAR) == _PLANES and samples > 1 and bits > 8:
         raise HeaderError(f"expected a TIFF of {bits} bits with the colours of a pixel together, found planes")
     # and of these it turns each tile where it lies
@@ -225,10 +229,12 @@ def _tiff_page(fields: dict[int, int]) -> Page:
 
 def _bmp(data: bytes) -> Iterator[Page]:
     (header,) = struct.unpack_from("<I", data, 14)
-    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
+    if header < 40:  # the colours of which OpenCV makes grey
+        raise HeaderError(f"expected a BMP with a header of 40 bytes or more, found OS/2's of {header}")
+    width, height = struct.unpack_from("<ii", data, 18)
     if width < 0:
         raise HeaderError("the image is damaged: its width is negative")
-    if header >= 40 and struct.unpack_from("<HI", data, 28) == (32, _BITFIELDS):
+    if struct.unpack_from("<HI", data, 28) == (32, _BITFIELDS):
         masks = struct.unpack_from("<III", data, 54)
         if masks != (0xFF0000, 0xFF00, 0xFF):  # as which OpenCV reads any
             raise HeaderError("expected a BMP whose pixels are blue, green, red, found another order")

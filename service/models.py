@@ -15,7 +15,7 @@ import numpy as np
 
 from unet import Predictor
 from unet import checkpoint as checkpoints
-from unet.checkpoint import CheckpointError
+from unet.checkpoint import CheckpointError, NotReadError
 from unet.device import DeviceChoice, PrecisionChoice
 from unet.pixels import InputRange
 from unet.predictor import Prediction
@@ -94,8 +94,13 @@ class ModelSlot:
             self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)
         except CheckpointError as error:
-            self.on_outcome("refused")
-            self._refuse(str(error).replace(str(self.path), self.path.name))  # answers to clients hold no paths
+            reason = str(error).replace(str(self.path), self.path.name)  # answers to clients hold no paths
+            later = isinstance(error, NotReadError)
+            if later:
+                self._again = time.monotonic() + RETRY_S
+            if not later or reason != self.refusal:
+                self.on_outcome("refused")
+            self._refuse(reason)
         except Exception:  # a file must not be able to stop the service, whatever is wrong with it
             self._again = time.monotonic() + RETRY_S
             reason = f"{self.path.name} cannot be loaded"

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -77,6 +78,22 @@ def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatc
     path.chmod(0o640)
     slot.refresh()
     assert slot.status == "ok"
+
+
+def test_a_file_that_there_was_no_memory_for_is_tried_again(
+    make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "RETRY_S", 0.0)
+    outcomes: list[str] = []
+    slot = ModelSlot(make_checkpoint(), "cpu", "auto", warm_up=run, on_outcome=outcomes.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", Mock(side_effect=MemoryError))
+        for _ in range(2):
+            slot.refresh()
+    assert slot.refusal == "best_model.pth: cannot be read: there is no memory for it"
+    slot.refresh()
+    assert slot.status == "ok"
+    assert outcomes == ["refused", "loaded"]
 
 
 def test_the_file_is_watched(tmp_path: Path, serve: Serve) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unet.device import out_of_memory
 from unet.network import NetworkConfig, UNet
 from unet.pixels import InputRange, Preprocessing
 
@@ -33,6 +34,10 @@ FORMAT = 1
 
 class CheckpointError(ValueError):
     """A file that is no usable checkpoint. Says which file and why."""
+
+
+class NotReadError(CheckpointError):
+    """Nothing is known of the file: it could not be opened, or there was no memory for it. Later that may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +119,17 @@ def load(path: Path, input_range: InputRange = "0-1") -> Checkpoint:
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
-    """The dict in a file, by safe loading only, and the file's SHA-256. Raises CheckpointError."""
+    """The dict in a file, by safe loading only, and the file's SHA-256. Raises CheckpointError, or NotReadError."""
     try:
         data = path.read_bytes()
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise NotReadError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises whatever its unpickler and zip reader meet in a damaged file
+        if out_of_memory(error):
+            raise NotReadError(f"{path}: cannot be read: there is no memory for it") from error
         raise CheckpointError(
             f"{path}: expected a file of tensors and plain values, written by torch.save(network.state_dict()) or by "
             f"unet-train; it is damaged or holds something else ({type(error).__name__})"

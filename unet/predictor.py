@@ -172,9 +172,9 @@ class Predictor:
         from pinned memory."""
         uploaded = []
         for arrays in ([piece.pixels for piece in pieces], [piece.prediction.numbers for piece in pieces]):
-            example = torch.from_numpy(arrays[0])
-            shape = (len(arrays), *example.shape)
-            together = torch.empty(shape, dtype=example.dtype, pin_memory=self.device.type == "cuda")
+            dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+            shape = (len(arrays), *arrays[0].shape)
+            together = torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
             np.stack(arrays, out=together.numpy())
             uploaded.append(together.to(self.device, non_blocking=True))
         return uploaded

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from service.logs import Style
@@ -22,8 +22,8 @@ def _split(value: object) -> object:
 
 
 def _check_key(key: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
-        raise ValueError("expected keys of printable ASCII characters, separated by commas")
+    if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()) or set(key.get_secret_value()) & set('[]"'):
+        raise ValueError('expected keys of printable ASCII characters but []", separated by commas')
     return key
 
 
@@ -78,7 +78,7 @@ class ServeSettings(ProgramSettings):
     max_connections: int = Field(
         512, ge=1, description="open at a time, of each worker; further ones are closed at once"
     )
-    watch_s: float = Field(1, gt=0, description="seconds between looks at the model file")
+    watch_s: float = Field(1, ge=0.01, description="seconds between looks at the model file")
     api_keys: Keys = Field(
         [],
         repr=False,
@@ -95,3 +95,10 @@ class ServeSettings(ProgramSettings):
         [], description="pages that may call it from a browser, like https://example.org, or *"
     )
     log_format: Style = Field("json", description="a JSON object a line, or plain lines for people")
+
+    @field_validator("keys_everywhere")
+    @classmethod
+    def _has_keys(cls, value: bool, others: ValidationInfo) -> bool:
+        if value and others.data.get("api_keys") == []:
+            raise ValueError("expected keys in SERVICE_API_KEYS; without any, all is open")
+        return value

@@ -20,6 +20,11 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch:
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (9, 3, 2e-3)
 
 
+@pytest.mark.parametrize("name", ["unset", "None", "null"])
+def test_no_name_is_none(name: str) -> None:
+    assert parse(TrainSettings, ["--data", name]).data == name
+
+
 def test_the_service_has_its_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_MAX_PIXELS", "99")
     monkeypatch.setenv("TRAINER_PORT", "1")
@@ -41,6 +46,7 @@ def test_the_service_has_its_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None
         (["--epochs"], "--epochs: expected one argument"),
         (["--data", ""], "--data: expected a value, found an empty one"),
         (["--data="], "--data: expected a value, found an empty one"),
+        (["--epochs", "9" * 310], "--epochs (or TRAINER_EPOCHS): input should be less than or equal to 2147483648"),
         (["--seed", str(10**18)], "--seed (or TRAINER_SEED): input should be less than 4294967296"),
     ],
 )
@@ -61,6 +67,22 @@ def test_a_wrong_variable_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit):
         parse(ServeSettings, [])
     assert "--port (or SERVICE_PORT): input should be less than or equal to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keys-everywhere"], "--keys-everywhere (or SERVICE_KEYS_EVERYWHERE): value error, expected keys in"),
+        (["--api-keys", 'a"b'], 'expected keys of printable ASCII characters but []"'),
+        (["--watch-s", "1e-300"], "--watch-s (or SERVICE_WATCH_S): input should be greater than or equal to 0.01"),
+    ],
+)
+def test_a_wrong_flag_of_the_service_is_too(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(ServeSettings, arguments)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [TrainSettings, ServeSettings])

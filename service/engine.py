@@ -84,9 +84,9 @@ class _Work(Future[Any]):
     def cancel(self) -> bool:
         cancelled = super().cancel()
         if cancelled:
-            self.steps = None
-            if self.awaits:
-                self.awaits.cancel()
+            awaits, self.awaits, self.steps = self.awaits, None, None  # they know each other
+            if awaits:
+                awaits.cancel()
         return cancelled
 
 
@@ -120,7 +120,7 @@ class Engine:
         self.failure: str | None = None
         """What the last computation failed of, and when; None when it worked."""
         self.lost = False
-        """The device does not answer any more: only a new process can help."""
+        """The device does not answer any more, or a stream: only a new process can help."""
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._batch_pixels = BATCH_PIXELS if self._on_gpu else 0
@@ -192,6 +192,10 @@ class Engine:
         while steps := work.steps:
             got, work.awaits = work.awaits, None  # what is over is let go of; it knows the work
             go_on = self._hand_over
+            if got and (failed := got.exception()):
+                steps.close()
+                _settle(work.set_exception, failed)
+                return
             try:
                 wanted = steps.send(got.result() if got else None)
                 if isinstance(wanted, int):
@@ -238,7 +242,7 @@ class Engine:
         for stream in self._streams:
             stream.join()
         self._room.close()
-        for waiting in self._queue:
+        for waiting in list(self._queue):
             waiting.cancel()
         if self._codecs:
             self._codecs.shutdown(wait=True)  # who works there is told at the next prediction
@@ -249,8 +253,12 @@ class Engine:
         _yield_to_others()
         torch.get_num_threads()  # sets this thread up; later, that could undo what `set_num_threads` has said
         n_own = len(self._cores) // self._n_streams
-        while self._turn(self._cores[index * n_own : (index + 1) * n_own]):
-            pass
+        try:
+            while self._turn(self._cores[index * n_own : (index + 1) * n_own]):
+                pass
+        except Exception:  # a mistake of ours, after which nobody would do this stream's part
+            log.exception("a stream has ended")
+            self.lost = True
 
     def _turn(self, own: Sequence[int]) -> bool:
         """Waits for something to do, and does it; False when the engine is closed. No variable of it lives longer, and
@@ -360,9 +368,11 @@ def answers(device: torch.device) -> bool:
 
 def _yield_to_others() -> None:
     """Lowers this thread's priority, and that of the threads it makes: what takes microseconds, such as /health, is not
-    to wait for what takes a second. On Linux niceness is a thread's own."""
+    to wait for what takes a second. On Linux niceness is a thread's own, and begins as the process's, 19 at most."""
     if LINUX:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 def _keep_to(cores: Sequence[int]) -> None:
@@ -380,10 +390,16 @@ def _resume(work: _Work, go_on: Callable[[_Work], None], awaited: "Future[Any]")
 
 
 def _without_variables(error: Exception) -> Exception:
-    """Without the variables of where it was raised, such as an upload: it is in a cycle with who waits for it."""
+    """Without the variables of where it, and what it comes from, were raised, such as an upload: it is in a cycle with
+    who waits for it."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None  # the first is of `_step`, which still runs
-    clear_frames(trace)
-    return error.with_traceback(trace)
+    chain: list[BaseException] = []
+    each: BaseException | None = error.with_traceback(trace)
+    while each and each not in chain:  # it may come from itself
+        chain.append(each)
+        clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
+    return error
 
 
 def _settle(settle: Callable[[R], None], value: R) -> None:

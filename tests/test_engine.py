@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import threading
 import weakref
@@ -9,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from service import engine as engines
 from service.engine import Engine, InferenceError, Steps
 from service.problems import ProblemError
 from unet import Predictor
+from unet.images import ImageError
 from unet.predictor import Piece, Prediction
 
 Make = Callable[..., Path]
@@ -118,6 +121,38 @@ def test_streams_keep_to_cores_of_their_own_unless_alone(make_checkpoint: Make) 
     assert frozenset(os.sched_getaffinity(0)) == everywhere  # others are where they were
 
 
+@pytest.mark.skipif(not engines.LINUX, reason="niceness is a thread's own on Linux only")
+def test_streams_yield_to_others_of_a_process_that_is_nice_itself(
+    monkeypatch: pytest.MonkeyPatch, make_checkpoint: Make
+) -> None:
+    """And compute where a sandbox does not let them."""
+    wanted: list[int] = []
+
+    def forbidden(which: int, who: int, niceness: int) -> None:
+        wanted.append(niceness)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "getpriority", lambda *_: 10)
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    predictor = Predictor.load(make_checkpoint(), device="cpu")
+    assert engine.submit(start(predictor, 40)).result(60)[0].shape == (40, 40)
+    engine.close()
+    assert set(wanted) == {15}
+
+
+def test_a_stream_that_ends_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, make_checkpoint: Make
+) -> None:
+    monkeypatch.setattr(Engine, "_batch", Mock(side_effect=ZeroDivisionError))
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    engine.submit(start(Predictor.load(make_checkpoint(), device="cpu"), 40))
+    while not engine.lost:
+        pass
+    assert "a stream has ended" in caplog.text
+    engine.close()
+
+
 def test_a_small_image_does_not_wait_for_a_large_one(predictor: Spy, one_stream: Engine) -> None:
     finished: list[str] = []
     large, small = (one_stream.submit(start(predictor, side)) for side in (1000, 40))
@@ -144,36 +179,61 @@ def test_what_is_given_up_leaves_the_queue(predictor: Spy, one_stream: Engine) -
         assert one_stream.queued == 1  # the last; no other has come since
 
 
-@pytest.mark.parametrize("end", ["finished", "failed", "given up"])
+class Held(Predictor):
+    """Computes as soon as it may, or fails."""
+
+    def compute(self, pieces: Sequence[Piece]) -> None:
+        self.begun.set()
+        assert self.may.wait(10)
+        if self.fails:
+            raise RuntimeError("no result")
+        super().compute(pieces)
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "model failed", "waits", "given up"])
 def test_nothing_is_kept_of_what_is_over(make_checkpoint: Make, one_stream: Engine, end: str) -> None:
     """Its image may be large, and the next request far."""
-    predictor = Predictor.load(make_checkpoint(), device="cpu")
-    begun, gone = threading.Event(), threading.Event()
-    if end == "given up":  # while it waits for another one's room
+    predictor = Held.load(make_checkpoint(), device="cpu")
+    predictor.begun, predictor.may, predictor.fails = threading.Event(), threading.Event(), end == "model failed"
+    gone = threading.Event()
+    if end == "waits":  # for another one's room
         one_stream._room.take(2**30, until=Future())
+
+    def header(_: Prediction) -> None:
+        raise ValueError("no header")
+
+    def broken(prediction: Prediction) -> None:
+        try:
+            header(prediction)
+        except ValueError as error:
+            raise ImageError("no image") from error
 
     def steps() -> Steps[None]:
         prediction = start(predictor, 40)
         weakref.finalize(prediction, gone.set)
-        begun.set()
-        if end == "given up":
+        if end == "waits":
+            predictor.begun.set()
             yield 2**30
         yield prediction
         if end == "failed":
-            raise ValueError("no image")
+            broken(prediction)
 
     async def work() -> None:
         working = asyncio.create_task(one_stream.work(steps()))
-        await asyncio.to_thread(begun.wait)
-        if end == "given up":
+        await asyncio.to_thread(predictor.begun.wait)
+        if end in ("waits", "given up"):
             working.cancel()
+            await asyncio.wait([working])
+        predictor.may.set()
         await asyncio.wait([working])
 
     gc.disable()  # it would find it
+    logging.disable()  # pytest keeps what is logged, with its traceback
     try:
         run(work())
         assert gone.wait(10)
     finally:
+        logging.disable(logging.NOTSET)
         gc.enable()
 
 

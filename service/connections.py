@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 import uuid
+from collections.abc import Callable
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
@@ -41,6 +42,15 @@ class RequestError(ValueError):
     """What the parser lets pass and a server must not (RFC 9112, sections 3.2 and 3.2.3)."""
 
 
+class _Unhurried:
+    """A transport, as far as an answer needs it, that somebody else closes."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
 def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[HttpToolsProtocol]:
     """A protocol for `uvicorn.Config(http=...)` that ends a connection
 
@@ -61,6 +71,8 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
         _unparsed = b""
         _body_left = 0
         """Bytes, as far as its headers have said."""
+        _closes = False
+        """When the body has come to its end, as its request has been answered."""
         _looks: asyncio.TimerHandle | None = None
         _seen: object = None
 
@@ -76,6 +88,8 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            if self.cycle:
+                self.cycle.transport = self.transport  # or it would know this connection, which knows it
             if self._looks:
                 self._looks.cancel()
 
@@ -151,6 +165,7 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
                 lengths = [int(value) for name, value in self.headers if name == b"content-length"]
                 self._body_left = sum(lengths)  # one, or none: the parser has seen to it
                 super().on_headers_complete()
+                self.cycle.transport = _Unhurried(self.transport, self._close)  # type: ignore[assignment]
                 self.headers = []  # what may follow the body is not the application's
 
         def on_body(self, body: bytes) -> None:
@@ -170,6 +185,8 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
             if self._in_body:
                 self._in_body = False
                 super().on_message_complete()
+                if self._closes:
+                    self.transport.close()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -179,6 +196,13 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
             if self._in_body:
                 self._drain()
                 self.loop.call_later(LINGER_S, self._end, self.cycle)
+
+        def _close(self) -> None:
+            """A client that still sends would be told of a reset connection, and lose its answer (RFC 9112, section
+            9.6)."""
+            self._closes = self._in_body and self.cycle.response_complete
+            if not self._closes:
+                self.transport.close()
 
         def _end(self, answered: object) -> None:
             """Unless the body of the request that was answered has come to its end."""

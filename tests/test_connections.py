@@ -117,6 +117,20 @@ def test_who_ends_its_body_after_the_answer_may_ask_again(monkeypatch: pytest.Mo
         assert b"200 OK" in connection.recv(999)
 
 
+@pytest.mark.parametrize("line", [b"/7 HTTP/1.1\r\nConnection: close", b"/7 HTTP/1.0"])
+def test_who_wants_no_other_answer_gets_this_one_while_it_sends(line: bytes) -> None:
+    """As a proxy does, by default. Closed at once, its connection would be reset, and the answer lost."""
+    with listening(echo) as address:
+        for _ in range(5):
+            with connect(address) as connection:
+                connection.sendall(
+                    b"POST " + line + b"\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n" + bytes(8_000_000)
+                )
+                answer = received(connection)  # to the end
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert answer.endswith(bytes(7))
+
+
 def test_what_was_not_read_of_a_request_is_not_kept() -> None:
     """As the beginning of a refused upload, by each of many that keep their connections."""
     request = b"POST /0 HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + bytes(60_000)

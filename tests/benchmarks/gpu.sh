@@ -10,7 +10,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,fused,kernels,predictor,metrics_endpoint,batches,trainer_fused,skeleton}.py; }
 
-train_isbi() { train isbi2012 0.16; }
+train_isbi() { train isbi2012 0.17; }
 train_drive() { train drive 0.2; }
 train() {
   python3 -m trainer --data "$data/$1" --device cuda --max-minutes "${MINUTES:-8}" --epochs 2000 --val-fraction "$2" --out "$out/$1"

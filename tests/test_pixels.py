@@ -109,3 +109,8 @@ def test_a_senseless_setting_is_refused_by_name(field: dict[str, object]) -> Non
 def test_a_colour_image_taller_than_a_strip_becomes_grey_row_by_row() -> None:
     rgb = np.random.default_rng(7).integers(0, 256, (2 * STRIP + 5, 9, 3), dtype=np.uint8)
     np.testing.assert_allclose(luminance(rgb), rgb @ np.float32([0.299, 0.587, 0.114]), rtol=1e-6)
+
+
+def test_what_is_prepared_stays_as_it_is(rng: np.random.Generator) -> None:
+    found = Preprocessing()(rng.random((20, 30), np.float32), 1)
+    np.testing.assert_array_equal(found.tensor(), found.tensor())

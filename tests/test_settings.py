@@ -72,7 +72,7 @@ def test_a_wrong_variable_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--keys-everywhere"], "--keys-everywhere (or SERVICE_KEYS_EVERYWHERE): value error, expected keys in"),
+        (["--keys-everywhere"], "--keys-everywhere (or SERVICE_KEYS_EVERYWHERE): expected keys in SERVICE_API_KEYS"),
         (["--api-keys", 'a"b'], 'expected keys of printable ASCII characters but []"'),
         (["--watch-s", "1e-300"], "--watch-s (or SERVICE_WATCH_S): input should be greater than or equal to 0.01"),
     ],

@@ -54,6 +54,7 @@ def fail(settings: type[ProgramSettings], message: str) -> NoReturn:
 
 def _explain(prefix: str, location: tuple[int | str, ...], message: str, value: object, secret: Set[str]) -> str:
     name = str(location[0]) if location else "settings"
+    message = message.removeprefix("Value error, ")  # ours, which pydantic says before
     message = message[:1].lower() + message[1:]
     return f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {message}" + (
         "" if name in secret else f", found {value!r}"

@@ -71,8 +71,8 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
         _unparsed = b""
         _body_left = 0
         """Bytes, as far as its headers have said."""
-        _closes = False
-        """When the body has come to its end, as its request has been answered."""
+        _close_after_body = False
+        """Its request has been answered, with the last answer of this connection."""
         _looks: asyncio.TimerHandle | None = None
         _seen: object = None
 
@@ -185,7 +185,7 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
             if self._in_body:
                 self._in_body = False
                 super().on_message_complete()
-                if self._closes:
+                if self._close_after_body:
                     self.transport.close()
 
         def on_response_complete(self) -> None:
@@ -200,8 +200,8 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
         def _close(self) -> None:
             """A client that still sends would be told of a reset connection, and lose its answer (RFC 9112, section
             9.6)."""
-            self._closes = self._in_body and self.cycle.response_complete
-            if not self._closes:
+            self._close_after_body = self._in_body and self.cycle.response_complete
+            if not self._close_after_body:
                 self.transport.close()
 
         def _end(self, answered: object) -> None:

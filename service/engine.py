@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import torch
 
+from service import cores
 from service.logs import request_id
 from service.problems import ProblemError
 from service.room import Room
@@ -40,9 +39,6 @@ BATCH_PIXELS = 2**22
 ROOM_PER_CODEC = 2**24
 """Pixels of images that are being decoded, computed or encoded at a time; for two codec threads or more. An image of
 4096 x 4096, in colour or with `tta`, takes up to half a GiB."""
-NICENESS = 5
-"""Of the streams: /health and refusals come first, though a neighbour on the same cores is not to have them all."""
-LINUX = sys.platform == "linux"
 SMALLEST_TILE = 256
 """A device without memory for this much has none for anything."""
 RETRY_AFTER = (1, 2, 3)
@@ -124,7 +120,7 @@ class Engine:
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._batch_pixels = BATCH_PIXELS if self._on_gpu else 0
-        self._cores = sorted(os.sched_getaffinity(0)) if LINUX else list(range(os.cpu_count() or 1))
+        self._cores = cores.usable()
         self._n_streams = GPU_STREAMS if self._on_gpu else max(1, min(len(self._cores), MAX_STREAMS) // workers)
         self._queue: deque[_Job | _Work] = deque()
         self._working = 0
@@ -250,7 +246,7 @@ class Engine:
     def _stream(self, index: int) -> None:
         """A thread's life. It keeps to cores of its own while others compute, too: left to itself, the kernel puts two
         streams on one core now and then, and leaves another idle."""
-        _yield_to_others()
+        cores.yield_to_others()
         torch.get_num_threads()  # sets this thread up; later, that could undo what `set_num_threads` has said
         n_own = len(self._cores) // self._n_streams
         try:
@@ -275,10 +271,10 @@ class Engine:
         if isinstance(first, _Work):
             self._step(first, first=True)
             return True
-        cores = self._cores if alone else own
+        chosen = self._cores if alone else own
         if not self._on_gpu:
-            _keep_to(cores)
-        unfinished = self._advance(batch, 1 if self._on_gpu else len(cores))
+            cores.keep_to(chosen)
+        unfinished = self._advance(batch, 1 if self._on_gpu else len(chosen))
         with self._changed:
             self._working -= 1
             self._queue.extend(unfinished)
@@ -364,22 +360,6 @@ def answers(device: torch.device) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _yield_to_others() -> None:
-    """Lowers this thread's priority, and that of the threads it makes: what takes microseconds, such as /health, is not
-    to wait for what takes a second. On Linux niceness is a thread's own, and begins as the process's, 19 at most."""
-    if LINUX:
-        thread = threading.get_native_id()
-        with suppress(OSError):  # a sandbox may forbid it
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
-
-
-def _keep_to(cores: Sequence[int]) -> None:
-    """This thread, and those that it makes from now on."""
-    if LINUX:
-        with suppress(OSError):  # they were taken from this process meanwhile
-            os.sched_setaffinity(0, cores)
 
 
 def _resume(work: _Work, go_on: Callable[[_Work], None], awaited: "Future[Any]") -> None:

@@ -95,19 +95,12 @@ class ModelSlot:
             log.info("serving model %s from %s", self.current.id, self.path)
         except CheckpointError as error:
             reason = str(error).replace(str(self.path), self.path.name)  # answers to clients hold no paths
-            later = isinstance(error, NotReadError)
-            if later:
-                self._again = time.monotonic() + RETRY_S
-            if not later or reason != self.refusal:
-                self.on_outcome("refused")
-            self._refuse(reason)
+            self._refuse(reason, again=isinstance(error, NotReadError))
         except Exception:  # a file must not be able to stop the service, whatever is wrong with it
-            self._again = time.monotonic() + RETRY_S
             reason = f"{self.path.name} cannot be loaded"
             if reason != self.refusal:
-                self.on_outcome("refused")
                 log.exception("loading %s failed", self.path)
-            self._refuse(reason)
+            self._refuse(reason, again=True)
 
     def _load(self) -> Model:
         if self.path.is_fifo():
@@ -118,9 +111,14 @@ class ModelSlot:
         self.warm_up(predictor.start(np.zeros((128, 128), np.uint8), "mask"))
         return Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training))
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, *, again: bool) -> None:
+        """`again`: the same file is tried once more after a while. Counted the first time only."""
+        if again:
+            self._again = time.monotonic() + RETRY_S
         if reason != self.refusal:
             log.warning("not served: %s", reason)
+        if reason != self.refusal or not again:
+            self.on_outcome("refused")
         self.refusal = reason
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from service import cores
 from service import engine as engines
 from service.engine import Engine, InferenceError, Steps
 from service.problems import ProblemError
@@ -26,7 +27,7 @@ from unet.predictor import Piece, Prediction
 Make = Callable[..., Path]
 R = TypeVar("R")
 CPU = torch.device("cpu")
-N_CORES = len(os.sched_getaffinity(0)) if engines.LINUX else os.cpu_count() or 1
+N_CORES = len(cores.usable())
 
 
 class Spy(Predictor):
@@ -103,7 +104,7 @@ def test_among_others_as_alone(predictor: Spy) -> None:
         assert seconds > 0
 
 
-@pytest.mark.skipif(not engines.LINUX or N_CORES == 1, reason="needs Linux and two cores")
+@pytest.mark.skipif(not cores.LINUX or N_CORES == 1, reason="needs Linux and two cores")
 def test_streams_keep_to_cores_of_their_own_unless_alone(make_checkpoint: Make) -> None:
     everywhere = frozenset(os.sched_getaffinity(0))
     predictor = Placed.load(make_checkpoint(bilinear=False), device="cpu")
@@ -121,7 +122,7 @@ def test_streams_keep_to_cores_of_their_own_unless_alone(make_checkpoint: Make) 
     assert frozenset(os.sched_getaffinity(0)) == everywhere  # others are where they were
 
 
-@pytest.mark.skipif(not engines.LINUX, reason="niceness is a thread's own on Linux only")
+@pytest.mark.skipif(not cores.LINUX, reason="niceness is a thread's own on Linux only")
 def test_streams_yield_to_others_of_a_process_that_is_nice_itself(
     monkeypatch: pytest.MonkeyPatch, make_checkpoint: Make
 ) -> None:

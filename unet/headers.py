@@ -214,12 +214,12 @@ def _tiff_page(fields: dict[int, int]) -> Page:
     # of these, OpenCV writes a part of its picture, and leaves the rest to whatever the memory held
     if fields.get(_PHOTOMETRIC) == _RGB and samples < 3:
         raise HeaderError("the image is damaged: the TIFF has fewer than three samples of an RGB pixel")
-    if fields.get(_PHOTOMETRIC) == _NEGATIVE and bits > 8:  # of 8, it turns black and white; of more, it does not
+    if fields.get(_PLANAR) == _PLANES and samples > 1 and bits > 8:
+        raise HeaderError(f"expected a TIFF of {bits} bits with the colours of a pixel together, found planes")
+    if fields.get(_PHOTOMETRIC) == _NEGATIVE and bits > 8:  # which it turns round of 8 bits only
         raise HeaderError(f"expected a TIFF of {bits} bits with 0 as black, found 0 as white")
     if samples == 2 and bits > 8:  # of which it keeps 8
         raise HeaderError(f"expected a TIFF of {bits} bits with 1, 3 or 4 samples a pixel, found 2")
-    if fields.get(_PLANAR) == _PLANES and samples > 1 and bits > 8:
-        raise HeaderError(f"expected a TIFF of {bits} bits with the colours of a pixel together, found planes")
     # and of these it turns each tile where it lies
     several = all(tile) and (width > tile[0] or height > tile[1])
     if fields.get(_ORIENTATION) in _TURNED and several and bits <= 8:

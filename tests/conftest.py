@@ -1,5 +1,6 @@
 """What the tests share: small models, a served app, and where real data is."""
 
+import io
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ import pytest
 import torch
 import uvicorn
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from service.app import create_app
 from service.connections import limited
@@ -30,6 +32,10 @@ from unet.images import decode
 from unet.pixels import Preprocessing
 
 Serve = Callable[..., AbstractContextManager[TestClient]]
+
+GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
+RGB = np.stack([GREY, GREY // 2, 255 - GREY], axis=2)
+"""Pictures for files."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -194,6 +200,13 @@ def png(image: np.ndarray, suffix: str = ".png") -> bytes:
     ok, data = cv2.imencode(suffix, image[..., ::-1] if image.ndim == 3 else image)
     assert ok
     return data.tobytes()
+
+
+def pil(image: Image.Image, kind: str, **options: object) -> bytes:
+    """A file as Pillow writes it."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def picture(data: bytes) -> np.ndarray:

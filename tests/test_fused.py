@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from unet import winograd
-from unet.fused import _OneDNN, _works, fused
+from unet import fused as fusion
+from unet import kernels, winograd
+from unet.fused import _CuDNN, _OneDNN, _works, fused
 from unet.network import NetworkConfig, UNet
 
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -64,6 +66,59 @@ def test_fused_computes_the_same_on_a_gpu(
         difference = found(x.to("cuda", dtype)).float().cpu() - expected
     assert difference.norm() < close * expected.norm()
     assert not any(isinstance(module, nn.ReLU) for module in found.modules())
+
+
+class Imitated:
+    """`Kernels`, by torch's own operators."""
+
+    def max_pool(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2)
+
+    def add_bias(self, x: Tensor, bias: Tensor) -> Tensor:
+        return x.add_(bias[:, None, None])
+
+    def add_coarse_relu(self, x: Tensor, coarse: Tensor, places: Tensor) -> Tensor:
+        parities = coarse.unflatten(1, (4, -1)).flip(1)  # the odd row or column of a coarse pixel is its first
+        finer = F.pixel_shuffle(parities.transpose(1, 2).flatten(1, 2), 2)
+        (height, width), (n_rows, n_columns) = x.shape[2:], places.shape[:2]
+        rows, columns = (  # which place each has: the first, inside, or from the last one or two
+            torch.tensor([0, *[1] * (side - n + 1), *range(2, n)]) for side, n in ((height, n_rows), (width, n_columns))
+        )
+        x.add_(finer[:, :, 1 : 1 + height, 1 : 1 + width]).add_(places[rows[:, None], columns].permute(2, 0, 1))
+        return x.relu_()
+
+
+@pytest.mark.parametrize(("config", "size"), CONFIGS)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("base_channels", [4, 8])
+def test_what_a_gpu_is_asked_for_is_the_same(
+    config: dict[str, object],
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    close: float,
+    base_channels: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without one: its operators are imitated, all that is around them is not."""
+    monkeypatch.setattr(fusion, "_kind", lambda *_: _CuDNN)
+    monkeypatch.setattr(kernels, "compiled", lambda _: Imitated())
+    monkeypatch.setattr(
+        torch,
+        "cudnn_convolution_relu",
+        lambda x, weight, bias, stride, padding, *_: F.conv2d(x, weight, bias, stride, padding).relu_(),
+    )
+    monkeypatch.setattr(
+        torch,
+        "cudnn_convolution_add_relu",
+        lambda x, weight, to, alpha, bias, stride, padding, *_: (
+            F.conv2d(x, weight, bias, stride, padding).add_(to, alpha=alpha).relu_()
+        ),
+    )
+    network, x = network_and_images({**config, "base_channels": base_channels}, size)
+    with torch.inference_mode():
+        expected = network(x)
+        found = fused(network.folded().to(memory_format=torch.channels_last), dtype)(x.to(dtype))  # type: ignore[call-overload]
+    assert (found - expected).norm() < close * expected.norm()
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")

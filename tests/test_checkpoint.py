@@ -103,6 +103,11 @@ class Foreign:
     """Of a module that nobody else has."""
 
 
+def bare(path: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return weights
+
+
 def edited_weight(path: Path, edit: Callable[[torch.Tensor], object]) -> None:
     name = "inc.double_conv.0.weight"
     weights = torch.load(path, weights_only=True)["state_dict"]
@@ -124,8 +129,15 @@ def edited(path: Path, **changes: Any) -> None:
         (lambda p: p.write_bytes(pickle.dumps(Foreign())), "something else"),
         (lambda p: torch.save(torch.nn.Conv2d(1, 1, 1), p), "something else"),
         (lambda p: torch.save([1, 2], p), "found list"),
-        (lambda p: torch.save({}, p), "not a U-Net"),
-        (lambda p: torch.save({"epoch": 3}, p), "bare state_dict"),
+        (lambda p: torch.save({}, p), "not a U-Net .* found 'nothing'"),
+        (lambda p: torch.save({"epoch": 3}, p), "'epoch' is no tensor"),
+        (lambda p: torch.save({"epoch": 3, "model": bare(p)}, p), "perhaps its entry 'model' is one: torch.save"),
+        (lambda p: torch.save({f"net.{k}": v for k, v in bare(p).items()}, p), "found 'net.inc.double_conv.0.weight'"),
+        (
+            lambda p: torch.save(bare(p) | {"outc.conv.weight": torch.zeros(7)}, p),
+            r"expected 4 dimensions, found \(7,\)",
+        ),
+        (lambda p: torch.save(bare(p) | {"outc.conv.weight": torch.zeros(300, 4, 1, 1)}, p), "at most 256.* found 300"),
         (lambda p: torch.save(torch.nn.Conv2d(1, 1, 1).state_dict(), p), "not a U-Net"),
         (lambda p: edited(p, format=99), "expected format 1, found 99"),
         (lambda p: edited(p, threshold=7.0), "threshold: expected 0..1"),
@@ -153,6 +165,37 @@ def test_a_file_that_is_no_use_is_refused_with_the_reason(
     with pytest.raises(CheckpointError, match=reason) as refused:
         checkpoints.load(path)
     assert str(path) in str(refused.value)
+
+
+def test_one_file_copied_over_another_is_neither(make_checkpoint: Make) -> None:
+    old, new = (make_checkpoint(f"{seed}.pth", seed=seed).read_bytes() for seed in (1, 2))
+    path = make_checkpoint()
+    path.write_bytes(new[: len(new) // 2] + old[len(new) // 2 :])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.load(path)
+
+
+def test_a_flipped_bit_of_a_weight_is_damage(make_checkpoint: Make) -> None:
+    path = make_checkpoint()
+    data = bytearray(path.read_bytes())
+    weight = bare(path)["up1.conv.double_conv.0.weight"].numpy().tobytes()
+    data[data.index(weight) + 1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.load(path)
+
+
+def test_files_without_check_sums_are_read(make_checkpoint: Make) -> None:
+    path = make_checkpoint()
+    content = torch.load(path, weights_only=True)
+    torch.save(content, path, _use_new_zipfile_serialization=False)  # as torch did before 1.6
+    assert checkpoints.load(path).threshold == 0.5
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(content, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert checkpoints.load(path).threshold == 0.5
 
 
 def test_weights_that_are_no_numbers_are_refused(make_checkpoint: Make) -> None:

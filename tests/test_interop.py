@@ -160,6 +160,24 @@ def test_mask_values_are_the_values_of_the_mask(tmp_path: Path, rng: np.random.G
     assert len(np.unique(expected)) == 2
 
 
+@pytest.mark.parametrize(
+    ("mask_values", "class_values"),
+    [
+        ([0.0, 255.0], (0, 255)),
+        ([False, True], (0, 1)),
+        ([0, 300], (0, 1)),
+        ([7, 7], (0, 1)),
+        ([[0, 0], [9, 9]], (0, 1)),
+    ],
+)
+def test_mask_values_count_if_a_mask_can_have_them(
+    tmp_path: Path, mask_values: list[Any], class_values: tuple[int, int]
+) -> None:
+    network = foreign(1, 2, bilinear=True, modern=True)
+    torch.save({**network.state_dict(), "mask_values": mask_values}, tmp_path / "bare.pth")
+    assert Predictor.load(tmp_path / "bare.pth", device="cpu").class_values == class_values
+
+
 def test_files_of_the_tutorial_see_0_to_255_when_the_setting_says_so(
     tmp_path: Path, rng: np.random.Generator, serve: Serve
 ) -> None:

@@ -1,5 +1,7 @@
 """Pixels: numbers that can be checked by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -51,9 +53,11 @@ def test_bytes_stay_bytes_until_the_device_has_them() -> None:
         (np.full((4, 4), np.nan), "NaN"),
         (np.full((4, 4), np.inf, np.float32), "infinity"),
         (np.full((4, 4), 1e300), "infinity"),
+        (None, "NoneType"),
+        ([[0, 255]], "list"),
     ],
 )
-def test_what_is_no_image_is_refused_with_what_was_found(image: np.ndarray, found: str) -> None:
+def test_what_is_no_image_is_refused_with_what_was_found(image: Any, found: str) -> None:
     with pytest.raises(PixelError, match=found):
         to_pixels(image)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,9 @@ def test_the_threshold(make_checkpoint: Make, rng: np.random.Generator) -> None:
     several = Predictor.load(make_checkpoint(n_classes=3), device="cpu")
     with pytest.raises(PixelError, match="3 classes"):
         several.mask(image, 0.5)
+    for senseless in (-0.1, 2, float("nan"), float("inf")):
+        with pytest.raises(PixelError, match=f"threshold: expected 0..1, found {senseless}"):
+            predictor.mask(image, senseless)
 
 
 def test_the_paper_variant_sees_the_mirrored_surroundings() -> None:
@@ -137,6 +141,18 @@ def test_no_gpu_is_said_so(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DeviceError, match="no CUDA GPU"):
         Predictor.load(make_checkpoint(), device="cuda")
     assert Predictor.load(make_checkpoint(), device="auto").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"device": "cuda:0"}, "device: expected auto, cpu or cuda, found 'cuda:0'"),
+        ({"precision": "fp16"}, "precision: expected auto, fp32, bf16 or int8, found 'fp16'"),
+    ],
+)
+def test_what_is_no_device_or_precision_is_said_so(make_checkpoint: Make, choice: dict[str, Any], said: str) -> None:
+    with pytest.raises(DeviceError, match=said):
+        Predictor.load(make_checkpoint(), **choice)
 
 
 @pytest.mark.gpu

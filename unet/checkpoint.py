@@ -17,6 +17,7 @@ import hashlib
 import io
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,6 +56,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.network.n_channels not in (1, 3):
             raise ValueError(f"n_channels: expected 1 (grey) or 3 (RGB), found {self.network.n_channels}")
+        if self.network.n_classes > 256:
+            raise ValueError(f"n_classes: expected at most 256, a byte for each pixel, found {self.network.n_classes}")
         n_values = max(2, self.network.n_classes)
         if len(self.class_values) != n_values:
             raise ValueError(f"class_values: expected {n_values} values, found {len(self.class_values)}")
@@ -122,6 +125,7 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
     """The dict in a file, by safe loading only, and the file's SHA-256. Raises CheckpointError, or NotReadError."""
     try:
         data = path.read_bytes()
+        _check_sums(data)
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -137,6 +141,17 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dict of weights, found {type(content).__name__}")
     return content, hashlib.sha256(data).hexdigest()
+
+
+def _check_sums(data: bytes) -> None:
+    """Raises BadZipFile where a CRC-32 is not that of its tensor, which torch.load does not ask: it would give weights
+    of two files, one of which was copied over the other. The format of torch before 1.6 has none, and who saves may
+    leave them out (`torch.serialization.set_crc32_options`)."""
+    if not data.startswith(b"PK"):
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as records:
+        if any(record.CRC for record in records.infolist()) and (damaged := records.testzip()):
+            raise zipfile.BadZipFile(damaged)
 
 
 def to_bytes(content: Mapping[str, Any]) -> memoryview:
@@ -194,12 +209,19 @@ def _read_bare(content: dict[str, Any], input_range: InputRange) -> Checkpoint:
     content = dict(content)
     mask_values = content.pop("mask_values", None)
     weights = {_without_prefix(str(name)): value for name, value in content.items()}
-    if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError("neither a checkpoint of unet-train (no `format`) nor a bare state_dict (not all are tensors)")
+    if others := [name for name, value in content.items() if not isinstance(value, Tensor)]:
+        nested = [name for name in others if isinstance(content[name], dict)]
+        hint = f"; perhaps its entry {nested[0]!r} is one: torch.save(content[{nested[0]!r}], ...)" if nested else ""
+        raise ValueError(
+            f"neither a checkpoint of unet-train (no `format`) nor a bare state_dict ({others[0]!r} is no tensor){hint}"
+        )
     bottom = "down4.maxpool_conv.1.double_conv.3.weight"
     known = ("inc.double_conv.0.weight", "up1.conv.double_conv.0.weight", bottom, "outc.conv.weight")
     if missing := [name for name in known if name not in weights]:
-        raise ValueError(f"not a U-Net of a known kind: has no {missing[0]!r}")
+        found = next(iter(weights), "nothing")
+        raise ValueError(f"not a U-Net of the tutorials or of Pytorch-UNet: expected {missing[0]!r}, found {found!r} ...")
+    if flat := [name for name in known if weights[name].ndim != 4]:
+        raise ValueError(f"{flat[0]}: expected 4 dimensions, found {tuple(weights[flat[0]].shape)}")
     base_channels, n_channels = weights["inc.double_conv.0.weight"].shape[:2]
     bilinear = "up1.up.weight" not in weights
     if bilinear:  # the middle of a tutorial's up step is as wide as its output, else half as wide as its input
@@ -231,13 +253,11 @@ def _without_prefix(name: str) -> str:
 
 
 def _class_values(mask_values: object, n_classes: int) -> tuple[int, ...]:
-    expected = max(2, n_classes)
-    if (
-        isinstance(mask_values, list)
-        and len(mask_values) == expected
-        and all(isinstance(value, int) and 0 <= value <= 255 for value in mask_values)
-    ):
-        return tuple(mask_values)
+    """Those of the file, if they can be values of a mask, else 0, 1, 2 ... (0 and 255 for a binary network)."""
+    found = mask_values if isinstance(mask_values, list) else []
+    grey = {int(value) for value in found if isinstance(value, int | float) and value in range(256)}
+    if len(grey) == len(found) == max(2, n_classes):
+        return tuple(int(value) for value in found)
     return (0, 255) if n_classes == 1 else tuple(range(n_classes))
 
 

@@ -3,7 +3,7 @@
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -13,11 +13,12 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 
 class DeviceError(ValueError):
-    """The device that was asked for is not there."""
+    """A device or precision that is not there, or none at all."""
 
 
 def resolve_device(choice: DeviceChoice) -> torch.device:
     """`auto` is the GPU if there is one. Raises DeviceError for `cuda` without one."""
+    _check("device", choice, get_args(DeviceChoice))
     if choice == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -30,12 +31,18 @@ def resolve_device(choice: DeviceChoice) -> torch.device:
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
     """`auto` is bfloat16 where the device is fast at it, else float32. Raises DeviceError for `int8` where it is not
     computed."""
+    _check("precision", choice, get_args(PrecisionChoice))
     if choice == "int8" and not (device.type == "cpu" and _computes_int8()):
         found = device_name(device)
         raise DeviceError(f"precision int8: expected device cpu, an x86 processor with AVX2 or later; found {found}")
     if choice != "auto":
         return choice
     return "bf16" if fast_bf16(device) else "fp32"
+
+
+def _check(what: str, choice: str, choices: tuple[str, ...]) -> None:
+    if choice not in choices:
+        raise DeviceError(f"{what}: expected {', '.join(choices[:-1])} or {choices[-1]}, found {choice!r}")
 
 
 def fast_bf16(device: torch.device) -> bool:

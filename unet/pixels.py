@@ -91,6 +91,8 @@ def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
 
 def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
     """Image of any accepted dtype -> (H, W, C) uint8 or float32, and the value that stands for 1."""
+    if not isinstance(image, np.ndarray):  # cv2.imread gives None for a file that it cannot read
+        raise PixelError(f"expected an image as a NumPy array, found {type(image).__name__}")
     if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)):
         raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
     if image.ndim == 2:

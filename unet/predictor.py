@@ -129,7 +129,7 @@ class Predictor:
     ) -> npt.NDArray[np.uint8]:
         """(H, W) uint8: 0 and 255 for a binary network, the class values (those of the labels) for K classes.
 
-        `threshold` (default: the checkpoint's) is for binary networks only. Raises PixelError.
+        `threshold` (0..1; default: the checkpoint's) is for binary networks only. Raises PixelError.
         """
         return self.run(self.start(image, "mask", threshold=threshold, tta=tta))
 
@@ -193,7 +193,7 @@ class Predictor:
 
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
-        foreground. Raises PixelError for a threshold where there is none."""
+        foreground. Raises PixelError for a threshold that is none, or where there is none."""
         self._check_threshold(threshold)
         if self.binary:
             return (probabilities > (self.threshold if threshold is None else threshold)).astype(np.intp)
@@ -202,6 +202,8 @@ class Predictor:
     def _check_threshold(self, threshold: float | None) -> None:
         if threshold is not None and not self.binary:
             raise PixelError(f"a threshold is for binary models; this one has {self.n_classes} classes")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise PixelError(f"threshold: expected 0..1, found {threshold}")
 
 
 class Piece(NamedTuple):

@@ -38,7 +38,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --retries=3 --start-period=720h CMD ["python", "-c", "\
 from http.client import HTTPConnection; from os import environ; \
 connection = HTTPConnection('127.0.0.1', 8000, timeout=4); \
-key = environ.get('SERVICE_API_KEYS', '').partition(',')[0].strip('[]\" '); \
+key = environ.get('SERVICE_API_KEYS', '').partition(',')[0].strip(); \
 connection.request('GET', '/health', headers={'X-API-Key': key}); \
 exit(connection.getresponse().status != 200)"]
 ENTRYPOINT ["python", "-m", "service"]

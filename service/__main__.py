@@ -1,6 +1,7 @@
 """`unet-serve`, or `python -m service`."""
 
 import os
+import signal
 import socket
 import sys
 
@@ -10,6 +11,8 @@ from service import malloc
 def run() -> int:
     """The program: `main`, in a process that may have to be started again for it."""
     malloc.restart()
+    for stop in (signal.SIGTERM, signal.SIGINT):  # from here on: to process 1 of a container nothing happens by itself
+        signal.signal(stop, lambda *_: sys.exit(0))
     return main()
 
 

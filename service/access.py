@@ -72,12 +72,12 @@ class Keys:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if self._known(given):
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
+        if any(map(self._known, given)):
             await self.app(scope, receive, send)
             return
-        found = "another" if given else "none"
+        found = "another" if any(given) else "none"
         await problems.response(
             401,
             f"expected a key of this service as `Authorization: Bearer KEY` or `X-API-Key: KEY`, found {found}",

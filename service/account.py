@@ -37,7 +37,7 @@ class Account:
             return
         started = time.perf_counter()
         notes = scope.setdefault("state", {})["notes"] = Notes()
-        status, n_in, n_out = HUNG_UP, 0, 0  # until there is an answer
+        status, n_in, n_out = None, 0, 0  # until there is an answer
 
         async def count_in() -> Message:
             nonlocal n_in
@@ -56,7 +56,10 @@ class Account:
             await self.app(scope, count_in, count_out)
         finally:
             seconds = time.perf_counter() - started
+            status = scope["state"].get("refused") or status or HUNG_UP  # the server may have been first
             notes.stages = dict(notes.stages)  # who was not waited for may still be adding to it
+            if scope["method"] == "HEAD" or status == HUNG_UP:
+                n_out = 0  # the server has thrown it away
             self._measure(scope, status, seconds, notes)
             self._log(scope, status, seconds, notes, bytes_in=n_in, bytes_out=n_out)
 
@@ -66,14 +69,14 @@ class Account:
         metrics.requests.labels(route, status).inc()
         metrics.request_seconds.labels(route).observe(seconds)
         metrics.pixels.inc(notes.pixels)
-        for stage, stage_s in notes.stages.items():
+        for stage, stage_s in notes.stages.items() if status == 200 else ():  # else the longest one has no end
             metrics.stage_seconds.labels(stage).observe(stage_s)
 
     def _log(self, scope: Scope, status: int, seconds: float, notes: Notes, **sizes: int) -> None:
         level = logging.DEBUG if scope["path"] in PROBES else logging.WARNING if status >= 500 else logging.INFO
         path = scope["path"][:256]  # without the query, which may hold what is nobody's business
         fields: dict[str, Any] = {
-            "client": (scope.get("client") or ("",))[0],
+            "client": (scope.get("client") or ("",))[0][:64],  # a proxy's word; long lines of two processes would mix
             "method": scope["method"],
             "path": path,
             "status": status,

@@ -66,10 +66,11 @@ def create_app(settings: ServeSettings) -> FastAPI:
         RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s
     )
     access.install(app, settings)
-    routers = (segment.router, health.router, metrics.router, health.live_router)
-    app.add_middleware(Account, routes={getattr(route, "path", "") for router in routers for route in router.routes})
+    needs_key = access.declared(settings)
+    app.include_router(segment.router, **needs_key)
+    for router in (health.router, metrics.router):
+        app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
+    app.include_router(health.live_router)
+    app.add_middleware(Account, routes=frozenset(app.openapi()["paths"]))
     app.add_middleware(RequestId)
-    for router in routers:
-        asks = router is segment.router or (settings.keys_everywhere and router is not health.live_router)
-        app.include_router(router, **(access.declared(settings) if asks else {}))
     return app

@@ -6,6 +6,7 @@ import re
 import socket
 import uuid
 from collections.abc import Callable
+from typing import NamedTuple
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
@@ -51,7 +52,15 @@ class _Unhurried:
         self.close = close
 
 
-def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[HttpToolsProtocol]:
+class Limits(NamedTuple):
+    idle_s: float
+    max_connections: int
+    max_header_bytes: int
+    on_refused: Callable[[int | None], object]
+    """Told the status of an answer that the application knows nothing of; None for a connection without one."""
+
+
+class Limited(HttpToolsProtocol):
     """A protocol for `uvicorn.Config(http=...)` that ends a connection
 
     - at once, when there are `max_connections` already: each takes a file descriptor;
@@ -63,177 +72,193 @@ def limited(idle_s: float, max_connections: int, max_header_bytes: int) -> type[
     Requests that come before the one ahead of them is answered are not parsed until it is: a few, of `PARSE_SIZE`.
     """
 
-    class Limited(HttpToolsProtocol):
-        _in_body = False
-        """Between the headers of a request and its end."""
-        _in_between = 0
-        """Bytes since the last headers, the last piece of a body or its end. The parser may keep them all."""
-        _unparsed = b""
-        _body_left = 0
-        """Bytes, as far as its headers have said."""
-        _close_after_body = False
-        """Its request has been answered, with the last answer of this connection."""
-        _looks: asyncio.TimerHandle | None = None
-        _seen: object = None
+    limits: Limits
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self.flow.resume_reading = self._resume_reading  # type: ignore[method-assign]
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of asyncio's own transport
-            if len(self.connections) > max_connections:
-                transport.abort()
-            else:
-                self._look()
+    _in_body = False
+    """Between the headers of a request and its end."""
+    _in_between = 0
+    """Bytes since the last headers, the last piece of a body or its end. The parser may keep them all."""
+    _unparsed = b""
+    _body_left = 0
+    """Bytes, as far as its headers have said."""
+    _close_after_body = False
+    """Its request has been answered, with the last answer of this connection."""
+    _looks: asyncio.TimerHandle | None = None
+    _quiet_until = 0.0
+    """For all connections, on the loop's clock: one warning a second is enough."""
+    _seen: object = None
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            if self.cycle:
-                self.cycle.transport = self.transport  # or it would know this connection, which knows it
-            if self._looks:
-                self._looks.cancel()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow.resume_reading = self._resume_reading  # type: ignore[method-assign]
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of asyncio's own transport
+        if len(self.connections) <= self.limits.max_connections:
+            self._look()
+            return
+        transport.abort()
+        self.limits.on_refused(None)
+        if self.loop.time() > Limited._quiet_until:
+            Limited._quiet_until = self.loop.time() + 1
+            log.warning("%d connections are open, as many as may be: more are closed", self.limits.max_connections)
 
-        def data_received(self, data: bytes) -> None:
-            self._unset_keepalive_if_required()
-            self._unparsed += data
-            self._go_on()
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.cycle:
+            self.cycle.transport = self.transport  # or it would know this connection, which knows it
+        if self._looks:
+            self._looks.cancel()
 
-        def _go_on(self) -> None:
-            """Parses what has come, up to a request that has to wait for the one before."""
-            while self._unparsed and not self.pipeline and not self.transport.is_closing():
-                size = max(PARSE_SIZE, self._body_left)
-                piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
-                self._in_between += len(piece)
-                self._unparsed = self._parse(piece) + self._unparsed
-                if self._in_between > max_header_bytes and not self.transport.is_closing():
-                    self._refuse(431, f"expected at most {max_header_bytes} bytes of headers, found more")
-            if self.transport.is_closing():
-                self._unparsed = b""
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._unparsed += data
+        self._go_on()
 
-        def _resume_reading(self) -> None:
-            """uvicorn's, which goes on whenever one of the requests that wait is answered, and so reads without end."""
-            if self.pipeline:
-                return
-            if self._unparsed:
-                self.loop.call_soon(self._parse_rest)
-            else:
-                FlowControl.resume_reading(self.flow)
+    def _go_on(self) -> None:
+        """Parses what has come, up to a request that has to wait for the one before."""
+        while self._unparsed and not self.pipeline and not self.transport.is_closing():
+            size = max(PARSE_SIZE, self._body_left)
+            piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+            self._in_between += len(piece)
+            self._unparsed = self._parse(piece) + self._unparsed
+            if self._in_between > self.limits.max_header_bytes and not self.transport.is_closing():
+                self._refuse(431, f"expected at most {self.limits.max_header_bytes} bytes of headers, found more")
+        if self.transport.is_closing():
+            self._unparsed = b""
 
-        def _parse_rest(self) -> None:
-            self._unset_keepalive_if_required()
-            self._go_on()
-            if len(self.cycle.body) <= HIGH_WATER_LIMIT:
-                self._resume_reading()
+    def _resume_reading(self) -> None:
+        """uvicorn's, which goes on whenever one of the requests that wait is answered, and so reads without end."""
+        if self.pipeline:
+            return
+        if self._unparsed:
+            self.loop.call_soon(self._parse_rest)
+        else:
+            FlowControl.resume_reading(self.flow)
 
-        def _parse(self, data: bytes) -> bytes:
-            """What is to be parsed after it."""
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as offer:
-                return self._declined(data[offer.args[0] :])
-            except httptools.HttpParserError as error:
-                found = str(error.__context__ or error)
-                status = 501 if "invalid `Transfer-Encoding`" in found else 400  # RFC 9112, section 6.1
-                self._refuse(status, f"expected an HTTP/1.1 request, found: {found}")
-            return b""
+    def _parse_rest(self) -> None:
+        self._unset_keepalive_if_required()
+        self._go_on()
+        if len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self._resume_reading()
 
-        def _declined(self, rest: bytes) -> bytes:
-            """The parser stops at an offer to speak another protocol. Another one goes on: with the request, less the
-            offer, and the rest."""
-            headers = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
-            line = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            return b"%b %b HTTP/%b\r\n" % line + headers + b"\r\n" + rest
+    def _parse(self, data: bytes) -> bytes:
+        """What is to be parsed after it."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            return self._declined(data[offer.args[0] :])
+        except httptools.HttpParserError as error:
+            found = str(error.__context__ or error)
+            status = 501 if "invalid `Transfer-Encoding`" in found else 400  # RFC 9112, section 6.1
+            self._refuse(status, f"expected an HTTP/1.1 request, found: {found}")
+        return b""
 
-        def on_headers_complete(self) -> None:
-            hosts = [value for name, value in self.headers if name == b"host"]
-            if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
-                raise RequestError(f"{len(hosts)} Host headers")
-            if hosts and not _HOST.fullmatch(hosts[0]):
-                raise RequestError("a Host header that names no host")
-            if self.parser.get_method() == b"CONNECT":
-                raise RequestError("CONNECT, which is for proxies")
-            codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
-            if codings not in ([], [b"chunked"]):
-                raise RequestError("an invalid `Transfer-Encoding`: nothing but chunked is understood")
-            if not self.url.startswith(b"/") and httptools.parse_url(self.url).path is None:
-                raise RequestError("a target without a path")
-            self._in_between = 0
-            if not self.parser.should_upgrade():
-                self._in_body = True
-                lengths = [int(value) for name, value in self.headers if name == b"content-length"]
-                self._body_left = sum(lengths)  # one, or none: the parser has seen to it
-                super().on_headers_complete()
-                self.cycle.transport = _Unhurried(self.transport, self._close)  # type: ignore[assignment]
-                self.headers = []  # what may follow the body is not the application's
+    def _declined(self, rest: bytes) -> bytes:
+        """The parser stops at an offer to speak another protocol. Another one goes on: with the request, less the
+        offer, and the rest."""
+        headers = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        line = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return b"%b %b HTTP/%b\r\n" % line + headers + b"\r\n" + rest
 
-        def on_body(self, body: bytes) -> None:
-            self._in_between = 0
-            self._body_left = max(0, self._body_left - len(body))
-            if self.cycle.response_complete:
-                self._drain()
-            super().on_body(body)
+    def on_headers_complete(self) -> None:
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise RequestError(f"{len(hosts)} Host headers")
+        if hosts and not _HOST.fullmatch(hosts[0]):
+            raise RequestError("a Host header that names no host")
+        if self.parser.get_method() == b"CONNECT":
+            raise RequestError("CONNECT, which is for proxies")
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            raise RequestError("an invalid `Transfer-Encoding`: nothing but chunked is understood")
+        if not self.url.startswith(b"/") and httptools.parse_url(self.url).path is None:
+            raise RequestError("a target without a path")
+        self._in_between = 0
+        if not self.parser.should_upgrade():
+            self._in_body = True
+            lengths = [int(value) for name, value in self.headers if name == b"content-length"]
+            self._body_left = sum(lengths)  # one, or none: the parser has seen to it
+            super().on_headers_complete()
+            self.cycle.transport = _Unhurried(self.transport, self._close)  # type: ignore[assignment]
+            self.headers = []  # what may follow the body is not the application's
 
-        def _drain(self) -> None:
-            """No more than the body, where its length is known: what comes after it is not thrown away."""
-            self.transport.max_size = max(READ_SIZE, min(DRAIN_SIZE, self._body_left))  # type: ignore[attr-defined]
+    def on_body(self, body: bytes) -> None:
+        self._in_between = 0
+        self._body_left = max(0, self._body_left - len(body))
+        if self.cycle.response_complete:
+            self._drain()
+        super().on_body(body)
 
-        def on_message_complete(self) -> None:
-            self._in_between = 0
-            self.transport.max_size = READ_SIZE  # type: ignore[attr-defined]
-            if self._in_body:
-                self._in_body = False
-                super().on_message_complete()
-                if self._close_after_body:
-                    self.transport.close()
+    def _drain(self) -> None:
+        """No more than the body, where its length is known: what comes after it is not thrown away."""
+        self.transport.max_size = max(READ_SIZE, min(DRAIN_SIZE, self._body_left))  # type: ignore[attr-defined]
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if not self.cycle.response_complete:  # it is the next one in the pipeline
-                return
-            self.cycle.body = bytearray()  # nobody reads it any more, and the connection may stay
-            if self._in_body:
-                self._drain()
-                self.loop.call_later(LINGER_S, self._end, self.cycle)
-
-        def _close(self) -> None:
-            """A client that still sends would be told of a reset connection, and lose its answer (RFC 9112, section
-            9.6)."""
-            self._close_after_body = self._in_body and self.cycle.response_complete
-            if not self._close_after_body:
+    def on_message_complete(self) -> None:
+        self._in_between = 0
+        self.transport.max_size = READ_SIZE  # type: ignore[attr-defined]
+        if self._in_body:
+            self._in_body = False
+            super().on_message_complete()
+            if self._close_after_body:
                 self.transport.close()
 
-        def _end(self, answered: object) -> None:
-            """Unless the body of the request that was answered has come to its end."""
-            if self.cycle is answered and self._in_body:
-                self.transport.abort()
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.cycle.response_complete:  # it is the next one in the pipeline
+            return
+        self.cycle.body = bytearray()  # nobody reads it any more, and the connection may stay
+        if self._in_body:
+            self._drain()
+            self.loop.call_later(LINGER_S, self._end, self.cycle)
 
-        def _refuse(self, status: int, detail: str) -> None:
-            """What is no HTTP never gets to the application; its answer is a problem all the same."""
-            answering = self.cycle is not None and not self.cycle.response_complete
-            if answering and (self.pipeline or self.cycle.response_started or not self._in_body):
-                self.transport.abort()  # the client would take it for another request's answer, or the rest of it
-                return
-            request_id = uuid.uuid4().hex
-            log.info("no request: %d, %s", status, detail, extra={"request_id": request_id})
-            answer = problems.response(status, detail, HEADERS | {"X-Request-Id": request_id})
-            headers = self.server_state.default_headers + answer.raw_headers  # the first: Date
-            head = b"".join(b"%b: %b\r\n" % header for header in headers)
-            self.transport.write(b"".join([STATUS_LINE[status], head, b"\r\n", answer.body]))
+    def _close(self) -> None:
+        """A client that still sends would be told of a reset connection, and lose its answer (RFC 9112, section
+        9.6)."""
+        self._close_after_body = self._in_body and self.cycle.response_complete
+        if not self._close_after_body:
             self.transport.close()
 
-        def _look(self) -> None:
-            """Whether anything has changed since the last look, when something should."""
-            unsent = self.transport.get_write_buffer_size()
-            idle = not self._in_body and (self.cycle is None or self.cycle.response_complete)
-            # the request before the one that is waited for tells it from others
-            awaited = ("headers", self.cycle) if idle else None
-            seen = ("answer", unsent) if unsent else awaited
-            if seen and seen == self._seen:
-                self.transport.abort()
-            else:
-                self._seen = seen
-                self._looks = self.loop.call_later(idle_s, self._look)
+    def _end(self, answered: object) -> None:
+        """Unless the body of the request that was answered has come to its end."""
+        if self.cycle is answered and self._in_body:
+            self.transport.abort()
 
-    return Limited
+    def _refuse(self, status: int, detail: str) -> None:
+        """What is no HTTP never gets to the application; its answer is a problem all the same."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and (self.pipeline or self.cycle.response_started or not self._in_body):
+            self.transport.abort()  # the client would take it for another request's answer, or the rest of it
+            return
+        request_id = uuid.uuid4().hex
+        if answering:  # the application's account of the request says so
+            request_id = self.scope["state"].setdefault("request_id", request_id)
+            self.scope["state"]["refused"] = status
+        else:
+            fields = {"client": self.client[0] if self.client else "", "status": status}
+            log.info("no request: %d, %s", status, detail, extra={"request_id": request_id, "fields": fields})
+            self.limits.on_refused(status)
+        answer = problems.response(status, detail, HEADERS | {"X-Request-Id": request_id})
+        headers = self.server_state.default_headers + answer.raw_headers  # the first: Date
+        head = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"".join([STATUS_LINE[status], head, b"\r\n", answer.body]))
+        self.transport.close()
+
+    def _look(self) -> None:
+        """Whether anything has changed since the last look, when something should."""
+        unsent = self.transport.get_write_buffer_size()
+        idle = not self._in_body and (self.cycle is None or self.cycle.response_complete)
+        # the request before the one that is waited for tells it from others
+        awaited = ("headers", self.cycle) if idle else None
+        seen = ("answer", unsent) if unsent else awaited
+        if seen and seen == self._seen:
+            self.transport.abort()
+        else:
+            self._seen = seen
+            self._looks = self.loop.call_later(self.limits.idle_s, self._look)
+
+
+def limited(limits: Limits) -> type[HttpToolsProtocol]:
+    """`Limited` with these limits, for `uvicorn.Config(http=...)`, which wants a class."""
+    return type("Limited", (Limited,), {"limits": limits})

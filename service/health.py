@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 import unet
 from service.engine import Engine
@@ -30,8 +30,6 @@ class ModelInfo(BaseModel):
 
 
 class Health(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
     status: Status | Literal["stopping"] = Field(
         description="ok: serving; waiting: no model file yet; failed: there is one, but not usable; stopping: told to, "
         "and finishing what is in flight"

@@ -43,18 +43,24 @@ class Metrics:
         self.requests = Counter(
             "unet_requests", "Requests, by status; 499: the client went away", ["route", "status"], registry=r
         )
+        self.connections_refused = Counter(
+            "unet_connections_refused", "Connections closed at once: there were `max_connections`", registry=r
+        )
         self.request_seconds = Histogram(
             "unet_request_seconds", "Whole requests, upload included", ["route"], registry=r, buckets=REQUEST_SECONDS
         )
         self.stage_seconds = Histogram(
             "unet_stage_seconds",
-            "Parts of a request, as in Server-Timing: queue, decode, infer, encode",
+            "Parts of a request with status 200, as in Server-Timing: queue, decode, infer, encode",
             ["stage"],
             registry=r,
             buckets=STAGE_SECONDS,
         )
         self.batch_size = Histogram(
-            "unet_batch_size", "Pieces of images that are computed together", registry=r, buckets=BATCH_SIZES
+            "unet_batch_size",
+            "Pieces of images that are computed together; warming up counts",
+            registry=r,
+            buckets=BATCH_SIZES,
         )
         self.pixels = Counter("unet_pixels", "Pixels segmented", registry=r)
         self.reloads = Counter("unet_model_reloads", "Model files loaded or refused", ["outcome"], registry=r)
@@ -111,7 +117,7 @@ class _Model(Collector):
         loaded = GaugeMetricFamily("unet_model_loaded_timestamp_seconds", "When the model was loaded, Unix time")
         if model := self.slot.current:
             predictor = model.predictor
-            info.add_metric((model.id, str(predictor.device), predictor.precision, str(predictor.n_classes)), 1)
+            info.add_metric((model.id, str(predictor.device), predictor.precision, str(len(predictor.class_values))), 1)
             loaded.add_metric((), model.loaded_at.timestamp())
         yield info
         yield loaded

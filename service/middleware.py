@@ -24,7 +24,9 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id: str = scope.setdefault("state", {}).setdefault(  # the server may have answered with one already
+            "request_id", given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        )
         logs.request_id.set(request_id)  # until the end of the server's task for this request: it may have to log, too
 
         async def send_with_id(message: Message) -> None:

@@ -13,8 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.connections import limited
+from service.connections import Limits, limited
 from service.engine import Engine
+from service.metrics import Metrics
 from service.settings import ServeSettings
 
 BACKLOG = 2048
@@ -29,9 +30,14 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own, and when it is done
         signal.signal(stop, lambda *_: sys.exit(0))
     app = create_app(settings)
+
+    def count_refused(status: int | None) -> None:
+        metrics: Metrics = app.state.metrics
+        (metrics.requests.labels("other", status) if status else metrics.connections_refused).inc()
+
     config = uvicorn.Config(
         app,
-        http=limited(settings.idle_s, settings.max_connections, settings.max_header_bytes),
+        http=limited(Limits(settings.idle_s, settings.max_connections, settings.max_header_bytes, count_refused)),
         ws="none",
         loop="service.loop:event_loop",  # uvloop is no faster here, and cannot be told how much to read at once
         server_header=False,

@@ -1,6 +1,5 @@
 """The settings of `unet-serve`, every limit with its one default."""
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -15,21 +14,25 @@ from unet.settings import ProgramSettings
 
 
 def _split(value: object) -> object:
-    """`a, b` or `["a", "b"]`."""
-    if not isinstance(value, str):
-        return value
-    return json.loads(value) if value.startswith('["') else [part.strip() for part in value.split(",")]
+    """`a, b`."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 def _check_key(key: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()) or set(key.get_secret_value()) & set('[]"'):
-        raise ValueError('expected keys of printable ASCII characters but []", separated by commas')
+        raise ValueError('expected keys of printable ASCII characters but []", separated by commas')  # no JSON
     return key
+
+
+def _as_sent(origin: str) -> str:
+    """As browsers send it: in lower case, without the port that its scheme has anyway."""
+    scheme, _, host = origin.lower().partition("://")
+    return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "")) if host else origin
 
 
 Keys = Annotated[list[Annotated[SecretStr, AfterValidator(_check_key)]], NoDecode, BeforeValidator(_split)]
 Origins = Annotated[
-    list[Annotated[str, AfterValidator(str.lower), Field(pattern=r"^(\*|https?://[^/\s]+)$")]],  # as browsers send it
+    list[Annotated[str, AfterValidator(_as_sent), Field(pattern=r"^(\*|https?://[^/\s*?#@]+)$")]],
     NoDecode,
     BeforeValidator(_split),
 ]
@@ -41,7 +44,7 @@ Hosts = Annotated[
 class ServeSettings(ProgramSettings):
     """Serves a trained U-Net over HTTP. Starts without a model file, too, and loads it when it appears."""
 
-    model_config = SettingsConfigDict(env_prefix="SERVICE_", cli_prog_name="unet-serve", protected_namespaces=())
+    model_config = SettingsConfigDict(env_prefix="SERVICE_", cli_prog_name="unet-serve")
 
     model: Path = Field(Path("model/best_model.pth"), description="the file to serve, watched for newer versions")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")

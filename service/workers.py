@@ -16,6 +16,7 @@ import threading
 import time
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
 
 from prometheus_client import multiprocess
@@ -42,12 +43,15 @@ def supervise(settings: ServeSettings, listener: socket.socket) -> int:
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, workers.stop)
         while workers.running or not workers.stopping:
+            Path(counts).mkdir(mode=0o700, exist_ok=True)  # who cleans /tmp may have taken it, and none could start
             workers.fill()
-            for process in workers.wait():
+            ended = workers.wait()
+            for process in ended:
                 multiprocess.mark_process_dead(process.pid, counts)
                 if not workers.stopping:
                     log.error("worker %s ended with %s: another one takes its place", process.pid, process.exitcode)
-                    time.sleep(BREATH_S)
+            if ended and not workers.stopping:
+                time.sleep(BREATH_S)
     return 0
 
 
@@ -57,7 +61,6 @@ class Workers:
         self.stop_by = math.inf
         """When those that do not stop are killed, on the clock of `time.monotonic`."""
         self._settings = settings
-        self._first = True
         self._family, self._address = listener.family, listener.getsockname()
         listener.close()
         self._reserved = self._bound()  # it never listens, but the port stays taken
@@ -70,14 +73,13 @@ class Workers:
         """Starts those that are missing, unless it is told to stop. What cannot be started is tried again next time."""
         try:
             while len(self.running) < self._settings.workers and not self.stopping:
-                self.start(listen=self._first)
-                self._first = False
+                self.start(listen=not self.running)
         except OSError as error:
             log.error("a worker cannot be started: %s", error.strerror)
 
     def start(self, *, listen: bool) -> None:
-        """With `listen`, who connects from now on waits for the process. Else it gets its first connection when it can
-        answer: nobody is to wait for it while others can."""
+        """With `listen`, connections wait for the process from now on. Else it gets its first one when it can answer:
+        no client is to wait for it while others can."""
         with self._bound() as listener:
             if listen:
                 listener.listen(BACKLOG)

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.app import create_app
-from service.connections import limited
+from service.connections import Limits, limited
 from service.settings import ServeSettings
 from trainer.__main__ import main as train
 from trainer.run import Seldom
@@ -133,10 +133,14 @@ def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
 
 @contextmanager
 def listening(
-    app: Any, idle_s: float = 60, max_connections: int = 99, max_header_bytes: int = 2**14
+    app: Any,
+    idle_s: float = 60,
+    max_connections: int = 99,
+    max_header_bytes: int = 2**14,
+    on_refused: Callable[[int | None], object] = lambda status: None,
 ) -> Iterator[tuple[str, int]]:
     """The app on a real port, with uvicorn set up as `unet-serve` does it."""
-    http = limited(idle_s, max_connections, max_header_bytes)
+    http = limited(Limits(idle_s, max_connections, max_header_bytes, on_refused))
     as_served = {"http": http, "ws": "none", "loop": "service.loop:event_loop"}
     settings = uvicorn.Config(app, **as_served, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(settings)

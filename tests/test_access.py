@@ -39,6 +39,7 @@ KEY, OTHER = "key-of-the-lab", "key-of-the-clinic"
         {"Authorization": f"bearer  {OTHER}"},
         {"X-API-Key": OTHER},
         {"X-API-Key": KEY, "Authorization": "Basic bmFtZTpwYXNz"},  # a proxy's
+        {"X-API-Key": KEY, "Authorization": "Bearer of-a-proxy"},
     ],
 )
 def test_who_has_a_key_may_ask(make_checkpoint: Make, serve: Serve, headers: dict[str, str]) -> None:
@@ -56,6 +57,7 @@ def test_who_has_a_key_may_ask(make_checkpoint: Make, serve: Serve, headers: dic
         ({"Authorization": f"Bearer {KEY[:-1]}"}, "found another"),
         ({"Authorization": f"Bearer {KEY},{OTHER}"}, "found another"),
         ({"X-API-Key": KEY.upper()}, "found another"),
+        ({"X-API-Key": KEY.upper(), "Authorization": "Bearer"}, "found another"),
         ({b"X-API-Key": b"\xff\x00\xfe"}, "found another"),
     ],
 )
@@ -119,7 +121,7 @@ def test_keys_are_declared_where_they_are_asked_for(serve: Serve) -> None:
         assert sorted(asks(client)) == ["/health", "/metrics", "/segment"]
 
 
-@pytest.mark.parametrize("value", [f"{KEY},{OTHER}", f"{KEY}, {OTHER}", f'["{KEY}", "{OTHER}"]'])
+@pytest.mark.parametrize("value", [f"{KEY},{OTHER}", f"{KEY}, {OTHER}", f" {KEY},{OTHER}"])
 def test_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("SERVICE_API_KEYS", value)
     settings = parse(ServeSettings, [])
@@ -200,6 +202,8 @@ def test_origins(make_checkpoint: Make, serve: Serve) -> None:
         ("--allowed-hosts", " "),
         ("--cors-origins", "example.org"),
         ("--cors-origins", "https://example.org/"),
+        ("--cors-origins", "https://*.example.org"),
+        ("--cors-origins", "https://me@example.org"),
     ],
 )
 def test_what_could_never_match_ends_the_program(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
@@ -209,6 +213,11 @@ def test_what_could_never_match_ends_the_program(capsys: pytest.CaptureFixture[s
 
 
 # ---- what answers tell
+
+
+def test_origins_are_taken_as_browsers_send_them() -> None:
+    origins = parse(ServeSettings, ["--cors-origins", "HTTPS://Lab.org:443, http://lab.org:80, http://lab.org:443, *"])
+    assert origins.cors_origins == ["https://lab.org", "http://lab.org", "http://lab.org:443", "*"]
 
 
 def test_headers_for_browsers(client: TestClient) -> None:

@@ -144,13 +144,23 @@ def test_what_was_not_read_of_a_request_is_not_kept() -> None:
         assert tracemalloc.get_traced_memory()[0] < 25 * 60_000
 
 
-def test_connections_at_and_above_the_limit() -> None:
-    with listening(echo, max_connections=2) as address, connect(address) as one, connect(address) as two:
+def test_connections_at_and_above_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    refused: list[int | None] = []
+    with (
+        listening(echo, max_connections=2, on_refused=refused.append) as address,
+        connect(address) as one,
+        connect(address) as two,
+    ):
         for connection in (one, two):
             connection.sendall(b"GET /3 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200 OK" in connection.recv(999)
-        with connect(address) as three:
-            assert received(three) == b""
+        for _ in range(20):
+            with connect(address) as three:
+                assert received(three) == b""
+        assert refused == [None] * 20
+        said = [record.getMessage() for record in caplog.records if record.name == "service.connections"]
+        assert 1 <= len(said) < 20  # one a second
+        assert said[0] == "2 connections are open, as many as may be: more are closed"
         one.close()
         wait_for_a_place(address)
 
@@ -306,7 +316,12 @@ def test_a_thousand_offers_at_once_are_declined(caplog: pytest.LogCaptureFixture
 
 def test_what_is_no_request_is_answered_like_one(caplog: pytest.LogCaptureFixture) -> None:
     """With what every answer has, and a line in the log."""
-    with caplog.at_level("INFO"), listening(echo) as address, connect(address) as connection:
+    refused: list[int | None] = []
+    with (
+        caplog.at_level("INFO"),
+        listening(echo, on_refused=refused.append) as address,
+        connect(address) as connection,
+    ):
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a b/c\r\n\r\n")
         head, _, body = received(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
@@ -315,6 +330,8 @@ def test_what_is_no_request_is_answered_like_one(caplog: pytest.LogCaptureFixtur
     assert headers.keys() >= {b"date", b"x-request-id", b"content-length"}
     (record,) = [record for record in caplog.records if record.name == "service.connections"]
     assert record.__dict__["request_id"] == headers[b"x-request-id"].decode()
+    assert record.__dict__["fields"] == {"client": "127.0.0.1", "status": 400}
+    assert refused == [400]
 
 
 @pytest.mark.parametrize("host", ["x", "x:80", "[::1]:80", "a-b.example", "10.0.0.1", ""])

@@ -17,10 +17,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import Serve, png
+from conftest import Serve, connect, listening, png, received
 from fastapi.testclient import TestClient
 
+from service.app import create_app
 from service.logs import JsonLines, PlainLines, Style, configure
+from service.settings import ServeSettings
 from unet import Predictor
 
 Make = Callable[..., Path]
@@ -162,6 +164,48 @@ def test_a_client_that_goes_away_is_499(client: TestClient) -> None:
         asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
     (line,) = map(json.loads, lines())
     assert (line["status"], line["bytes_in"], line["bytes_out"]) == (499, 4, 0)
+
+
+def test_a_body_that_breaks_has_one_line_and_the_id_of_its_answer(make_checkpoint: Make) -> None:
+    broken = b"POST /segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    app = create_app(ServeSettings(model=make_checkpoint()))
+    for begun in (broken, broken.partition(b"zz")[0]):  # at once, or when its request is being worked on
+        with written() as lines, listening(app) as address, connect(address) as connection:
+            connection.sendall(begun)
+            if begun != broken:
+                while app.state.engine.in_flight == 0:
+                    pass
+                connection.sendall(b"zz\r\n")
+            answer = received(connection)
+        (line,) = [json.loads(each) for each in lines() if "segment" in each]
+        assert (line["status"], line["level"]) == (400, "info")
+        assert b" 400 " in answer
+        assert f"x-request-id: {line['request_id']}".encode() in answer.lower()
+
+
+def test_what_is_not_sent_is_not_counted(client: TestClient) -> None:
+    with written() as lines:
+        assert client.head("/nothing").status_code == 404
+    assert json.loads(lines()[0])["bytes_out"] == 0
+
+
+def test_a_name_that_a_proxy_passes_on_is_cut(client: TestClient) -> None:
+    """Lines of more than 4096 bytes, of several processes, would mix."""
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "query_string": b"",
+        "headers": [],
+        "client": ("x" * 9999, 0),
+    }
+
+    async def send(message: Any) -> None:
+        pass
+
+    with written() as lines:
+        asyncio.run(client.app(scope, send, send))  # type: ignore[arg-type]
+    assert len(lines()[0]) < 1000
 
 
 def test_the_program_writes_nothing_but_json_to_stdout(trained: Path, tmp_path: Path) -> None:

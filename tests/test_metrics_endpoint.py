@@ -43,8 +43,8 @@ def test_requests_stages_and_pixels_are_counted(make_checkpoint: Make, serve: Se
     assert found["unet_requests_total{route=/metrics,status=200}"] == 1
     assert found["unet_request_seconds_count{route=/segment}"] == 3
     assert found["unet_request_seconds_sum{route=/segment}"] > found["unet_stage_seconds_sum{stage=infer}"] > 0
-    for stage, n in {"queue": 3, "decode": 2, "infer": 2, "encode": 2}.items():  # what is no image waits, too
-        assert found[f"unet_stage_seconds_count{{stage={stage}}}"] == n
+    for stage in ("queue", "decode", "infer", "encode"):  # not of what is no image, and came no further than the first
+        assert found[f"unet_stage_seconds_count{{stage={stage}}}"] == 2
     assert found["unet_pixels_total{}"] == 2 * IMAGE.size
     assert found["unet_batch_size_count{}"] - before["unet_batch_size_count{}"] == 2
     assert found["process_resident_memory_bytes{}"] > 2**20

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,23 @@ def test_it_starts_answers_and_stops(trained: Path) -> None:
         assert "server" not in answer.headers
         program.send_signal(signal.SIGTERM)
         assert program.wait(timeout=30) == 0
+
+
+def test_told_to_stop_while_it_starts_it_does(tmp_path: Path) -> None:
+    """Process 1 of a container does not, unless it says so: to that, a signal does nothing by itself."""
+    command = [sys.executable, "-m", "service", "--port", "0", "--model", str(tmp_path / "none.pth")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+        while not caught(program.pid, signal.SIGTERM):
+            assert program.poll() is None
+        program.send_signal(signal.SIGTERM)
+        assert program.communicate(timeout=30)[0] == ""  # it had not come to where it listens
+        assert program.returncode == 0
+
+
+def caught(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    mask = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(mask, 16) >> number - 1 & 1)
 
 
 def asking(url: str, image: np.ndarray) -> tuple[threading.Thread, list[httpx.Response]]:
@@ -196,6 +214,9 @@ def test_the_limits_of_connections_are_settings(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as endless:
             endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 2048)
             assert endless.recv(99).startswith(b"HTTP/1.1 431 ")
+        counted = httpx.get(f"{url}/metrics").text
+        assert "unet_connections_refused_total 1.0" in counted
+        assert 'unet_requests_total{route="other",status="431"} 1.0' in counted
 
 
 def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

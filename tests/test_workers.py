@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import threading
@@ -102,6 +103,20 @@ def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Ma
         wait_until(lambda: loaded(url) == 3)
         assert len(before & workers(program.pid)) == 1
         assert counted(url, "unet_requests_total", route="/health", status="200") == 16
+
+
+def test_all_may_die_and_the_files_of_their_counts_may_be_swept_away(make_checkpoint: Make) -> None:
+    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
+        wait_until(lambda: loaded(url) == 2)
+        before = workers(program.pid)
+        environment = Path(f"/proc/{min(before)}/environ").read_bytes().split(b"\0")
+        (folder,) = (each.partition(b"=")[2] for each in environment if each.startswith(b"PROMETHEUS_MULTIPROC_DIR="))
+        shutil.rmtree(folder)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(workers(program.pid) - before) == 2)
+        assert ask(f"{url}/health").status_code == 200
+        wait_until(lambda: loaded(url) == 2)
 
 
 def test_one_that_is_stuck_does_not_keep_it_from_ending(make_checkpoint: Make) -> None:

@@ -85,7 +85,7 @@ class Keys:
         )(scope, receive, send)
 
     def _known(self, given: str) -> bool:
-        """In a time that tells nothing: hashes have one length, and all are compared."""
+        """In constant time: hashes have one length, and all are compared."""
         found = _hash(given)
         return sum(hmac.compare_digest(found, known) for known in self._hashes) > 0
 
@@ -114,7 +114,7 @@ class AllowedHosts:
 
 
 class SecurityHeaders:
-    """For browsers: nothing is what it does not say it is, and pages load, run and are framed by nothing foreign."""
+    """For browsers: no guessing of media types, and pages load and run nothing foreign, and are framed by nobody."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

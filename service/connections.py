@@ -64,12 +64,13 @@ class Limited(HttpToolsProtocol):
     """A protocol for `uvicorn.Config(http=...)` that ends a connection
 
     - at once, when there are `max_connections` already: each takes a file descriptor;
-    - when the headers of a request are not complete after `idle_s` to twice of it, the first request's after `idle_s`,
-      or after `max_header_bytes`, with 431; so much may come between two pieces of a body, too;
-    - when the client takes nothing of its answer for as long;
+    - when the headers of a request are not complete within `idle_s` (looked at every `idle_s`, so up to twice that,
+      except for the first request);
+    - with 431, when there are more than `max_header_bytes` of them, or of what comes between two pieces of a body;
+    - when the client takes nothing of its answer for as long as `idle_s`;
     - when it still sends its request `LINGER_S` after the answer.
 
-    Requests that come before the one ahead of them is answered are not parsed until it is: a few, of `PARSE_SIZE`.
+    Pipelined requests are not parsed until the one before them is answered, but for a few, of `PARSE_SIZE` bytes.
     """
 
     limits: Limits
@@ -127,7 +128,7 @@ class Limited(HttpToolsProtocol):
             self._unparsed = b""
 
     def _resume_reading(self) -> None:
-        """uvicorn's, which goes on whenever one of the requests that wait is answered, and so reads without end."""
+        """Replaces uvicorn's, which resumes reading after every pipelined answer, and so buffers without limit."""
         if self.pipeline:
             return
         if self._unparsed:
@@ -154,8 +155,8 @@ class Limited(HttpToolsProtocol):
         return b""
 
     def _declined(self, rest: bytes) -> bytes:
-        """The parser stops at an offer to speak another protocol. Another one goes on: with the request, less the
-        offer, and the rest."""
+        """The parser stops at an offer to speak another protocol (`Upgrade`). A new one is fed the request again,
+        without the offer, and then the rest."""
         headers = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
         line = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
         self.parser = httptools.HttpRequestParser(self)

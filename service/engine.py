@@ -93,8 +93,8 @@ class Engine:
     On a CPU there are several streams of one or few threads, which together do more than one stream of all cores; a
     prediction that is alone gets all cores. On a GPU, pieces of one shape go as a batch.
 
-    What is to be done before and after is for codec threads. Where every core has a stream already, it is for that:
-    more threads than cores do less, as they take turns in the caches and wait for Python's lock.
+    Decoding and encoding are for codec threads. Where every core has a stream already, the streams do that, too: more
+    threads than cores get less done, as they evict each other's caches and wait for Python's lock.
     """
 
     def __init__(
@@ -164,12 +164,12 @@ class Engine:
             self.in_flight -= 1
 
     async def work(self, steps: Steps[R]) -> R:
-        """What the generator returns. It runs on threads of the engine. For each prediction that it yields, it is sent
-        what the streams have `Computed` of it; for a number of pixels, nothing, when there is room for so many until it
-        ends. None of that passes the event loop, which would have to wake up for it.
+        """What the generator returns. It runs on threads of the engine. A prediction that it yields comes back as
+        `Computed`. When it yields a number of pixels, it goes on once there is room for so many; the room is given back
+        when it ends. None of that passes the event loop, which would have to wake up for it.
 
-        Who stops waiting, by a time-out or because the client is gone, ends it after the step or piece in hand. Raises
-        what the generator raises, InferenceError, and ProblemError, 503, when too many wait for room.
+        If the caller stops waiting (time-out, hang-up), the generator ends after the step or piece in hand. Raises what
+        the generator raises, InferenceError, and ProblemError, 503, when too many wait for room.
         """
         work = _Work(steps, request_id.get())
         self._hand_over(work)
@@ -183,8 +183,8 @@ class Engine:
             self._wait_in_line(work)
 
     def _step(self, work: _Work, *, first: bool = False) -> None:
-        """From one thing that it has to wait for to the next, or to the end. `first`: a stream has come to it in its
-        turn, which its prediction takes, too."""
+        """Runs the generator up to the next thing that it has to wait for, or to its end. `first`: called by a stream
+        in the work's turn; its prediction then goes to the front of the queue."""
         while steps := work.steps:
             got, work.awaits = work.awaits, None  # what is over is let go of; it knows the work
             go_on = self._hand_over
@@ -257,8 +257,8 @@ class Engine:
             self.lost = True
 
     def _turn(self, own: Sequence[int]) -> bool:
-        """Waits for something to do, and does it; False when the engine is closed. No variable of it lives longer, and
-        keeps an image while there is nothing to do."""
+        """Waits for something to do, and does it; False when the engine is closed. A method of its own, so that no
+        local variable keeps an image alive while there is nothing to do."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
             if self._closed:
@@ -370,8 +370,8 @@ def _resume(work: _Work, go_on: Callable[[_Work], None], awaited: "Future[Any]")
 
 
 def _without_variables(error: Exception) -> Exception:
-    """Without the variables of where it, and what it comes from, were raised, such as an upload: it is in a cycle with
-    who waits for it."""
+    """Clears the local variables in the tracebacks of an error and of its causes: they may hold an upload, and a
+    reference cycle with the waiting future would keep it until garbage collection."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None  # the first is of `_step`, which still runs
     chain: list[BaseException] = []
     each: BaseException | None = error.with_traceback(trace)

@@ -21,8 +21,8 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 
 class InTurn(selectors.DefaultSelector):
-    """Of more sockets than one round is for, those come first that have had the fewest turns since there were so many,
-    and of these, those that wait with the fewest bytes. The others are ready in the next round still.
+    """When more sockets are ready than one round is for, those come first that have been served least often since the
+    crowd began, and of these, those with the fewest bytes to read. The others are still ready in the next round.
 
     In one round for all, a request for /health that comes meanwhile would wait for hundreds of uploads.
     """

@@ -25,8 +25,8 @@ def restart() -> None:
 def wanted(environment: Mapping[str, str], jemalloc: str | None, glibc: tuple[int, ...]) -> dict[str, str]:
     """Environment variables that are not as they should be.
 
-    jemalloc, where the system has it: glibc's threads wait for one another, as all are to use the memory that one has
-    freed (base 16, 32 clients: a tenth more requests, and less memory).
+    jemalloc, where the system has it: in glibc's malloc threads wait for one another, because all share one arena, so
+    that each can use what another has freed (base 16, 32 clients: a tenth more requests, and less memory).
 
     Else no caches for threads, in a glibc before 2.39. What is cut off to align a block goes there, is not joined with
     the block when that is freed, and the next of the same size does not fit in its place

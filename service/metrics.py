@@ -1,7 +1,7 @@
 """GET /metrics: the service in numbers, as text for Prometheus.
 
-Where several processes answer (see `service.workers`), the counts of all of them come together in files, whichever is
-asked; what is now is as of their last `refresh`. The processes themselves, memory and cores, are not in it then.
+Where several processes answer (see `service.workers`), whichever is asked adds up the counts of all of them, which are
+in files; gauges have the value of each process's last `refresh`. Memory and cores of the processes are then left out.
 """
 
 import os
@@ -89,7 +89,7 @@ class Metrics:
         self.registry.register(self._model)
 
     def refresh(self) -> None:
-        """What is now, for whoever asks any of the processes."""
+        """Sets the gauges, for whoever asks any of the processes."""
         self.in_flight.set(self._engine.in_flight)
         self.queue_length.set(self._engine.queued)
         if self._device.type == "cuda":

@@ -75,8 +75,8 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the app, its own and the framework's, a problem. Before other middleware is added, so that
-    their headers are on our own mistakes, too."""
+    """Makes every error of the app, its own and the framework's, a problem. Called before other middleware is added, so
+    that its headers are on the answers to our own mistakes, too."""
     app.add_middleware(OurMistakes)
 
     @app.exception_handler(ProblemError)

@@ -15,7 +15,7 @@ RETRY_AFTER = 5
 
 
 class Room:
-    """For so many pixels at a time, first come, first served. What is larger than all of it has it for itself."""
+    """For so many pixels at a time, first come, first served. An image larger than all of it is processed alone."""
 
     def __init__(self, pixels: int, max_waiting: int) -> None:
         self._all = self._free = pixels

@@ -219,7 +219,7 @@ def _read_bare(content: dict[str, Any], input_range: InputRange) -> Checkpoint:
     known = ("inc.double_conv.0.weight", "up1.conv.double_conv.0.weight", bottom, "outc.conv.weight")
     if missing := [name for name in known if name not in weights]:
         found = next(iter(weights), "nothing")
-        raise ValueError(f"not a U-Net of the tutorials or of Pytorch-UNet: expected {missing[0]!r}, found {found!r} ...")
+        raise ValueError(f"not a U-Net of the tutorials or Pytorch-UNet: expected {missing[0]!r}, found {found!r}")
     if flat := [name for name in known if weights[name].ndim != 4]:
         raise ValueError(f"{flat[0]}: expected 4 dimensions, found {tuple(weights[flat[0]].shape)}")
     base_channels, n_channels = weights["inc.double_conv.0.weight"].shape[:2]

@@ -39,7 +39,8 @@ def _where(device: torch.device) -> Tensor:
 def bias_by_place(bias: Tensor, weight: Tensor, lost: tuple[int, int] = (0, 0)) -> Tensor:
     """What the up-convolution's bias comes to behind the convolution: (3, 3, K), of corners, sides and inside.
 
-    A row or column that an odd size has `lost` in the pooling is one of zeros: so there are four, two after the inside.
+    If pooling has `lost` the last row or column of an odd size, zeros take its place: then there are four kinds, two of
+    them after the inside.
     """
     rows, columns = (_seen(weight.device)[: 3 + n] for n in lost)
     return torch.einsum("kmij,m,pi,qj->pqk", weight, bias, rows, columns)

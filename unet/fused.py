@@ -28,8 +28,8 @@ NARROW = 8
 
 
 def fused(network: UNet, dtype: torch.dtype) -> UNet:
-    """A folded network (see `UNet.folded`), in float32 and on its device, is made to compute in `dtype` and returned;
-    nothing else changes where there are no such operators."""
+    """Converts a folded network (see `UNet.folded`), in float32 and on its device, in place to one that computes in
+    `dtype`, and returns it. Where there are no such operators, only the dtype changes."""
     device = next(network.parameters()).device
     kind = _kind(device, dtype)
     if kind is None:
@@ -292,7 +292,7 @@ class _ComposedUpOnGPU(nn.Module):
 
 
 def give_back(x: Tensor) -> None:
-    """What nobody needs any more, though somebody still holds it."""
+    """Frees a tensor's storage, although callers still hold the tensor."""
     x.untyped_storage().resize_(0)
 
 

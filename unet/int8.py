@@ -6,7 +6,8 @@ a layer's values get, for which others want example images, batch norm knows, si
 its standard deviation (as in Nagel et al. 2019, https://arxiv.org/abs/1906.04721).
 
 The operators are those that torch has for `torch.compile`. All scales are part of the weights: a convolution's result
-is in steps of what follows it.
+is expressed in the scale of the next layer's input. There is one scale for all channels of a layer, so a network of
+which one channel has far larger values than the others loses precision (16 times as large: 0.3 % of the pixels differ).
 """
 
 from collections.abc import Callable

@@ -292,7 +292,7 @@ class Prediction:
         return self._output if len(self._views) == 1 else "probabilities"
 
     def put(self, place: Place, finished: npt.NDArray[Any]) -> None:
-        """(K, h, w) for a piece, of which the part that is to be kept is."""
+        """Writes the (K, h, w) of a finished piece into the result, without the context around it."""
         target = self._target(place)
         height, width, _ = target.shape
         kept = finished[:, place.rows.kept, place.columns.kept][:, :height, :width].transpose(1, 2, 0)

@@ -1,7 +1,7 @@
 """3x3 convolutions with a quarter of the multiplications: Winograd's F(4x4, 3x3), of which Lavin and Gray 2016
 (https://arxiv.org/abs/1509.09308) made matrix products.
 
-A square of 4 x 4 results hangs on 6 x 6 pixels. Pixels and weights are taken to 36 points each; there the convolution
+A square of 4 x 4 results depends on 6 x 6 pixels. Pixels and weights are taken to 36 points each; there the convolution
 is a product of (squares, channels in) and (channels in, channels out), which is then taken back to results. All of that
 passes through memory several times, and only pays for many channels.
 """

@@ -59,6 +59,14 @@ def test_pairs_are_matched_by_stem_across_formats(folder: Folder) -> None:
     assert [s.name for s in read_folder(path).samples] == ["a", "b"]
 
 
+def test_numbers_in_names_count_as_numbers(folder: Folder) -> None:
+    """So that slices are beside their neighbours, whether their numbers have leading zeros or not."""
+    stems = ["01", "1", "2", "10", "a", "a1b2", "a1b10", "a 9", "a 10", "a²"]
+    files = {f"{stem}.png": NOISE for stem in stems[::-1]}
+    labels = {f"{stem}.bmp": HALVES for stem in stems}
+    assert [s.name for s in read_folder(folder(images=files, labels=labels)).samples] == stems
+
+
 def test_page_i_belongs_to_page_i(folder: Folder) -> None:
     images = encode_tiff([NOISE, NOISE + 1])
     labels = encode_tiff([HALVES, HALVES[:, ::-1]])

@@ -1,10 +1,12 @@
 """A data folder: `Training_Images/NAME.ext` with `Training_Labels/NAME.ext`, read whole and checked first.
 
 Two label values make a binary problem (the higher one is the foreground), more make one class per value.
+Images are in the order of their names, in which numbers count as numbers: 2 comes before 10.
 """
 
 import hashlib
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +78,7 @@ class DataSet:
 
 
 def read_folder(folder: Path) -> DataSet:
-    """Reads and checks all of it. Raises DataError listing every problem, by file name."""
+    """Reads and checks all of it, in the order of names. Raises DataError listing every problem, by file name."""
     problems: list[str] = []
     pairs = _pair(folder, problems)
     files: dict[str, str] = {}
@@ -158,7 +160,7 @@ def _by_stem(folder: Path, name: str, problems: list[str]) -> dict[str, Path]:
         problems.append(f"{name}/: no such folder")
         return {}
     found: dict[str, Path] = {}
-    for path in sorted((folder / name).iterdir()):
+    for path in sorted((folder / name).iterdir(), key=_order_of_name):
         if path.is_dir() and not path.name.startswith("."):
             problems.append(f"{name}/{path.name}/: a folder, in which nothing is looked for; expected images")
         if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
@@ -168,6 +170,12 @@ def _by_stem(folder: Path, name: str, problems: list[str]) -> dict[str, Path]:
         else:
             found[path.stem] = path
     return found
+
+
+def _order_of_name(path: Path) -> tuple[list[str | int], str]:
+    """For `sorted`: text and numbers by turns, in which 2 comes before 10; then the name, since 01 is as much as 1."""
+    parts = re.split(r"(\d+)", path.stem)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 def _read(folder: Path, path: Path, files: dict[str, str], problems: list[str]) -> list[Array] | None:

@@ -34,7 +34,9 @@ class TrainSettings(ProgramSettings):
         None, ge=1, le=2**28, description="side of the training crops, pixels: a multiple of 16, for paper plus 4"
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
-    val_split: SplitKind = Field("contiguous", description="validate on the last images by name, or on random ones")
+    val_split: SplitKind = Field(
+        "contiguous", description="validate on the last images by name (2 before 10), or on random ones"
+    )
     folds: int | None = Field(None, ge=2, description="cross-validation: cut the images into this many parts")
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
     device: DeviceChoice = Field("auto", description="where to train")

@@ -55,6 +55,17 @@ def test_the_threshold_curve_agrees_with_thresholding(rng: np.random.Generator) 
         np.testing.assert_array_equal(curve.confusion(k), confusion((p > k / 1000).astype(int), label, 2))
 
 
+def test_the_threshold_curve_agrees_with_the_predictor_at_the_thresholds_themselves(rng: np.random.Generator) -> None:
+    """Which are float32 there: 0.49 is not above 0.49, though it is above 0.49 in float64."""
+    thresholds = (np.arange(1001) / 1000).astype(np.float32)
+    p = np.stack([np.nextafter(thresholds, np.float32(0)), thresholds, np.nextafter(thresholds, np.float32(2))])
+    label = rng.integers(0, 2, p.shape)
+    curve = ThresholdCurve()
+    curve.add(p, label)
+    for k in range(1, 1000):
+        np.testing.assert_array_equal(curve.confusion(k), confusion((p > k / 1000).astype(int), label, 2))
+
+
 def test_auc_by_hand() -> None:
     """Of the four pairs one is ordered wrongly and one is tied: (2 + 1/2) / 4."""
     curve = ThresholdCurve()

@@ -56,14 +56,18 @@ class ThresholdCurve:
     """The confusion matrix of a binary problem at every threshold 0.001, 0.002, ... 0.999, from one pass."""
 
     BINS = 1000
+    EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
+    """Bin k holds EDGES[k] < p <= EDGES[k + 1], so that p > k / 1000 is "bin k or above". In float32, as the predictor
+    compares."""
+    EDGES[0], EDGES[-1] = -np.inf, np.inf
 
     def __init__(self) -> None:
         self.counts = np.zeros((2, self.BINS), np.int64)
 
     def add(self, probabilities: FloatArray, label: Labels) -> None:
         """(H, W) probabilities of the foreground and (H, W) class indices."""
-        # bin k holds k / 1000 < p <= (k + 1) / 1000, so that p > k / 1000 is "bin k or above"
-        bins = np.ceil(probabilities.astype(np.float64) * self.BINS).astype(np.int64).clip(1, self.BINS) - 1
+        bins = (probabilities.astype(np.float64) * self.BINS).astype(np.int32)  # one too many for an edge itself
+        bins -= probabilities <= self.EDGES[bins]
         self.counts += np.bincount(
             label.astype(np.int64).ravel() * self.BINS + bins.ravel(), minlength=2 * self.BINS
         ).reshape(2, self.BINS)

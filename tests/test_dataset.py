@@ -51,6 +51,22 @@ def test_more_values_are_classes(folder: Folder) -> None:
     assert [np.unique(s.label).tolist() for s in data.samples] == [[0, 2], [0, 1, 2]]
 
 
+def test_a_foreground_of_1_here_and_255_there_is_no_third_class(folder: Folder) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    labels = dict(zip(names, (0 * HALVES, HALVES // 255, HALVES), strict=True))
+    path = folder(images=dict.fromkeys(names, NOISE), labels=labels)
+    with pytest.raises(DataError) as refused:
+        read_folder(path)
+    assert refused.value.problems == [
+        "Training_Labels: the foreground is 1 in b and 255 in c, and no label has both; expected one value per class: "
+        "save all labels as 0 and 255, or as 0, 1 and 2 if these are three classes"
+    ]
+    both = HALVES.copy()
+    both[:5] = 1
+    (path / "Training_Labels" / "c.png").write_bytes(png(both))
+    assert read_folder(path).class_values == (0, 1, 255)
+
+
 def test_pairs_are_matched_by_stem_across_formats(folder: Folder) -> None:
     path = folder(
         images={"b.tif": NOISE, "a.JPG": png(NOISE, ".jpg"), ".hidden.png": b"", "notes.txt": b"x"},

@@ -102,6 +102,13 @@ def read_folder(folder: Path) -> DataSet:
         )
     if not problems:
         problems += _equally_bright(colours)
+    if not problems and values == [0, 1, 255]:
+        ones, full = ([name for name, _, label in pages if value in label] for value in (1, 255))
+        if not set(ones) & set(full):
+            problems.append(
+                f"{LABELS}: the foreground is 1 in {ones[0]} and 255 in {full[0]}, and no label has both; expected one "
+                "value per class: save all labels as 0 and 255, or as 0, 1 and 2 if these are three classes"
+            )
     if problems:
         raise DataError(folder, problems)
     samples = [Sample(name, image, np.searchsorted(values, label).astype(np.uint8)) for name, image, label in pages]

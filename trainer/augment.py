@@ -113,7 +113,8 @@ def placed(grid: Tensor, centre: Tensor, size: Tensor) -> Tensor:
 
 
 def sample(image: Tensor, places: Tensor, mode: str) -> Tensor:
-    """(C, H, W), and a crop's places in it (S, S, 2) -> (C, S, S). Beyond the border the image is mirrored."""
+    """(C, H, W), and a crop's places in it (S, S, 2) -> (C, S, S). Beyond the border the image is mirrored,
+    its outermost pixel included, which `unet.pixels.mirror` has only once."""
     return F.grid_sample(image[None], places[None], mode=mode, padding_mode="reflection", align_corners=False)[0]
 
 

@@ -1,5 +1,6 @@
 """What can happen to a run: signals, a full disk, damaged files, changed data. No saved epoch is lost."""
 
+import csv
 import json
 import re
 import resource
@@ -21,6 +22,7 @@ from trainer import fit as fitting
 from trainer import sample
 from trainer.__main__ import main
 from trainer.folder import RunFolder, claim
+from trainer.run import Seldom
 from trainer.stop import Stopped
 from unet import checkpoint as checkpoints
 
@@ -325,20 +327,28 @@ def test_a_run_killed_after_its_last_epoch_still_gives_its_account(
     assert_goes_on(half, whole)
 
 
-def test_the_report_is_of_the_model_that_is_there(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after best_model.pth of an epoch and before its last.pth; when the epoch is repeated, with what time is
-    left, it is another one, and worse."""
+@pytest.mark.parametrize("last", [2, 3])
+def test_report_and_history_are_of_the_model_that_is_there(
+    half: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """Killed after best_model.pth of epoch 3 and before its last.pth. With what time is left, the run ends before that
+    epoch, or repeats it, but it is another one, and worse."""
     with monkeypatch.context() as patch:
+        patch.setattr(Seldom, "due", lambda _: False)
         patch.setattr(RunFolder, "save_last", Mock(side_effect=[None, Stopped]))
         with pytest.raises(Stopped):
             train(half)
     best = checkpoints.load(half / "out" / "best_model.pth")
-    assert best.training["epoch"] == 2
+    assert best.training["epoch"] == 3
     monkeypatch.setattr(fitting.Schedule, "lr", lambda *_: 10.0)
+    monkeypatch.setattr(fitting.Schedule, "over", lambda _, epoch, elapsed: epoch == last)
     assert train(half) == 0
     report = json.loads((half / "out" / "report.json").read_text())
     assert checkpoints.load(half / "out" / "best_model.pth").id == best.id
-    assert (report["epoch"], report["score"]) == (2, best.training["score"])
+    assert (report["epoch"], report["score"]) == (3, best.training["score"])
+    rows = list(csv.DictReader((half / "out" / "history.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert rows[2]["score"] == f"{report['score']:.6g}"
 
 
 def test_no_memory_to_go_on_with_does_not_blame_the_file(

@@ -46,6 +46,11 @@ class Progress:
     """The row of `history` that `best_model.pth` belongs to."""
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def rows(self) -> list[dict[str, float]]:
+        """The history, with the best epoch as `best_model.pth` has it: a run that was killed before it wrote `last.pth`
+        may have repeated that epoch, or ended before it."""
+        return list({row["epoch"]: row for row in [*self.history, self.best]}.values())
+
 
 @dataclass(frozen=True)
 class Validation:

@@ -102,8 +102,8 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
             if best:
                 folder.save_best(best)
                 best = None
-            folder.save_history(progress.history)
-            folder.save_picture(CURVES, pictures.curves(progress.history))
+            folder.save_history(progress.rows())
+            folder.save_picture(CURVES, pictures.curves(progress.rows()))
             # at the end: a run that dies before repeats the epoch and saves all of it again
             folder.save_last(progress, learner)
         return True

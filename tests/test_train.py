@@ -346,6 +346,21 @@ def test_a_class_that_no_image_to_validate_on_has(
     assert Predictor.load(out / "best_model.pth", device="cpu").class_values == (0, 1, 2)
 
 
+def test_images_of_12_bits_in_16_are_dark(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To a recipe that takes brightness as it is."""
+    for path in (data / "Training_Images").iterdir():
+        path.write_bytes(png(picture(path.read_bytes()).astype(np.uint16) * 16))
+    command = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "out"), "--force"]
+    dark = r"the brightest pixel is 0\.05\d* of the range of uint16; .*: scale .*, or take --recipe default$"
+    assert main([*command, "--recipe", "tutorial"]) == 0
+    assert re.search(dark, capsys.readouterr().out, re.M)
+    assert main(command) == 0
+    assert "the brightest pixel" not in capsys.readouterr().out
+    path.write_bytes(png(picture(path.read_bytes()) * 16))
+    assert main([*command, "--recipe", "tutorial"]) == 0
+    assert "the brightest pixel" not in capsys.readouterr().out
+
+
 def test_one_pixel_at_the_bottom_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = [*TINY, "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "1", "--image-size", "16"]
     assert main([*small, "--batch-size", "1"]) == 2

@@ -30,7 +30,7 @@ from trainer.world import World, claim_gpu, join
 from unet import Predictor, UNet
 from unet.checkpoint import Checkpoint
 from unet.device import device_name, out_of_memory, resolve_device
-from unet.pixels import Preprocessing
+from unet.pixels import Preprocessing, to_pixels
 
 
 def run(settings: TrainSettings, stop: Stop | None = None) -> None:
@@ -189,9 +189,23 @@ def _introduce(
         for i in sorted(set(range(len(data.class_values))) - _classes(samples)):
             value = data.class_values[i]
             print(f"          class {value} is in no image to {purpose}: it {so} (--val-split random may help)")
+    if not recipe.standardise and (dark := _dark(data.samples)):
+        print(f"          {dark}")
     print(f"recipe    {indent(str(recipe), ' ' * 10).lstrip()}")
     fallback = " (no CUDA GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", flush=True)
+
+
+def _dark(samples: list[Sample]) -> str | None:
+    """Of images that do not use the bits of their files, such as 12 of 16."""
+    brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in samples))
+    kinds = {str(sample.image.dtype) for sample in samples} - {"uint8"}
+    if not kinds or brightest >= 0.25:
+        return None
+    return (
+        f"the brightest pixel is {brightest:.2g} of the range of {', '.join(sorted(kinds))}; this recipe takes "
+        "brightness as it is: scale the images to the whole range, or take --recipe default"
+    )
 
 
 def _identity(settings: TrainSettings, recipe: Recipe, data: DataSet) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The training loop: step, validate, save, once per epoch."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,6 @@ from signal import SIGTERM
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from trainer.batches import Batch, Batches
@@ -61,16 +61,20 @@ class Validation:
     """Area under the ROC curve; binary only."""
 
 
-class Average(AveragedModel):
+class Average(nn.Module):
     """The exponential moving average of a network's weights and buffers, shorter in the first steps, so that it forgets
     the initial weights.
 
-    Its count of steps is on the CPU. To ask a GPU for it, as its base class does, is to wait for all that the GPU has
-    still to do, and then it has to wait for what comes next.
+    Its count of steps is on the CPU. To ask a GPU for it, as torch's AveragedModel does, is to wait for all that the
+    GPU has still to do, and then it has to wait for what comes next.
     """
 
+    n_averaged: Tensor
+
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network, use_buffers=True)
+        super().__init__()
+        self.module = copy.deepcopy(network)
+        self.register_buffer("n_averaged", torch.tensor(0))
         self.decay = decay
         averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, network))
         real = [tensor.is_floating_point() for tensor in averaged]

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from textwrap import wrap
-from typing import Literal
+from typing import Any, Literal
 
 from trainer.augment import Augmentation
 from trainer.losses import LossName
@@ -59,18 +59,9 @@ class Recipe:
             wanted = "a multiple of 16, plus 4 (such as 388)" if rest else "a multiple of 16"
             raise ValueError(f"image_size: expected {wanted} for the {self.variant} network, found {self.image_size}")
 
-    def override(
-        self,
-        *,
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        lr: float | None = None,
-        base_channels: int | None = None,
-        image_size: int | None = None,
-    ) -> "Recipe":
+    def override(self, **settings: Any) -> "Recipe":
         """The same recipe with what is not None. Raises ValueError for a size that the network cannot make."""
-        given = {k: v for k, v in locals().items() if k != "self" and v is not None}
-        return replace(self, **given)
+        return replace(self, **{name: value for name, value in settings.items() if value is not None})
 
     def build(self, n_channels: int, n_classes: int) -> UNet:
         """A new network for images of so many channels, and labels of 1 (binary) or more classes."""

@@ -1,6 +1,7 @@
 """Crops: where they come from, and that they repeat."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -41,6 +42,13 @@ def test_image_and_label_stay_together_through_every_turn() -> None:
     assert len(corners) == 8
 
 
+def test_crops_come_from_everywhere() -> None:
+    places = set()
+    for images, _, _ in batches([coded(34, 35)]).epoch(1):
+        places |= {tuple(image.round().int().tolist()) for image in images[:, :2].amin((2, 3))}
+    assert places == set(product(range(3), range(4)))
+
+
 def test_no_class_appears_between_two_others() -> None:
     """Labels are read at the nearest pixel, however the crop is turned and deformed."""
     image = np.zeros((64, 64, 3), np.uint8)
@@ -67,6 +75,19 @@ def test_the_same_seed_and_epoch_give_the_same_batches() -> None:
     assert torch.equal(first(1, 1), first(1, 1))
     assert not torch.equal(first(1, 1), first(1, 2))
     assert not torch.equal(first(1, 1), first(2, 1))
+
+
+def test_the_order_of_the_images_is_another_one_for_each_seed_and_epoch() -> None:
+    shades = [replace(coded(32, 32), image=np.full((32, 32, 3), shade, np.uint8)) for shade in range(8)]
+
+    def order(seed: int, epoch: int) -> list[int]:
+        shown = torch.cat([images[:, 0, 0, 0] for images, _, _ in batches(shades, seed=seed).epoch(epoch)])
+        return shown.round().int().tolist()
+
+    assert sorted(order(1, 1)[:8]) == list(range(8))  # each is seen before one is seen again
+    assert order(1, 1) == order(1, 1)
+    assert order(1, 1) != order(1, 2)
+    assert order(1, 1) != order(2, 1)
 
 
 def test_an_epoch_covers_the_area_and_has_a_least_number_of_steps() -> None:

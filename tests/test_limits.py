@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import repeat
@@ -17,8 +17,11 @@ from conftest import Serve, connect, drip, listening, png, received
 from service.app import create_app
 from service.settings import ServeSettings
 from trainer import sample
+from unet import Predictor
 from unet.images import encode_tiff
+from unet.predictor import Piece
 
+Make = Callable[..., Path]
 IMAGE, _ = sample.generate(np.random.default_rng(99), size=64)
 
 
@@ -45,7 +48,15 @@ def is_free(address: tuple[str, int]) -> bool:
     return httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=png(IMAGE), timeout=60).status_code == 200
 
 
-@pytest.mark.parametrize("before", [b"Content-Length: 40000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"Content-Length: 40000\r\n\r\n",
+        b"Content-Length: 40000\r\n\r\n" + bytes(2000),
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+    ],
+    ids=["from the beginning", "after a good beginning", "in chunks"],
+)
 def test_408_for_a_body_that_drips(address: tuple[str, int], before: bytes) -> None:
     with connect(address) as connection:
         connection.sendall(HEAD + before)
@@ -113,6 +124,38 @@ def test_hanging_up_in_the_middle_leaves_nothing_behind(
         else:
             raise AssertionError("the place is still taken")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_who_hangs_up_ends_the_computation(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the piece in hand. What is asked for later takes turns with the others, if there were any."""
+    begun, go_on = threading.Event(), threading.Event()
+    computed: list[int] = []
+    compute = Predictor.compute
+
+    def held(self: Predictor, pieces: Sequence[Piece]) -> None:
+        computed.append(len(pieces))
+        begun.set()
+        assert go_on.wait(30)
+        compute(self, pieces)
+
+    monkeypatch.setattr("service.engine.MAX_STREAMS", 1)
+    with service(make_checkpoint().parent) as address:
+        monkeypatch.setattr(Predictor, "compute", held)
+
+        def metrics() -> str:
+            return httpx.get(f"http://127.0.0.1:{address[1]}/metrics").text
+
+        body = png(IMAGE)
+        with connect(address) as connection:
+            head = HEAD.replace(b"/segment", b"/segment?tta=true")  # in eight pieces
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert begun.wait(30)
+        while 'unet_requests_total{route="/segment",status="499"} 1.0' not in metrics():
+            pass
+        assert "unet_in_flight 0.0" in metrics()
+        go_on.set()
+        assert [is_free(address) for _ in range(3)] == 3 * [True]
+    assert computed == 4 * [1]
 
 
 def test_503_above_the_places_and_200_when_there_is_one_again(trained: Path) -> None:

@@ -101,6 +101,18 @@ def test_test_time_augmentation_is_the_mean_of_eight_views(make_checkpoint: Make
     assert np.abs(averaged - predictor(image)).max() > 1e-4
 
 
+def test_what_is_begun_again_in_smaller_pieces_gives_the_same(make_checkpoint: Make, rng: np.random.Generator) -> None:
+    """As when there is no memory for its second piece."""
+    predictor = Predictor.load(make_checkpoint(bilinear=False), device="cpu", precision="fp32")
+    image = rng.integers(0, 256, (300, 240), dtype=np.uint8)
+    expected = predictor(image, tta=True)
+    prediction = predictor.start(image, tta=True)
+    predictor.compute([prediction.next()])
+    predictor.tile = 256
+    prediction.restart()
+    np.testing.assert_allclose(predictor.run(prediction), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("n_classes", [1, 3])
 def test_test_time_augmentation_of_what_a_client_may_ask_for(

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, wait
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import Mock
@@ -120,6 +121,50 @@ def test_streams_keep_to_cores_of_their_own_unless_alone(make_checkpoint: Make) 
     assert all(n_threads == len(cores) for _, cores, n_threads in together)
     assert sum(map(len, own.values())) == len(frozenset.union(*own.values()))  # none in common
     assert frozenset(os.sched_getaffinity(0)) == everywhere  # others are where they were
+
+
+class Meeting(Placed):
+    """Computes a piece by itself when another stream does, too."""
+
+    def compute(self, pieces: Sequence[Piece]) -> None:
+        if len(pieces) == 1:
+            self.meet.wait(10)
+        super().compute(pieces)
+
+
+@pytest.fixture
+def meeting(make_checkpoint: Make) -> Meeting:
+    predictor = Meeting.load(make_checkpoint(bilinear=False), device="cpu")
+    predictor.meet, predictor.tile = threading.Barrier(2), 256
+    return predictor
+
+
+@pytest.fixture
+def two_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    if N_CORES == 1:
+        pytest.skip("needs two cores")
+    monkeypatch.setattr(engines, "MAX_STREAMS", 2)
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.skipif(not cores.LINUX, reason="needs Linux")
+def test_the_last_in_the_queue_is_not_alone_while_another_is_computed(meeting: Meeting, two_streams: Engine) -> None:
+    everywhere = frozenset(os.sched_getaffinity(0))
+    with two_streams._changed:
+        futures = [two_streams.submit(start(meeting, 40, seed)) for seed in range(2)]
+    assert [future.result(60)[0].shape for future in futures] == 2 * [(40, 40)]
+    assert all(cores < everywhere for _, cores, _ in meeting.seen)
+
+
+def test_what_a_batch_leaves_unfinished_wakes_another_stream(meeting: Meeting, two_streams: Engine) -> None:
+    """Their next pieces are of two shapes."""
+    two_streams._batch_pixels = 2 * 256 * 256
+    images = [np.zeros((height, 40), np.uint8) for height in (300, 320)]
+    with two_streams._changed:
+        futures = [two_streams.submit(meeting.start(image, "mask")) for image in images]
+    assert [future.result(60)[0].shape for future in futures] == [(300, 40), (320, 40)]
 
 
 @pytest.mark.skipif(not cores.LINUX, reason="niceness is a thread's own on Linux only")
@@ -238,12 +283,14 @@ def test_nothing_is_kept_of_what_is_over(make_checkpoint: Make, one_stream: Engi
         gc.enable()
 
 
-def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine) -> None:
+def test_work_is_sent_what_it_asked_for(predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "time", Mock(perf_counter=Mock(side_effect=count())))  # a second for each piece
+
     def steps() -> Steps[int]:
         sides = []
-        for side in (40, 600):
+        for side, n_pieces in ((40, 1), (600, 7 * 7)):
             mask, seconds = yield start(predictor, side)
-            assert seconds > 0
+            assert seconds == n_pieces
             sides.append(len(mask))
         return sum(sides)
 
@@ -422,6 +469,17 @@ def test_batches_are_of_one_shape(predictor: Spy, one_stream: Engine) -> None:
         assert (mask == predictor.run(start(predictor, side, seed))).mean() > 0.99  # bfloat16 may round differently
 
 
+def test_batches_are_of_one_model(make_checkpoint: Make, one_stream: Engine) -> None:
+    """Where another one has come meanwhile."""
+    one_stream._batch_pixels = 4 * 48 * 48
+    former, present = (Spy.load(make_checkpoint(seed=seed), device="cpu") for seed in range(2))
+    jobs = [start(model, 48) for model in (former, present, former, present)]
+    with one_stream._changed:
+        futures = [one_stream.submit(prediction) for prediction in jobs]
+    wait(futures, 60)
+    assert (former.computed, present.computed) == ([[jobs[0], jobs[2]]], [[jobs[1], jobs[3]]])
+
+
 def test_a_failure_is_told_and_the_next_one_works(
     predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +558,21 @@ def test_out_of_memory_for_the_smallest_is_a_failure(make_checkpoint: Make, one_
     assert one_stream.failure is not None
     assert one_stream.failure.startswith("OutOfMemoryError at 20")
     assert not one_stream.lost  # the device still answers
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [(RuntimeError("CUDA error: an illegal memory access"), True), (torch.OutOfMemoryError("no memory"), False)],
+    ids=["no answer", "no memory"],
+)
+def test_a_device_that_does_not_answer_after_a_failure_is_lost(
+    predictor: Spy, one_stream: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception, lost: bool
+) -> None:
+    monkeypatch.setattr(Predictor, "compute", lambda *_: 1 / 0)
+    monkeypatch.setattr(torch, "zeros", Mock(side_effect=error))
+    with pytest.raises(InferenceError):
+        one_stream.submit(start(predictor, 40)).result(60)
+    assert one_stream.lost is lost
 
 
 def test_closing_cancels_what_waits(predictor: Spy) -> None:

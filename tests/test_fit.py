@@ -1,5 +1,8 @@
 """Parts of the training loop: its schedule and its average."""
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 
@@ -23,6 +26,19 @@ def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
     assert schedule.left(2, 20) == 40  # the minute comes first
     assert schedule.left(10, 30) == schedule.left(1, 61) == 0
     assert [fitting._duration(s) for s in (89, 91, 5399, 5401, 70_000)] == ["89 s", "2 min", "90 min", "2 h", "19 h"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "left"),
+    [("adamw", 1 - 0.1 * 0.5), ("sgd", 1 - 0.1 * 0.5), ("rmsprop", 1 - 0.1 * 0.5 / (0.5 * 0.01**0.5))],
+)
+def test_weights_decay_without_a_gradient(optimizer: Literal["adamw", "sgd", "rmsprop"], left: float) -> None:
+    recipe = replace(RECIPES["default"], optimizer=optimizer, lr=0.1, weight_decay=0.5)
+    network = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(network.weight)
+    network.weight.grad = torch.zeros(1, 1)
+    fitting.make_optimizer(network, recipe).step()
+    assert network.weight.item() == pytest.approx(left, abs=1e-6)
 
 
 def test_the_average_forgets_faster_at_first() -> None:

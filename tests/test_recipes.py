@@ -15,6 +15,26 @@ def test_the_tutorial_recipe_is_the_tutorials() -> None:
     assert not recipe.mixed_precision
 
 
+def test_the_default_recipe_trains_long_augments_strongly_and_minds_centre_lines() -> None:
+    recipe = RECIPES["default"]
+    assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.ema) == (256, 4, 400, 0.99)
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.schedule) == ("adamw", 2e-3, 1e-2, "cosine")
+    assert recipe.loss == "ce+dice+cldice"
+    assert recipe.augmentation == Augmentation(
+        flip=True,
+        quarter_turns=True,
+        rotation=45,
+        scale=0.2,
+        elastic=8,
+        elastic_spacing=64,
+        brightness=0.2,
+        contrast=0.25,
+        gamma=0.25,
+        blur=1.0,
+        noise=0.2,
+    )
+
+
 def test_recipes_build_networks_with_their_drop_out() -> None:
     found = {name: recipe.override(base_channels=1).build(3, 1).dropout.p for name, recipe in RECIPES.items()}
     assert found == {"default": 0.5, "quick": 0.0, "tutorial": 0.0, "paper": 0.5}

@@ -109,3 +109,9 @@ def test_touching_objects_of_different_classes_are_two() -> None:
     nearest, second = two_nearest_objects(np.array([[1, 1, 2, 2]]))
     np.testing.assert_allclose(nearest, 0)
     np.testing.assert_allclose(second, [[2, 1, 1, 2]])
+
+
+def test_objects_that_touch_at_a_corner_are_two() -> None:
+    nearest, second = two_nearest_objects(np.eye(2, dtype=np.uint8))
+    np.testing.assert_allclose(nearest, [[0, 1], [1, 0]])
+    np.testing.assert_allclose(second, [[np.sqrt(2), 1], [1, np.sqrt(2)]])

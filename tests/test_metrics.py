@@ -90,6 +90,13 @@ def test_objects_by_hand() -> None:
     assert merged.information == pytest.approx(1)  # one bit: which of the two
 
 
+def test_objects_that_touch_at_a_corner_are_two() -> None:
+    label = np.kron(np.eye(2, dtype=np.uint8), np.ones((4, 4), np.uint8))
+    found = object_scores(label.astype(np.float32), label, 0.5)
+    assert found
+    assert (found.rand, found.information) == (1, 0)
+
+
 def test_one_object_cannot_be_told_apart_nor_can_points() -> None:
     """If it could, who finds nothing at all would be perfect; and points would be 0 / 0."""
     label = np.zeros((9, 9), np.uint8)

@@ -74,7 +74,12 @@ def test_a_run_leaves_what_the_design_promises(data: Path, tmp_path: Path, capsy
         "samples.png",
         "report.json",
     }
-    assert picture((out / "samples.png").read_bytes()).shape == (520, 3 * 520, 3)
+    samples = picture((out / "samples.png").read_bytes())
+    assert samples.shape == (520, 3 * 520, 3)
+    image, truth, found = (part[4:44, 4:52, 0] for part in np.split(samples, 3, axis=1))
+    np.testing.assert_array_equal(truth, 255 * two)
+    assert len(np.unique(image)) > 2  # neither of the others
+    assert (found != truth).any()
     assert picture((out / "training.png").read_bytes()).ndim == 3
     assert re.search(r"^class 1 +dice \d\.\d{4}  iou \d\.\d{4}$", printed, re.M)
     assert re.search(r"^objects +rand \d\.\d{4}", printed, re.M)

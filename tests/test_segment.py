@@ -237,7 +237,9 @@ def test_503_when_the_model_fails(client: TestClient, monkeypatch: pytest.Monkey
         raise RuntimeError("/secret/path: out of memory")
 
     monkeypatch.setattr(Predictor, "compute", fail)
-    assert problem(client.post("/segment", content=png(IMAGE)), 503) == "the model failed on this image"
+    answer = client.post("/segment", content=png(IMAGE))
+    assert problem(answer, 503) == "the model failed on this image"
+    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_503_for_our_own_mistakes(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

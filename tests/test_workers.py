@@ -79,15 +79,19 @@ def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> No
         assert not any(command(pid) for pid in both)
 
 
-def test_what_is_in_flight_at_one_is_known_to_all(make_checkpoint: Make) -> None:
+def test_what_is_in_flight_at_one_is_known_to_all_until_it_dies(make_checkpoint: Make) -> None:
     begun = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
-    with running("--workers", "2", "--model", str(make_checkpoint())) as (_, url), ExitStack() as stack:
+    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url), ExitStack() as stack:
         wait_until(lambda: loaded(url) == 2)
         one = stack.enter_context(httpx.Client(timeout=60))  # a connection that is kept: the same one answers
-        for _ in range(8):
+        for _ in range(16):  # they are dealt out: each has some
             slow = stack.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)))
             slow.sendall(begun)
-        wait_until(lambda: "unet_in_flight 8.0" in one.get(f"{url}/metrics").text)
+        wait_until(lambda: "unet_in_flight 16.0" in one.get(f"{url}/metrics").text)
+        both = workers(program.pid)
+        os.kill(min(both), signal.SIGKILL)
+        wait_until(lambda: len(workers(program.pid) - {min(both)}) == 2)
+        assert 0 < counted(url, "unet_in_flight") < 16
 
 
 def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Make) -> None:

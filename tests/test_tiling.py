@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from unet import NetworkConfig, Predictor
+from unet.network import Variant
 from unet.pixels import Preprocessing
-from unet.tiling import Tile, cut
+from unet.tiling import CONTEXT, Tile, cut
 
 
 def test_what_fits_is_not_cut() -> None:
@@ -42,6 +43,20 @@ def test_every_pixel_is_kept_once_far_from_any_cut(length: int, size: int, conte
 def test_a_tile_must_be_larger_than_its_context() -> None:
     with pytest.raises(ValueError, match="at least 208 pixels, found 192"):
         cut(1000, 192)
+
+
+@pytest.mark.parametrize("variant", ["tutorial", "pytorch-unet"])
+@torch.inference_mode()
+def test_what_lies_between_two_poolings_reaches_as_far_as_the_context(variant: Variant) -> None:
+    """With weights above zero nothing cancels out, and what was not reached stays zero."""
+    network = NetworkConfig(bilinear=False, base_channels=1, variant=variant).build().eval()
+    for name, parameter in network.named_parameters():
+        torch.nn.init.constant_(parameter, 0 if name.endswith("bias") else 1)
+    line = torch.zeros(1, 1, 16, 496)
+    line[..., 240:256] = 1
+    reached = network(line)[0, 0, 0].nonzero()
+    assert 240 - CONTEXT <= reached.min() < 240 - (CONTEXT - 16)
+    assert 255 + CONTEXT - 16 < reached.max() <= 255 + CONTEXT
 
 
 @pytest.mark.parametrize("variant", ["tutorial", "pytorch-unet", "paper"])

@@ -1,5 +1,6 @@
 """The checkpoint file: what is in it, who can read it, and what is refused."""
 
+import os
 import pickle
 import resource
 import stat
@@ -76,6 +77,23 @@ def test_a_failed_write_names_the_file_and_leaves_the_old_one(make_checkpoint: M
     assert failed.value.filename == str(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine may die between the two."""
+    order: list[str] = []
+    for name in ("fsync", "replace"):
+
+        def note(*arguments: Any, name: str = name, call: Callable[..., None] = getattr(os, name)) -> None:
+            order.append(name)
+            call(*arguments)
+
+        monkeypatch.setattr(os, name, note)
+    checkpoints.replace_atomically(tmp_path / "new", b"content")
+    assert order == ["fsync", "replace"]
+    assert (tmp_path / "new").read_bytes() == b"content"
 
 
 def test_who_reads_during_200_saves_sees_whole_files(make_checkpoint: Make) -> None:

@@ -2,12 +2,19 @@
 
 from dataclasses import replace
 from typing import Literal
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
 from trainer import fit as fitting
+from trainer.batches import Batches
+from trainer.dataset import Sample
 from trainer.recipes import RECIPES
+from trainer.stop import Stopped
+from trainer.world import World
+from unet.pixels import Preprocessing
 
 
 def test_the_schedule_rises_falls_and_follows_whichever_ends_first() -> None:
@@ -39,6 +46,34 @@ def test_weights_decay_without_a_gradient(optimizer: Literal["adamw", "sgd", "rm
     network.weight.grad = torch.zeros(1, 1)
     fitting.make_optimizer(network, recipe).step()
     assert network.weight.item() == pytest.approx(left, abs=1e-6)
+
+
+def test_each_process_and_epoch_drops_out_values_of_its_own() -> None:
+    """And the same ones after a resume."""
+    seeds: list[int] = []
+
+    def look() -> None:
+        seeds.append(torch.initial_seed())
+        raise Stopped
+
+    recipe = RECIPES["quick"].override(image_size=32, batch_size=4)
+    crops = Batches(
+        [Sample("grey", np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8))],
+        Preprocessing(),
+        1,
+        1,
+        recipe,
+        margin=0,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    schedule = fitting.Schedule(recipe, len(crops), None)
+    for rank, epoch in ((0, 1), (1, 1), (0, 2), (1, 2), (0, 1)):
+        learner = Mock(world=World(rank, 2))
+        with pytest.raises(Stopped):
+            fitting.run_epoch(learner, crops, epoch, schedule, 0, look)
+    assert len(set(seeds)) == 4
+    assert seeds[4] == seeds[0]
 
 
 def test_the_average_forgets_faster_at_first() -> None:

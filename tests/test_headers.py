@@ -192,6 +192,16 @@ def test_a_png_of_many_chunks_is_refused_before_it_takes_seconds() -> None:
         decode(with_others[1])
 
 
+def test_a_tiff_of_many_tags_is_refused() -> None:
+    def with_others(n_tags: int) -> bytes:
+        needed = tiff_of(9, 9)
+        return tiff_claiming(*needed, *((40_000 + i, 3, 1, 0) for i in range(n_tags - len(needed))))
+
+    assert count_pixels(with_others(headers.MAX_TAGS), max_pixels=99, max_pages=1) == 81
+    with pytest.raises(ImageError, match="damaged"):
+        count_pixels(with_others(headers.MAX_TAGS + 1), max_pixels=99, max_pages=1)
+
+
 def test_strips_that_overlap_are_refused() -> None:
     """Each would be read again, from the same megabyte."""
     pixels = bytes(range(200))

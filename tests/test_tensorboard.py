@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.__main__ import main
+from trainer.tensorboard import TensorBoard
 
 TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
 
@@ -21,6 +22,16 @@ def test_it_shows_the_history(data: Path, tmp_path: Path) -> None:
     for name in ("loss", "score", "lr"):
         shown = {event.step: event.value for event in events.Scalars(name)}
         assert shown == {int(row["epoch"]): pytest.approx(float(row[name]), rel=1e-4) for row in rows}
+
+
+def test_an_interrupted_epoch_is_shown_once(tmp_path: Path) -> None:
+    for epochs, loss in ((range(1, 5), 0.5), (range(3, 4), 0.25)):  # it was resumed after the second
+        board = TensorBoard(tmp_path, first_epoch=epochs[0])
+        for epoch in epochs:
+            board.add({"epoch": epoch, "loss": loss})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.5), (3, 0.25)]
 
 
 def test_a_missing_extra_is_named(

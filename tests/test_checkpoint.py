@@ -84,13 +84,9 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(
 ) -> None:
     """The machine may die between the two."""
     order: list[str] = []
-    for name in ("fsync", "replace"):
-
-        def note(*arguments: Any, name: str = name, call: Callable[..., None] = getattr(os, name)) -> None:
-            order.append(name)
-            call(*arguments)
-
-        monkeypatch.setattr(os, name, note)
+    write, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: order.append("fsync") or write(file))
+    monkeypatch.setattr(os, "replace", lambda *names: order.append("replace") or rename(*names))
     checkpoints.replace_atomically(tmp_path / "new", b"content")
     assert order == ["fsync", "replace"]
     assert (tmp_path / "new").read_bytes() == b"content"

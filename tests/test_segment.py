@@ -207,6 +207,7 @@ def test_422_for_a_form_without_the_file(client: TestClient) -> None:
 
 def test_404_and_405_are_problems_too(client: TestClient) -> None:
     assert problem(client.get("/nothing"), 404).endswith("found /nothing")
+    assert problem(client.get("/" + 9999 * "x"), 404).endswith("found /" + 98 * "x")
     assert problem(client.get("/segment"), 405) == "expected POST, found GET"
     problem(client.post("/segment/", content=png(IMAGE), follow_redirects=False), 404)
     problem(client.get("/segment"), 405)

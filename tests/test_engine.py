@@ -51,15 +51,24 @@ def predictor(make_checkpoint: Make) -> Spy:
     return predictor
 
 
-@pytest.fixture
-def beside_codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """One stream, and cores for others."""
+def with_streams(n: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     if N_CORES == 1:
         pytest.skip("needs two cores")
-    monkeypatch.setattr(engines, "MAX_STREAMS", 1)
+    monkeypatch.setattr(engines, "MAX_STREAMS", n)
     engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def beside_codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """One stream, and cores for others."""
+    yield from with_streams(1, monkeypatch)
+
+
+@pytest.fixture
+def two_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    yield from with_streams(2, monkeypatch)
 
 
 @pytest.fixture
@@ -137,16 +146,6 @@ def meeting(make_checkpoint: Make) -> Meeting:
     predictor = Meeting.load(make_checkpoint(bilinear=False), device="cpu")
     predictor.meet, predictor.tile = threading.Barrier(2), 256
     return predictor
-
-
-@pytest.fixture
-def two_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    if N_CORES == 1:
-        pytest.skip("needs two cores")
-    monkeypatch.setattr(engines, "MAX_STREAMS", 2)
-    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
-    yield engine
-    engine.close()
 
 
 @pytest.mark.skipif(not cores.LINUX, reason="needs Linux")

@@ -1,7 +1,7 @@
 """Recipes: what they say, and the networks that they build."""
 
 from trainer.augment import Augmentation
-from trainer.recipes import RECIPES
+from trainer.recipes import RECIPES, STRONG
 
 
 def test_the_tutorial_recipe_is_the_tutorials() -> None:
@@ -20,19 +20,7 @@ def test_the_default_recipe_trains_long_augments_strongly_and_minds_centre_lines
     assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.ema) == (256, 4, 400, 0.99)
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.schedule) == ("adamw", 2e-3, 1e-2, "cosine")
     assert recipe.loss == "ce+dice+cldice"
-    assert recipe.augmentation == Augmentation(
-        flip=True,
-        quarter_turns=True,
-        rotation=45,
-        scale=0.2,
-        elastic=8,
-        elastic_spacing=64,
-        brightness=0.2,
-        contrast=0.25,
-        gamma=0.25,
-        blur=1.0,
-        noise=0.2,
-    )
+    assert recipe.augmentation == STRONG
 
 
 def test_recipes_build_networks_with_their_drop_out() -> None:

@@ -9,12 +9,12 @@ from fastapi import FastAPI
 
 import unet
 from service import access, health, metrics, problems, segment
-from service.account import Account
 from service.engine import Engine
 from service.metrics import Metrics
 from service.middleware import RequestId, RequestLimits
 from service.models import ModelSlot
 from service.settings import ServeSettings
+from service.telemetry import Telemetry
 from unet.device import resolve_device
 
 
@@ -60,7 +60,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         redirect_slashes=False,  # curl would save the redirection as the mask
         responses=problems.declare(413, 431),
     )
-    app.add_middleware(segment.Doorman)  # the innermost: behind limits and keys
+    app.add_middleware(segment.LoadShedding)  # the innermost: behind limits and keys
     problems.install(app)
     app.add_middleware(
         RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s
@@ -71,6 +71,6 @@ def create_app(settings: ServeSettings) -> FastAPI:
     for router in (health.router, metrics.router):
         app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
     app.include_router(health.live_router)
-    app.add_middleware(Account, routes=frozenset(app.openapi()["paths"]))
+    app.add_middleware(Telemetry, routes=frozenset(app.openapi()["paths"]))
     app.add_middleware(RequestId)
     return app

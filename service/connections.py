@@ -233,7 +233,7 @@ class Limited(HttpToolsProtocol):
             self.transport.abort()  # the client would take it for another request's answer, or the rest of it
             return
         request_id = uuid.uuid4().hex
-        if answering:  # the application's account of the request says so
+        if answering:  # the application's telemetry says so
             request_id = self.scope["state"].setdefault("request_id", request_id)
             self.scope["state"]["refused"] = status
         else:

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 
 from service import cores
+from service.budget import PixelBudget
 from service.logs import request_id
 from service.problems import ProblemError
-from service.room import Room
 from unet.device import out_of_memory
 from unet.network import STRIDE
 from unet.predictor import Prediction, Predictor
@@ -36,7 +36,7 @@ GPU_STREAMS = 2
 """One fetches and hands out images while the GPU computes the other's."""
 BATCH_PIXELS = 2**22
 """On a GPU, pieces of one shape are computed together up to this many pixels: 16 of 512 x 512."""
-ROOM_PER_CODEC = 2**24
+PIXELS_PER_CODEC = 2**24
 """Pixels of images that are being decoded, computed or encoded at a time; for two codec threads or more. An image of
 4096 x 4096, in colour or with `tta`, takes up to half a GiB."""
 SMALLEST_TILE = 256
@@ -135,14 +135,15 @@ class Engine:
         n_codecs = max(2, len(self._cores) // 2 // workers) if self._on_gpu else 2  # a GPU is fed by many
         spare = self._on_gpu or len(self._cores) > self._n_streams * workers
         self._codecs = ThreadPoolExecutor(n_codecs, "codec") if spare else None
-        self._room = Room(n_codecs * ROOM_PER_CODEC, max_waiting=max(1, max_in_flight // 2))  # the rest is for others
+        max_waiting = max(1, max_in_flight // 2)  # the rest of the places is for small ones
+        self._budget = PixelBudget(n_codecs * PIXELS_PER_CODEC, max_waiting)
 
     @property
     def queued(self) -> int:
         """What waits for a stream: for its next piece to be computed, or to be begun."""
         return len(self._queue)
 
-    def check_room(self) -> None:
+    def check_places(self) -> None:
         """Raises ProblemError, 503, when all places are taken or the service is stopping."""
         if self.stopping:
             raise ProblemError(503, "the service is stopping; ask another one", retry_after=1, close=True)
@@ -152,8 +153,8 @@ class Engine:
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
-        """A place for one request. Raises ProblemError: 503 as `check_room`, 504 when it takes too long."""
-        self.check_room()
+        """A place for one request. Raises ProblemError: 503 as `check_places`, 504 when it takes too long."""
+        self.check_places()
         self.in_flight += 1
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -195,7 +196,7 @@ class Engine:
             try:
                 wanted = steps.send(got.result() if got else None)
                 if isinstance(wanted, int):
-                    awaits: Future[Any] = self._room.take(wanted, until=work)
+                    awaits: Future[Any] = self._budget.take(wanted, until=work)
                 else:
                     awaits = self.submit(wanted, work.request_id, first=first)
                     if not self._codecs:
@@ -237,7 +238,7 @@ class Engine:
             self._changed.notify_all()
         for stream in self._streams:
             stream.join()
-        self._room.close()
+        self._budget.close()
         for waiting in list(self._queue):
             waiting.cancel()
         if self._codecs:
@@ -287,11 +288,11 @@ class Engine:
         if not self._batch_pixels:
             return [first]
         shape = first.prediction.next_shape
-        room = max(1, self._batch_pixels // (shape[0] * shape[1]))
+        at_most = max(1, self._batch_pixels // (shape[0] * shape[1]))
         model = first.prediction.predictor
         jobs = [waiting for waiting in self._queue if isinstance(waiting, _Job)]
         same = [j for j in jobs if j.prediction.predictor is model and j.prediction.next_shape == shape]
-        n = 2 ** int(log2(min(room, 1 + len(same))))
+        n = 2 ** int(log2(min(at_most, 1 + len(same))))
         for job in same[: n - 1]:
             self._queue.remove(job)
         return [first, *same[: n - 1]]

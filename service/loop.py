@@ -17,10 +17,10 @@ AT_ONCE = 16
 
 def event_loop() -> asyncio.AbstractEventLoop:
     """As asyncio's own, but for the order in which sockets that are ready at once get their turn."""
-    return asyncio.SelectorEventLoop(InTurn())
+    return asyncio.SelectorEventLoop(FairSelector())
 
 
-class InTurn(selectors.DefaultSelector):
+class FairSelector(selectors.DefaultSelector):
     """When more sockets are ready than one round is for, those come first that have been served least often since the
     crowd began, and of these, those with the fewest bytes to read. The others are still ready in the next round.
 

@@ -77,7 +77,7 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Makes every error of the app, its own and the framework's, a problem. Called before other middleware is added, so
     that its headers are on the answers to our own mistakes, too."""
-    app.add_middleware(OurMistakes)
+    app.add_middleware(UnexpectedErrors)
 
     @app.exception_handler(ProblemError)
     async def refuse(_: Request, error: ProblemError) -> Response:
@@ -106,7 +106,7 @@ def _explain(error: Any) -> str:
     return f"{name}: {message}, found {str(error['input'])[:99]!r}"
 
 
-class OurMistakes:
+class UnexpectedErrors:
     """503 for what nobody expected, and the traceback goes to the log, not to the client; 503, too, for what is not
     finished when the service has to stop."""
 

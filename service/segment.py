@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.account import Notes
 from service.engine import Engine, InferenceError, Steps
 from service.models import ModelSlot
 from service.problems import HUNG_UP, ProblemError, declare, response
 from service.settings import ServeSettings
+from service.telemetry import Notes
 from service.upload import OPENAPI, Upload, read_upload
 from unet import Predictor
 from unet.images import ImageError, ImageTooLargeError, count_pixels, decode, encode_png, encode_tiff
@@ -91,7 +91,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     return Response(body, media_type=media_type, headers={"X-Model-Id": model.id, "Server-Timing": str(clock)})
 
 
-class Doorman:
+class LoadShedding:
     """Middleware. 503 for an image that there is no place for, before the request is parsed: refusing takes the same
     cores as computing, and happens most when they are wanted most."""
 
@@ -101,7 +101,7 @@ class Doorman:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["method"], scope["path"]) == ("POST", PATH):
             try:
-                scope["app"].state.engine.check_room()
+                scope["app"].state.engine.check_places()
             except ProblemError as error:
                 await response(error.status, error.detail, error.headers)(scope, receive, send)
                 return

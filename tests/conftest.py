@@ -24,7 +24,7 @@ from service.app import create_app
 from service.connections import Limits, limited
 from service.settings import ServeSettings
 from trainer.__main__ import main as train
-from trainer.run import Seldom
+from trainer.run import Throttle
 from unet import NetworkConfig
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where that takes longer than the epoch."""
-    monkeypatch.setattr(Seldom, "SHARE", 1.0)
+    monkeypatch.setattr(Throttle, "SHARE", 1.0)
 
 
 @pytest.fixture

@@ -92,6 +92,7 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(
     assert (tmp_path / "new").read_bytes() == b"content"
 
 
+@pytest.mark.slow
 def test_who_reads_during_200_saves_sees_whole_files(make_checkpoint: Make) -> None:
     path = make_checkpoint(base_channels=1)
     checkpoint = checkpoints.load(path)

@@ -242,7 +242,7 @@ def test_nothing_is_kept_of_what_is_over(make_checkpoint: Make, one_stream: Engi
     predictor.begun, predictor.may, predictor.fails = threading.Event(), threading.Event(), end == "model failed"
     gone = threading.Event()
     if end == "waits":  # for another one's room
-        one_stream._room.take(2**30, until=Future())
+        one_stream._budget.take(2**30, until=Future())
 
     def header(_: Prediction) -> None:
         raise ValueError("no header")

@@ -228,10 +228,10 @@ def test_pages_and_pixels(trained: Path, serve: Serve) -> None:
 def test_large_images_wait_for_room_and_too_many_are_refused(trained: Path, serve: Serve) -> None:
     large = png(np.zeros((1025, 1024), np.uint8))
     with serve(model=trained / "best_model.pth", max_in_flight=2) as client:
-        room = client.app.state.engine._room  # type: ignore[attr-defined]
+        budget = client.app.state.engine._budget  # type: ignore[attr-defined]
         holding, waiting = Future[None](), Future[None]()
         for held in (holding, waiting):
-            room.take(2**30, until=held)
+            budget.take(2**30, until=held)
         refused = client.post("/segment", content=large)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["detail"] == "1 images above 1048576 pixels are waiting already; try again"

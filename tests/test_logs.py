@@ -75,7 +75,7 @@ def test_one_line_for_a_request(client: TestClient) -> None:
     assert line.pop("message").startswith("POST /segment 200 ")
     assert line == {
         "level": "info",
-        "logger": "service.account",
+        "logger": "service.telemetry",
         "request_id": "mine-1",
         "client": "testclient",
         "method": "POST",

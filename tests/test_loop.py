@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from service import loop, server
-from service.loop import InTurn
+from service.loop import FairSelector
 from service.settings import ServeSettings
 
 N = 20
@@ -30,8 +30,8 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
         yield made
 
 
-def watching(pairs: list[tuple[socket.socket, socket.socket]]) -> InTurn:
-    selector = InTurn()
+def watching(pairs: list[tuple[socket.socket, socket.socket]]) -> FairSelector:
+    selector = FairSelector()
     for _, reader in pairs:
         selector.register(reader, selectors.EVENT_READ)
     return selector

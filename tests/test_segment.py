@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.app import create_app
+from service.budget import PixelBudget
 from service.engine import Engine
-from service.room import Room
 from service.segment import Clock
 from service.settings import ServeSettings
 from trainer import sample
@@ -272,8 +272,10 @@ def test_the_mean_of_several_classes_takes_room_for_each(
     make_checkpoint: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch, query: str, times: int
 ) -> None:
     asked: list[int] = []
-    take = Room.take
-    monkeypatch.setattr(Room, "take", lambda self, pixels, until: asked.append(pixels) or take(self, pixels, until))
+    take = PixelBudget.take
+    monkeypatch.setattr(
+        PixelBudget, "take", lambda self, pixels, until: asked.append(pixels) or take(self, pixels, until)
+    )
     with serve(model=make_checkpoint(n_classes=3)) as client:
         answer = client.post(f"/segment?{query}", content=png(np.zeros((30, 40), np.uint8)))
     assert answer.status_code == 200

@@ -23,7 +23,7 @@ from trainer import fit as fitting
 from trainer.__main__ import main
 from trainer.metrics import confusion, scores
 from trainer.recipes import RECIPES
-from trainer.run import Seldom
+from trainer.run import Throttle
 from unet import Predictor
 from unet import checkpoint as checkpoints
 
@@ -166,6 +166,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_run_killed_without_warning_does_too_and_until_then_keeps_others_out(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -390,7 +391,7 @@ def test_saving_takes_a_fifth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    saving = Seldom()
+    saving = Throttle()
     assert saving.due()
     with saving:
         now += 2
@@ -406,7 +407,7 @@ def test_the_best_model_is_saved_later_as_it_was_then(
 ) -> None:
     command = [*TINY, "--data", str(data), "--epochs", "6", "--lr", "0.1", "--out"]  # it gets worse
     assert main([*command, str(tmp_path / "often")]) == 0
-    monkeypatch.setattr(Seldom, "due", lambda _: False)  # but at the end
+    monkeypatch.setattr(Throttle, "due", lambda _: False)  # but at the end
     assert main([*command, str(tmp_path / "once")]) == 0
     assert (
         checkpoints.load(tmp_path / "once" / "best_model.pth").training["epoch"] < 6

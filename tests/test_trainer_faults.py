@@ -22,7 +22,7 @@ from trainer import fit as fitting
 from trainer import sample
 from trainer.__main__ import main
 from trainer.folder import RunFolder, claim
-from trainer.run import Seldom
+from trainer.run import Throttle
 from trainer.stop import Stopped
 from unet import checkpoint as checkpoints
 
@@ -334,7 +334,7 @@ def test_report_and_history_are_of_the_model_that_is_there(
     """Killed after best_model.pth of epoch 3 and before its last.pth. With what time is left, the run ends before that
     epoch, or repeats it, but it is another one, and worse."""
     with monkeypatch.context() as patch:
-        patch.setattr(Seldom, "due", lambda _: False)
+        patch.setattr(Throttle, "due", lambda _: False)
         patch.setattr(RunFolder, "save_last", Mock(side_effect=[None, Stopped]))
         with pytest.raises(Stopped):
             train(half)

@@ -94,6 +94,7 @@ def test_what_is_in_flight_at_one_is_known_to_all_until_it_dies(make_checkpoint:
         assert 0 < counted(url, "unet_in_flight") < 16
 
 
+@pytest.mark.slow
 def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)
@@ -109,6 +110,7 @@ def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Ma
         assert counted(url, "unet_requests_total", route="/health", status="200") == 16
 
 
+@pytest.mark.slow
 def test_all_may_die_and_the_files_of_their_counts_may_be_swept_away(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)
@@ -123,6 +125,7 @@ def test_all_may_die_and_the_files_of_their_counts_may_be_swept_away(make_checkp
         wait_until(lambda: loaded(url) == 2)
 
 
+@pytest.mark.slow
 def test_one_that_is_stuck_does_not_keep_it_from_ending(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--grace-s", "0", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)
@@ -133,6 +136,7 @@ def test_one_that_is_stuck_does_not_keep_it_from_ending(make_checkpoint: Make) -
         assert not any(command(pid) for pid in both)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_is_tried_again(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)

@@ -40,6 +40,7 @@ def column(name: str, out: Path) -> list[float]:
     return [float(row[name]) for row in csv.DictReader((out / "history.csv").read_text().splitlines())]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     sample.write(tmp_path / "data")

@@ -87,7 +87,7 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
         folder.save_last(progress, learner)  # finds out now, not after an epoch, that nothing can be written
         folder.report.unlink(missing_ok=True)  # from an earlier run; if it is there, this one is over
 
-    saving = Seldom()
+    saving = Throttle()
     best: Checkpoint | None = None
 
     def save(improved: bool) -> bool:
@@ -116,8 +116,8 @@ def _run(settings: TrainSettings, recipe: Recipe, device: torch.device, world: W
         _account(folder, recipe, data, val, progress, device)
 
 
-class Seldom:
-    """For `with seldom: ...`, which takes a while: not due before that is no more than a fifth of the time."""
+class Throttle:
+    """For `with throttle: ...`, which takes a while: not due before that is no more than a fifth of the time."""
 
     SHARE = 0.2
 

@@ -1,4 +1,4 @@
-"""An account of every request: a line in the log, and its share of the metrics."""
+"""Of every request: a line in the log, and its share of the metrics."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Notes:
-    """What a route adds to the account of its request, as `request.state.notes`."""
+    """What a route adds to the telemetry of its request, as `request.state.notes`."""
 
     model_id: str | None = None
     pixels: int = 0
@@ -25,7 +25,7 @@ class Notes:
     """Seconds."""
 
 
-class Account:
+class Telemetry:
     def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
         self.app = app
         self.routes = routes

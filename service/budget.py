@@ -1,4 +1,4 @@
-"""Who may take memory for an image, and when."""
+"""Memory for large images: who may take it, and when."""
 
 import threading
 from collections import deque
@@ -14,8 +14,8 @@ RETRY_AFTER = 5
 """Seconds. Large images take some."""
 
 
-class Room:
-    """For so many pixels at a time, first come, first served. An image larger than all of it is processed alone."""
+class PixelBudget:
+    """Admits so many pixels at a time, first come, first served. An image larger than all of it is processed alone."""
 
     def __init__(self, pixels: int, max_waiting: int) -> None:
         self._all = self._free = pixels

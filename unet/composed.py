@@ -70,10 +70,9 @@ class Composed:
         flat = finer.view(len(finer), height, -1)
         for parity, convolution in enumerate(self.by_parity):
             rows = flat[:, parity::2]  # (B, n, W K)
-            # In memory, a coarse pixel's odd column is followed by its even one, which for a 2x2 kernel is that of the
-            # next coarse pixel. So but for the first K numbers, a row is in order.
-            found = convolution(coarse).permute(0, 2, 3, 1).flatten(2)  # (B, h + 1, (w + 1) * 2 K)
-            found = found[:, parity : parity + rows.shape[1], n_out : n_out + width * n_out]
+            found = convolution(coarse)  # (B, 2 K, h + 1, w + 1), channels last
+            stride = found.stride(2)
+            found = found.as_strided(rows.shape, (found.stride(0), stride, 1), parity * stride + n_out)
             if add:
                 rows.add_(found)
             else:

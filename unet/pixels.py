@@ -80,13 +80,15 @@ class Prepared:
 
     def tensor(self) -> Tensor:
         """The whole image as the network sees it, (C, H, W) float32."""
-        return normalise(*(torch.from_numpy(each)[None] for each in (self.pixels, self.offset, self.scale)))[0]
+        pixels, offset, scale = map(torch.from_numpy, (self.pixels, self.offset, self.scale))
+        return normalise(pixels[None], offset[:, None, None], scale[:, None, None])[0]
 
 
 def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-    """(B, H, W, C) pixels of `Prepared`, (B, C) each -> (B, C, H, W) float32, channels last in memory."""
+    """(B, H, W, C) pixels of `Prepared`, (B, C, 1, 1) or (C, 1, 1) each -> (B, C, H, W) float32, channels last in
+    memory."""
     x = pixels.permute(0, 3, 1, 2).to(torch.float32, copy=True)
-    return x.sub_(offset[:, :, None, None]).mul_(scale[:, :, None, None])  # in place: twice as fast
+    return x.sub_(offset).mul_(scale)  # in place: twice as fast
 
 
 def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:

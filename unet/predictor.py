@@ -170,13 +170,15 @@ class Predictor:
     def _uploaded(self, pieces: Sequence["Piece"]) -> list[Tensor]:
         """Pixels and numbers for a `ForwardPass`, on the device. A GPU, which is not waited for, fetches them itself:
         from pinned memory."""
+        both = [piece.pixels for piece in pieces], [piece.prediction.numbers for piece in pieces]
+        if self.device.type != "cuda":
+            return [torch.from_numpy(np.stack(arrays)) for arrays in both]
         uploaded = []
-        for arrays in ([piece.pixels for piece in pieces], [piece.prediction.numbers for piece in pieces]):
-            dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
-            shape = (len(arrays), *arrays[0].shape)
-            together = torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
-            np.stack(arrays, out=together.numpy())
-            uploaded.append(together.to(self.device, non_blocking=True))
+        for arrays in both:
+            dtype = torch.from_numpy(arrays[0]).dtype
+            pinned = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=True)
+            np.stack(arrays, out=pinned.numpy())
+            uploaded.append(pinned.to(self.device, non_blocking=True))
         return uploaded
 
     def _downloaded(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -242,8 +244,9 @@ class Prediction:
         self.prepared = prepared
         self._output: Output = output
         self._threshold = predictor.threshold if threshold is None else threshold
-        self.numbers: FloatArray = np.hstack([prepared.offset, prepared.scale, self._threshold]).astype(np.float32)
-        """(2 C + 1,): what belongs to the pixels of every piece."""
+        numbers = np.hstack([prepared.offset, prepared.scale, self._threshold])
+        self.numbers: FloatArray = numbers.astype(np.float32)[:, np.newaxis, np.newaxis]
+        """(2 C + 1, 1, 1): what belongs to the pixels of every piece."""
         self._views = views
         self._places: deque[Place] = deque()
         self._view: tuple[int, int] | None = None

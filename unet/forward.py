@@ -24,7 +24,7 @@ class ForwardPass:
         """(B, h, w, C) pixels of `Prepared`, and (B, 2 C + 1, 1, 1) float32: the offset and scale for each channel, and
         a threshold -> what `finish` makes of the (B, n_classes, h', w') probabilities."""
         c = pixels.shape[3]
-        offset, scale, threshold = numbers.split([c, c, 1], dim=1)
+        offset, scale, threshold = numbers.split_with_sizes([c, c, 1], dim=1)
         logits = self.network(normalise(pixels, offset, scale).to(self.dtype)).float()
         probabilities = logits.sigmoid_() if self.binary else logits.softmax(dim=1)
         return self.finish(probabilities, output, threshold)

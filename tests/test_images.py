@@ -105,6 +105,16 @@ def test_what_would_lose_its_bits_or_be_a_negative_is_refused() -> None:
             decode(file.getvalue())
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("samples", [3, 4])
+def test_bands_that_are_no_colours_are_refused(dtype: type, samples: int) -> None:
+    """As of satellites: OpenCV takes the first of 8 bits, and makes grey of those of 16."""
+    bands, file = np.full((20, 30, samples), (10, 200, 90, 7)[:samples], dtype), io.BytesIO()
+    tifffile.imwrite(file, bands, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ImageError, match=f"grey TIFF of at most 2 samples a pixel, found {samples}"):
+        decode(file.getvalue())
+
+
 def test_a_bmp_of_os2_is_refused() -> None:
     """OpenCV makes grey of its colours."""
     header = struct.pack("<IHHHH", 12, 1, 1, 1, 24)

@@ -38,6 +38,8 @@ _BYTE_COUNTS = (279, 325)
 """Of strips, of tiles."""
 _NEGATIVE, _RGB = 0, 2
 """As photometric interpretation."""
+_GREY = (0, 1)
+"""Likewise: 0 as white, 0 as black."""
 _PLANES = 2
 """As planar configuration: each colour by itself."""
 _TURNED = (2, 3, 6, 7)
@@ -211,15 +213,18 @@ def _tiff_page(fields: dict[int, int]) -> Page:
         raise HeaderError(f"expected tiles with sides of multiples of 16, as TIFF has it, found {tile[0]} x {tile[1]}")
     width, height = fields.get(_WIDTH, 0), fields.get(_HEIGHT, 0)
     samples, bits = fields.get(_SAMPLES, 1), fields.get(_BITS, 1)
+    photometric, planes = fields.get(_PHOTOMETRIC, 1), fields.get(_PLANAR) == _PLANES
     # of these, OpenCV writes a part of its picture, and leaves the rest to whatever the memory held
-    if fields.get(_PHOTOMETRIC) == _RGB and samples < 3:
+    if photometric == _RGB and samples < 3:
         raise HeaderError("the image is damaged: the TIFF has fewer than three samples of an RGB pixel")
-    if fields.get(_PLANAR) == _PLANES and samples > 1 and bits > 8:
+    if planes and samples > 1 and bits > 8:
         raise HeaderError(f"expected a TIFF of {bits} bits with the colours of a pixel together, found planes")
-    if fields.get(_PHOTOMETRIC) == _NEGATIVE and bits > 8:  # which it turns round of 8 bits only
+    if photometric == _NEGATIVE and bits > 8:  # which it turns round of 8 bits only
         raise HeaderError(f"expected a TIFF of {bits} bits with 0 as black, found 0 as white")
     if samples == 2 and bits > 8:  # of which it keeps 8
         raise HeaderError(f"expected a TIFF of {bits} bits with 1, 3 or 4 samples a pixel, found 2")
+    if photometric in _GREY and samples > 2 and bits <= 16:  # of which it takes the first, or makes grey
+        raise HeaderError(f"expected a grey TIFF of at most 2 samples a pixel, found {samples}: save colours as RGB")
     # and of these it turns each tile where it lies
     several = all(tile) and (width > tile[0] or height > tile[1])
     if fields.get(_ORIENTATION) in _TURNED and several and bits <= 8:

@@ -115,6 +115,18 @@ def test_bands_that_are_no_colours_are_refused(dtype: type, samples: int) -> Non
         decode(file.getvalue())
 
 
+def test_grey_with_alpha_is_turned_round_only_where_its_samples_lie_together() -> None:
+    both = np.stack([GREY, np.full_like(GREY, 255)], axis=2)
+    for planes in (False, True):
+        file, picture = io.BytesIO(), both.transpose(2, 0, 1) if planes else both
+        tifffile.imwrite(file, picture, photometric="miniswhite", planarconfig="separate" if planes else "contig")
+        if planes:
+            with pytest.raises(ImageError, match="samples of a pixel together, or 0 as black"):
+                decode(file.getvalue())
+        else:
+            np.testing.assert_array_equal(decode(file.getvalue())[0], 255 - GREY)
+
+
 def test_a_bmp_of_os2_is_refused() -> None:
     """OpenCV makes grey of its colours."""
     header = struct.pack("<IHHHH", 12, 1, 1, 1, 24)

@@ -223,6 +223,8 @@ def _tiff_page(fields: dict[int, int]) -> Page:
         raise HeaderError(f"expected a TIFF of {bits} bits with 0 as black, found 0 as white")
     if samples == 2 and bits > 8:  # of which it keeps 8
         raise HeaderError(f"expected a TIFF of {bits} bits with 1, 3 or 4 samples a pixel, found 2")
+    if photometric == _NEGATIVE and planes and samples > 1:  # nor of planes
+        raise HeaderError("expected a TIFF with the samples of a pixel together, or 0 as black, found planes")
     if photometric in _GREY and samples > 2 and bits <= 16:  # of which it takes the first, or makes grey
         raise HeaderError(f"expected a grey TIFF of at most 2 samples a pixel, found {samples}: save colours as RGB")
     # and of these it turns each tile where it lies

@@ -127,6 +127,12 @@ def test_grey_with_alpha_is_turned_round_only_where_its_samples_lie_together() -
             np.testing.assert_array_equal(decode(file.getvalue())[0], 255 - GREY)
 
 
+def test_colours_of_cielab_are_refused() -> None:
+    """A grey of 128 came out as 142, 131, 115: libtiff has a white of its own."""
+    with pytest.raises(ImageError, match=r"photometric interpretation of .*, found 8"):
+        decode(pil(Image.new("LAB", (8, 8), (137, 0, 0)), "TIFF"))
+
+
 def test_a_bmp_of_os2_is_refused() -> None:
     """OpenCV makes grey of its colours."""
     header = struct.pack("<IHHHH", 12, 1, 1, 1, 24)

@@ -40,6 +40,8 @@ _NEGATIVE, _RGB = 0, 2
 """As photometric interpretation."""
 _GREY = (0, 1)
 """Likewise: 0 as white, 0 as black."""
+_COLOURS = (*_GREY, _RGB, 3, 5, 6)
+"""Likewise, what is read: also palettes, CMYK and YCbCr. Of CIELab libtiff makes colours with a white of its own."""
 _PLANES = 2
 """As planar configuration: each colour by itself."""
 _TURNED = (2, 3, 6, 7)
@@ -214,6 +216,8 @@ def _tiff_page(fields: dict[int, int]) -> Page:
     width, height = fields.get(_WIDTH, 0), fields.get(_HEIGHT, 0)
     samples, bits = fields.get(_SAMPLES, 1), fields.get(_BITS, 1)
     photometric, planes = fields.get(_PHOTOMETRIC, 1), fields.get(_PLANAR) == _PLANES
+    if photometric not in _COLOURS:
+        raise HeaderError(f"expected a TIFF's photometric interpretation of {_COLOURS}, found {photometric}")
     # of these, OpenCV writes a part of its picture, and leaves the rest to whatever the memory held
     if photometric == _RGB and samples < 3:
         raise HeaderError("the image is damaged: the TIFF has fewer than three samples of an RGB pixel")

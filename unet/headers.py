@@ -79,11 +79,16 @@ def pages(data: bytes) -> Iterator[Page]:
 
 
 def bare(data: bytes) -> bytes:
-    """A PNG without what its (first) picture does not need: text, colour profiles, the animation's other frames. Other
-    files as they are."""
+    """A PNG without what its (first) picture does not need: text, colour profiles, the animation's other frames, and
+    what is said again, for which libpng writes a line each to stderr. Other files as they are."""
     if not data.startswith(PNG):
         return data
-    return b"".join([PNG, *(data[start:end] for name, start, end in chunks(data) if name in _NEEDED)])
+    kept, seen = [PNG], set()
+    for name, start, end in chunks(data):
+        if name in _NEEDED and (name == b"IDAT" or name not in seen):
+            kept.append(data[start:end])
+            seen.add(name)
+    return b"".join(kept)
 
 
 def _read(data: bytes) -> Iterator[Page]:

@@ -9,8 +9,9 @@ from ctypes.util import find_library
 
 FIXED = (2, 39)
 NO_CACHES = "glibc.malloc.tcache_count=0"
-KEEP_MEMORY = "dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0,narenas:2"
-"""For the next forward pass, however large, whichever thread it is on: what `unet.process` tells glibc's."""
+KEEP_MEMORY = "dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0,narenas:2,lg_extent_max_active_fit:64"
+"""For the next forward pass, however large, whichever thread it is on: what `unet.process` tells glibc's. Small pieces,
+too, are cut from what is free, however large that is; else large uploads that come together leave their size behind."""
 
 
 def restart() -> None:

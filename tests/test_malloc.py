@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from ctypes.util import find_library
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
-from conftest import running
+from conftest import png, running
 
 from service import malloc
 from service.malloc import KEEP_MEMORY, NO_CACHES, wanted
@@ -67,3 +70,20 @@ def test_the_service_uses_jemalloc_and_is_still_the_process_that_was_started(tra
     with running("--model", str(trained / "best_model.pth")) as (program, _):
         assert "libjemalloc.so" in Path(f"/proc/{program.pid}/maps").read_text()
         assert KEEP_MEMORY.encode() in Path(f"/proc/{program.pid}/environ").read_bytes()
+
+
+@linux
+@pytest.mark.slow
+def test_memory_of_large_uploads_is_used_again(trained: Path) -> None:
+    """Three clients at a time, whose images take longer than they may."""
+    noise = png(np.random.default_rng(0).integers(0, 256, (3300, 3300, 3), dtype=np.uint8))
+    with running("--model", str(trained / "best_model.pth"), "--timeout-s", "1") as (program, url):
+
+        def mebibytes_after_one(_: int) -> int:
+            httpx.post(f"{url}/segment", content=noise, timeout=60)
+            status = Path(f"/proc/{program.pid}/status").read_text()
+            return int(status.partition("VmRSS:")[2].split()[0]) // 1024
+
+        with ThreadPoolExecutor(3) as clients:
+            sizes = list(clients.map(mebibytes_after_one, range(36)))
+        assert max(sizes) - max(sizes[:15]) < 300, sizes

@@ -5,14 +5,15 @@ import signal
 import socket
 import sys
 
-from service import malloc
-
 
 def run() -> int:
     """The program: `main`, in a process that may have to be started again for it."""
-    malloc.restart()
     for stop in (signal.SIGTERM, signal.SIGINT):  # from here on: to process 1 of a container nothing happens by itself
-        signal.signal(stop, lambda *_: sys.exit(0))
+        # no exception: one that is raised in the middle of an import may be caught there, and the service would start
+        signal.signal(stop, lambda *_: os._exit(0))
+    from service import malloc
+
+    malloc.restart()
     return main()
 
 

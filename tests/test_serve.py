@@ -1,6 +1,7 @@
 """`unet-serve` as a program: it starts, answers and stops."""
 
 import gc
+import os
 import re
 import signal
 import socket
@@ -39,6 +40,18 @@ def test_told_to_stop_while_it_starts_it_does(tmp_path: Path) -> None:
         program.send_signal(signal.SIGTERM)
         assert program.communicate(timeout=30)[0] == ""  # it had not come to where it listens
         assert program.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_during_an_import_that_catches_everything_it_does(tmp_path: Path, number: signal.Signals) -> None:
+    """As a library does that tries whether another one is there."""
+    (tmp_path / "fastapi.py").write_text(
+        f"import signal\ntry:\n    signal.raise_signal({int(number)})\nexcept BaseException:\n    pass\nimport gone\n"
+    )
+    command = [sys.executable, "-m", "service", "--port", "0"]
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def caught(pid: int, number: int) -> bool:

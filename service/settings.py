@@ -42,7 +42,8 @@ Hosts = Annotated[
 
 
 class ServeSettings(ProgramSettings):
-    """Serves a trained U-Net over HTTP. Starts without a model file, too, and loads it when it appears."""
+    """Serves a trained U-Net over HTTP. Starts without a model file, too, and loads it when it appears.
+    Each flag is also an environment variable: SERVICE_PORT=9000."""
 
     model_config = SettingsConfigDict(env_prefix="SERVICE_", cli_prog_name="unet-serve")
 

@@ -93,6 +93,8 @@ def test_help_names_every_flag(settings: type, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     for name in settings.model_fields:  # type: ignore[attr-defined]
         assert f"--{name.replace('_', '-')}" in printed
+    assert "Each flag is also an environment variable" in printed
+    assert printed.replace("\n", "").isprintable()  # else grep takes it for a binary file
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from unet.settings import ProgramSettings
 
 
 class TrainSettings(ProgramSettings):
-    """Trains a U-Net on a folder of annotated images and writes best_model.pth."""
+    """Trains a U-Net on a folder of annotated images and writes best_model.pth.
+    Each flag is also an environment variable: TRAINER_EPOCHS=20."""
 
     model_config = SettingsConfigDict(env_prefix="TRAINER_", cli_prog_name="unet-train")
 
@@ -22,7 +23,11 @@ class TrainSettings(ProgramSettings):
         "'isbi2012': the challenge's 30 slices, downloaded",
     )
     out: Path = Field(Path("model"), description="folder to write into")
-    recipe: RecipeName = Field("default", description="the settings to start from, which flags override")
+    recipe: RecipeName = Field(
+        "default",
+        description="the settings to start from; --epochs, --batch-size, --lr, --base-channels and --image-size, where "
+        "they are set, override its own",
+    )
     epochs: int | None = Field(None, ge=1, le=2**31, description="passes over the training images")
     max_minutes: float | None = Field(
         None, gt=0, description="stop after M minutes, if the epochs are not over by then"

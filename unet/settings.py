@@ -20,7 +20,7 @@ class ProgramSettings(BaseSettings):
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
-        cli_parse_none_str="\0",  # nothing that can be typed is none
+        cli_parse_none_str="not set",  # --help shows it as a default; a name that nobody gives
         cli_exit_on_error=False,
         env_ignore_empty=True,
     )

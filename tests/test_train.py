@@ -301,7 +301,9 @@ def test_the_stored_threshold_maximises_the_score(data: Path, tmp_path: Path) ->
     assert score(predictor.threshold) == pytest.approx(max(score(k / 100) for k in range(1, 100)), abs=0.002)
 
 
-def test_cross_validation_flags(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cross_validation_flags(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [*TINY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "out"), "--folds", "2"]
     assert main([*command, "--fold", "2"]) == 0
     assert "2 images to train on, 2 to validate on" in capsys.readouterr().out
@@ -309,6 +311,13 @@ def test_cross_validation_flags(data: Path, tmp_path: Path, capsys: pytest.Captu
     assert "fold 3 of 2" in capsys.readouterr().err
     assert main([*TINY, "--data", str(data), "--out", str(tmp_path / "other"), "--fold", "2"]) == 2
     assert "--fold 2: expected --folds with it" in capsys.readouterr().err
+    assert main([*command, "--val-fraction", "0.2"]) == 2  # also where it is the default
+    said = capsys.readouterr().err
+    assert said.startswith("unet-train: error: --val-fraction 0.2 and --folds 2: expected one of them")
+    assert said.count("\n") == 1
+    monkeypatch.setenv("TRAINER_VAL_FRACTION", "0.5")
+    assert main(command) == 2
+    assert "--val-fraction 0.5 and --folds 2: expected one of them" in capsys.readouterr().err
 
 
 def test_validation_on_random_images(data: Path, tmp_path: Path) -> None:

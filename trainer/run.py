@@ -155,6 +155,11 @@ def _split(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[S
         if settings.fold > 1:
             raise ValueError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
         indices = split(n, settings.val_fraction, settings.val_split, settings.seed)
+    elif "val_fraction" in settings.model_fields_set:
+        raise ValueError(
+            f"--val-fraction {settings.val_fraction} and --folds {settings.folds}: expected one of them, as each says "
+            "what to validate on"
+        )
     else:
         indices = split_fold(n, settings.folds, settings.fold, settings.val_split, settings.seed)
     train, val = ([data.samples[i] for i in side] for side in indices)
@@ -162,7 +167,7 @@ def _split(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[S
         if len(_classes(samples)) < 2:
             raise ValueError(
                 f"all there is to {purpose} is of one class: expected at least two; choose other images with "
-                "--val-split random or another --val-fraction"
+                f"--val-split random or another {'--val-fraction' if settings.folds is None else '--fold'}"
             )
     return train, val
 

@@ -1,5 +1,6 @@
 """Data folders: what is read, what classes mean, and that everything wrong is said at once."""
 
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -208,6 +209,21 @@ def test_folders_in_folders_are_not_silently_left_out(folder: Folder) -> None:
 def test_nothing_there(folder: Folder, tmp_path: Path, parts: dict[str, object] | None, problem: str) -> None:
     path = tmp_path / "nowhere" if parts is None else folder(**parts)
     with pytest.raises(DataError, match=problem):
+        read_folder(path)
+
+
+def test_a_folder_that_is_missing_is_one_problem_and_not_one_for_each_file_of_the_other(folder: Folder) -> None:
+    path = folder(labels={"a.png": HALVES, "b.png": HALVES})
+    (path / "Training_Images").rmdir()
+    with pytest.raises(DataError) as refused:
+        read_folder(path)
+    assert refused.value.problems == ["Training_Images/: no such folder"]
+
+
+def test_a_pipe_is_not_waited_for(folder: Folder) -> None:
+    path = folder(labels={"a.png": HALVES})
+    os.mkfifo(path / "Training_Images" / "a.png")
+    with pytest.raises(DataError, match=r"Training_Images/a\.png: expected a file, found a pipe"):
         read_folder(path)
 
 

@@ -223,6 +223,28 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert re.fullmatch(r"unet-train: error: /proc/self: cannot be written: .*; expected a folder .*\n", said)
 
 
+def test_a_sample_that_cannot_be_written_is_one_line(
+    tmp_path: Path, disk_size: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk_size(1000)
+    assert main([*TINY, "--out", str(tmp_path / "out")]) == 2
+    disk_size(resource.RLIM_INFINITY)
+    said = f"unet-train: error: {tmp_path}/out/sample: cannot be written: File too large\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(("name", "said"), [("gone", "no such folder"), ("file", "no folder")])
+def test_a_data_folder_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert main([*TINY, "--data", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        f"unet-train: error: {tmp_path}/{name}: {said}; expected one that holds Training_Images/ and Training_Labels/, "
+        "or 'sample', or 'isbi2012'\n"
+    )
+
+
 @pytest.fixture
 def disk_size() -> Iterator[Callable[[int], None]]:
     """`disk_size(10_000)`: the system refuses to make files longer than this, as it does on a full disk."""

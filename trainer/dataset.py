@@ -147,6 +147,8 @@ def _order(n_samples: int, kind: SplitKind, seed: int) -> list[int]:
 
 def _pair(folder: Path, problems: list[str]) -> list[tuple[Path, Path]]:
     images, labels = (_by_stem(folder, name, problems) for name in (IMAGES, LABELS))
+    if not all((folder / name).is_dir() for name in (IMAGES, LABELS)):
+        return []  # not one problem for each file of the other folder
     if not problems and not images and not labels:
         problems.append(f"no images: expected {IMAGES}/NAME.png with {LABELS}/NAME.png ({', '.join(SUFFIXES)})")
     for stem in sorted(images.keys() - labels.keys()):
@@ -188,6 +190,9 @@ def _order_of_name(path: Path) -> tuple[list[str | int], str]:
 def _read(folder: Path, path: Path, files: dict[str, str], problems: list[str]) -> list[Array] | None:
     name = path.relative_to(folder)
     try:
+        if path.is_fifo():
+            problems.append(f"{name}: expected a file, found a pipe, which would be waited for")
+            return None
         data = path.read_bytes()
         files[name.as_posix()] = hashlib.sha256(data).hexdigest()
         return decode(data)

@@ -57,7 +57,7 @@ class Recipe:
         rest = 4 if self.variant == "paper" else 0
         if self.image_size < STRIDE or self.image_size % STRIDE != rest:
             wanted = "a multiple of 16, plus 4 (such as 388)" if rest else "a multiple of 16"
-            raise ValueError(f"image_size: expected {wanted} for the {self.variant} network, found {self.image_size}")
+            raise ValueError(f"--image-size: expected {wanted} for the {self.variant} network, found {self.image_size}")
 
     def override(self, **settings: Any) -> "Recipe":
         """The same recipe with what is not None. Raises ValueError for a size that the network cannot make."""

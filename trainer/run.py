@@ -1,6 +1,7 @@
 """A training run from settings to files: data, network, loop, checkpoint, account."""
 
 import math
+import os
 import platform
 import resource
 import sys
@@ -18,7 +19,7 @@ import torch
 import unet
 from trainer import download, pictures, sample
 from trainer.batches import Batches
-from trainer.dataset import DataSet, Sample, read_folder, split, split_fold
+from trainer.dataset import IMAGES, LABELS, DataSet, Sample, read_folder, split, split_fold
 from trainer.fit import Learner, Progress, Schedule, TrainingError, fit
 from trainer.folder import CURVES, SAMPLES, RunFolder, claim
 from trainer.metrics import object_scores
@@ -140,12 +141,18 @@ def _read(settings: TrainSettings) -> DataSet:
     if settings.data == "isbi2012" and not Path(settings.data).is_dir():
         return read_folder(download.isbi2012(settings.isbi2012_url))
     if settings.data != "sample":
-        return read_folder(Path(settings.data))
+        folder = Path(settings.data)
+        if not folder.is_dir():
+            found = "no folder" if folder.exists() else "no such folder"
+            raise ValueError(
+                f"{folder}: {found}; expected one that holds {IMAGES}/ and {LABELS}/, or 'sample', or 'isbi2012'"
+            )
+        return read_folder(folder)
     folder = settings.out / "sample"
     try:
         sample.write(folder)
     except OSError as error:
-        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(folder)) from error
+        raise ValueError(f"{folder}: cannot be written: {os.strerror(error.errno or 0)}") from error
     return read_folder(folder)
 
 

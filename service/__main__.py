@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 
 
 def run() -> int:
@@ -30,6 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         from service.workers import supervise
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; expected the extra: pip install '.[serve]', in the clone")
+    try:
+        if settings.workers > 1:
+            tempfile.gettempdir()  # where they count
+    except FileNotFoundError:
+        return _fail("--workers: no folder for temporary files; expected one that can be written, such as TMPDIR names")
     try:
         device = resolve_device(settings.device)
         resolve_precision(settings.precision, device)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -43,7 +44,8 @@ def supervise(settings: ServeSettings, listener: socket.socket) -> int:
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, workers.stop)
         while workers.running or not workers.stopping:
-            Path(counts).mkdir(mode=0o700, exist_ok=True)  # who cleans /tmp may have taken it, and none could start
+            with suppress(OSError):  # tried again next time
+                Path(counts).mkdir(mode=0o700, parents=True, exist_ok=True)  # who cleans /tmp may have taken it
             workers.fill()
             ended = workers.wait()
             for process in ended:

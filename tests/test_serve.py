@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -239,6 +240,18 @@ def test_a_taken_port_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
     assert re.fullmatch(
         r"unet-serve: error: cannot listen on 127.0.0.1:\d+: .* in use; expected .* a free port\n", printed
     )
+
+
+def test_no_folder_for_temporary_files_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", Mock(side_effect=FileNotFoundError))
+    assert main(["--port", "0", "--workers", "2"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "unet-serve: error: --workers: no folder for temporary files; expected one that can be written"
+    )
+    assert said.count("\n") == 1
 
 
 def test_an_address_that_is_none_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,13 +111,17 @@ def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Ma
 
 
 @pytest.mark.slow
-def test_all_may_die_and_the_files_of_their_counts_may_be_swept_away(make_checkpoint: Make) -> None:
+def test_all_may_die_and_the_files_of_their_counts_may_be_swept_away(
+    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)
         before = workers(program.pid)
-        environment = Path(f"/proc/{min(before)}/environ").read_bytes().split(b"\0")
-        (folder,) = (each.partition(b"=")[2] for each in environment if each.startswith(b"PROMETHEUS_MULTIPROC_DIR="))
-        shutil.rmtree(folder)
+        assert list(temporary.glob("unet-serve-*/*.db"))
+        shutil.rmtree(temporary)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(workers(program.pid) - before) == 2)

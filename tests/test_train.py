@@ -246,7 +246,7 @@ def test_the_time_limit_ends_a_run_with_a_validated_model(data: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data", "{tmp}/nowhere"], "nowhere: 2 problems with the data"),
+        (["--data", "{tmp}/nowhere"], "nowhere: no such folder"),
         (["--data", "{tmp}"], "Training_Images/: no such folder"),
         (["--data", "{data}", "--out", "{data}/Training_Images/0.png"], "0.png"),
     ],

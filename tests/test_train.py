@@ -411,6 +411,7 @@ def test_saving_takes_a_fifth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatc
     assert found == [False] * 7 + [True] * 2
 
 
+@pytest.mark.slow
 def test_the_best_model_is_saved_later_as_it_was_then(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

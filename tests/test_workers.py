@@ -79,6 +79,7 @@ def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> No
         assert not any(command(pid) for pid in both)
 
 
+@pytest.mark.slow
 def test_what_is_in_flight_at_one_is_known_to_all_until_it_dies(make_checkpoint: Make) -> None:
     begun = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url), ExitStack() as stack:
@@ -155,6 +156,7 @@ def test_what_cannot_be_started_is_tried_again(make_checkpoint: Make) -> None:
         wait_until(lambda: len(workers(program.pid)) == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ready", [False, True])
 def test_they_do_not_outlive_it(make_checkpoint: Make, ready: bool) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):

@@ -146,9 +146,11 @@ def _order(n_samples: int, kind: SplitKind, seed: int) -> list[int]:
 
 
 def _pair(folder: Path, problems: list[str]) -> list[tuple[Path, Path]]:
+    missing = [name for name in (IMAGES, LABELS) if not (folder / name).is_dir()]
+    if missing:  # it is not one problem for each file of the other folder
+        problems += [f"{name}/: no such folder" for name in missing]
+        return []
     images, labels = (_by_stem(folder, name, problems) for name in (IMAGES, LABELS))
-    if not all((folder / name).is_dir() for name in (IMAGES, LABELS)):
-        return []  # not one problem for each file of the other folder
     if not problems and not images and not labels:
         problems.append(f"no images: expected {IMAGES}/NAME.png with {LABELS}/NAME.png ({', '.join(SUFFIXES)})")
     for stem in sorted(images.keys() - labels.keys()):
@@ -165,9 +167,6 @@ def _others(folder: Path, stem: str) -> str:
 
 
 def _by_stem(folder: Path, name: str, problems: list[str]) -> dict[str, Path]:
-    if not (folder / name).is_dir():
-        problems.append(f"{name}/: no such folder")
-        return {}
     found: dict[str, Path] = {}
     for path in sorted((folder / name).iterdir(), key=_order_of_name):
         if path.is_dir() and not path.name.startswith("."):

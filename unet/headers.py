@@ -222,7 +222,8 @@ def _tiff_page(fields: dict[int, int]) -> Page:
     samples, bits = fields.get(_SAMPLES, 1), fields.get(_BITS, 1)
     photometric, planes = fields.get(_PHOTOMETRIC, 1), fields.get(_PLANAR) == _PLANES
     if photometric not in _COLOURS:
-        raise HeaderError(f"expected a TIFF's photometric interpretation of {_COLOURS}, found {photometric}")
+        kinds = "grey values, RGB, a palette, CMYK or YCbCr"
+        raise HeaderError(f"expected a TIFF of {kinds}, found photometric interpretation {photometric}")
     # of these, OpenCV writes a part of its picture, and leaves the rest to whatever the memory held
     if photometric == _RGB and samples < 3:
         raise HeaderError("the image is damaged: the TIFF has fewer than three samples of an RGB pixel")

@@ -175,7 +175,7 @@ class Predictor:
             return [torch.from_numpy(np.stack(arrays)) for arrays in both]
         uploaded = []
         for arrays in both:
-            dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype  # of theirs it might warn: not writable
+            dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype  # torch warns of arrays that are read-only
             pinned = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=True)
             np.stack(arrays, out=pinned.numpy())
             uploaded.append(pinned.to(self.device, non_blocking=True))

@@ -74,6 +74,16 @@ def test_who_waits_no_longer_takes_nothing(budget: PixelBudget) -> None:
     assert budget.take(LARGE, until=work()).done()
 
 
+def test_a_turn_that_is_given_up_itself_takes_nothing(budget: PixelBudget) -> None:
+    first = work()
+    budget.take(2 * LARGE, until=first)
+    given_up = budget.take(LARGE, until=work())
+    after = [budget.take(LARGE, until=work()) for _ in range(2)]
+    given_up.cancel()
+    first.set_result(None)
+    assert [turn.done() for turn in after] == [True, True]
+
+
 def test_who_waits_no_longer_is_forgotten_with_the_image(budget: PixelBudget) -> None:
     budget.take(2 * LARGE, until=work())
     budget.take(LARGE, until=work())  # the first in the queue

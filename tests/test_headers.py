@@ -9,6 +9,7 @@ import zlib
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from conftest import GREY, RGB, pil, png
 from PIL import Image
@@ -233,3 +234,13 @@ def test_a_chunk_that_is_said_again_fills_no_log(capfd: pytest.CaptureFixture[st
     again = 1000 * [chunk(b"tRNS", bytes(2))]
     assert decode(png_claiming(9, 9, *again))[0].shape == (9, 9)
     assert capfd.readouterr().err == ""
+
+
+def test_pixels_in_several_chunks_are_all_kept() -> None:
+    """Of a palette, which is read by OpenCV: most writers begin a new chunk every 8 to 64 KiB."""
+    picture = np.random.default_rng(0).integers(0, 256, (300, 400), dtype=np.uint8)
+    palette = Image.fromarray(picture, "P")
+    palette.putpalette([value for grey in range(256) for value in 3 * (grey,)])
+    file = pil(palette, "PNG")
+    assert file.count(b"IDAT") > 1
+    np.testing.assert_array_equal(decode(file)[0][..., 0], picture)

@@ -1,5 +1,6 @@
-"""What the tests share: small models, a served app, and where real data is."""
+"""What the tests share: small models, a served app, an engine, and where real data is."""
 
+import asyncio
 import io
 import os
 import re
@@ -7,10 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,18 +21,27 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from service import cores
+from service import engine as engines
 from service.app import create_app
 from service.connections import Limits, limited
+from service.engine import Engine
 from service.settings import ServeSettings
 from trainer.__main__ import main as train
 from trainer.run import Throttle
-from unet import NetworkConfig
+from unet import NetworkConfig, Predictor
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.images import decode
 from unet.pixels import Preprocessing
+from unet.predictor import Piece, Prediction
 
+Make = Callable[..., Path]
 Serve = Callable[..., AbstractContextManager[TestClient]]
+R = TypeVar("R")
+
+CPU = torch.device("cpu")
+N_CORES = len(cores.usable())
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 RGB = np.stack([GREY, GREY // 2, 255 - GREY], axis=2)
@@ -217,3 +227,66 @@ def picture(data: bytes) -> np.ndarray:
     """What an answer shows."""
     (page,) = decode(data)
     return page
+
+
+class Spy(Predictor):
+    """Notes what is computed together."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.begun = threading.Event()
+
+    def compute(self, pieces: Sequence[Piece]) -> None:
+        self.begun.set()
+        self.computed = [*getattr(self, "computed", []), [piece.prediction for piece in pieces]]
+        super().compute(pieces)
+
+
+@pytest.fixture
+def predictor(make_checkpoint: Make) -> Spy:
+    predictor = Spy.load(make_checkpoint(bilinear=False), device="cpu")
+    predictor.tile = 256
+    return predictor
+
+
+def with_streams(n: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    if N_CORES == 1:
+        pytest.skip("needs two cores")
+    monkeypatch.setattr(engines, "MAX_STREAMS", n)
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def beside_codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """One stream, and cores for others."""
+    yield from with_streams(1, monkeypatch)
+
+
+@pytest.fixture
+def two_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    yield from with_streams(2, monkeypatch)
+
+
+@pytest.fixture
+def all_by_itself() -> Iterator[Engine]:
+    """One stream, as the other cores have theirs."""
+    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU, workers=N_CORES)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["beside_codecs", "all_by_itself"])
+def one_stream(request: pytest.FixtureRequest) -> Engine:
+    engine: Engine = request.getfixturevalue(request.param)
+    return engine
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    return asyncio.run(asyncio.wait_for(work, 30))
+
+
+def start(predictor: Predictor, side: int, seed: int = 0) -> Prediction:
+    image = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
+    return predictor.start(image, "mask")

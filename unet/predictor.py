@@ -20,7 +20,7 @@ from unet.int8 import in_int8
 from unet.network import STRIDE, UNet
 from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror
 from unet.replay import recorded
-from unet.tiling import CONTEXT, Tile, cut
+from unet.tiles import CONTEXT, Tile, cut
 
 TILE = {"cpu": 896, "cuda": 2048}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 1 GiB and 3 GiB."""
@@ -38,7 +38,7 @@ class Predictor:
     >>> predictor = Predictor.load("best_model.pth")
     >>> mask = predictor.mask(image)  # (H, W), or (H, W, 3) RGB, uint8, uint16 or float in 0..1 -> (H, W) uint8
 
-    Images with a side above `tile` pixels are cut, computed in pieces and put together again (see `unet.tiling`).
+    Images with a side above `tile` pixels are cut, computed in pieces and put together again (see `unet.tiles`).
     """
 
     def __init__(

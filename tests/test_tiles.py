@@ -7,7 +7,7 @@ import torch
 from unet import NetworkConfig, Predictor
 from unet.network import Variant
 from unet.pixels import Preprocessing
-from unet.tiling import CONTEXT, Tile, cut
+from unet.tiles import CONTEXT, Tile, cut
 
 
 def test_what_fits_is_not_cut() -> None:

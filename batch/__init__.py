@@ -1,0 +1,1 @@
+"""`unet-segment`: many files in, their answers out. Empty until that program exists."""

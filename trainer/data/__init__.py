@@ -1,0 +1,1 @@
+"""Images and labels: finding pairs, reading them, cutting and augmenting crops."""

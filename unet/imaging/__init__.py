@@ -1,0 +1,1 @@
+"""Image files: bytes or a path -> `Picture`, and back. Imports no torch."""

@@ -125,8 +125,8 @@ trains_and_serves() {
 }
 answers_with_a_mask() { # of an image whose sides are no multiple of anything
   in_trainer python -c "if True:
-    import sys, numpy, trainer.sample, unet.images
-    image, _ = trainer.sample.generate(numpy.random.default_rng(1))
+    import sys, numpy, trainer.data.sample, unet.images
+    image, _ = trainer.data.sample.generate(numpy.random.default_rng(1))
     sys.stdout.buffer.write(unet.images.encode_png(image[:201, :233]))" >"$TMP/image.png"
   expect "size of the image" " 0 0 0 233 0 0 0 201" "$(png_size "$TMP/image.png" | tr -s ' ')"
   segment
@@ -205,7 +205,7 @@ leaves_nothing() {
   expect "containers and volumes" "" "$(dc ps -aq; docker volume ls -q --filter "name=${COMPOSE_PROJECT_NAME}_")"
 }
 example_data() { # the embedded sample as a user's folder
-  in_trainer sh -c "python -c 'import pathlib, trainer.sample as s; s.write(pathlib.Path(\"/tmp/data\"))' &&
+  in_trainer sh -c "python -c 'import pathlib, trainer.data.sample as s; s.write(pathlib.Path(\"/tmp/data\"))' &&
     tar -cC /tmp data" | tar -xC "$TMP"
   mkdir -p "$TMP/unlabelled/Training_Images"
   cp "$TMP/data/Training_Images/00.png" "$TMP/unlabelled/Training_Images"

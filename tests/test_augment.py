@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer import augment
-from trainer.augment import Augmentation, adjust_grey, blur, draw, elastic_displacement, placed
+from trainer.data import augment
+from trainer.data.augment import Augmentation, adjust_grey, blur, draw, elastic_displacement, placed
 from trainer.recipes import STRONG
 
 NOTHING = Augmentation(flip=False)

@@ -10,7 +10,7 @@ import pytest
 from conftest import png
 from PIL import Image
 
-from trainer.dataset import DataError, SplitKind, read_folder, split, split_fold
+from trainer.data import DataError, SplitKind, read_folder, split, split_fold
 from unet.images import encode_tiff
 
 Folder = Callable[..., Path]

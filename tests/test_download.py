@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from conftest import png
 
-from trainer import download
 from trainer.__main__ import main
-from trainer.dataset import read_folder
+from trainer.data import download, read_folder
 
 
 class Quiet(SimpleHTTPRequestHandler):

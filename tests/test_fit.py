@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from trainer import fit as fitting
-from trainer.batches import Batches
-from trainer.dataset import Sample
+from trainer.data import Batches, Sample
 from trainer.recipes import RECIPES
 from trainer.stop import Stopped
 from trainer.world import World

@@ -10,7 +10,7 @@ from conftest import Serve, picture, png
 from torch import nn
 
 from service.__main__ import main
-from trainer import sample
+from trainer.data import sample
 from unet import NetworkConfig, Predictor, device
 from unet.checkpoint import CheckpointError
 from unet.device import DeviceError, resolve_precision

@@ -16,7 +16,7 @@ from conftest import Serve, connect, drip, listening, png, received
 
 from service.app import create_app
 from service.settings import ServeSettings
-from trainer import sample
+from trainer.data import sample
 from unet import Predictor
 from unet.images import encode_tiff
 from unet.predictor import Piece

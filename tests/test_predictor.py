@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import sample
+from trainer.data import sample
 from unet import NetworkConfig, Predictor
 from unet.device import DeviceChoice, DeviceError
 from unet.pixels import PixelError, Preprocessing

@@ -7,7 +7,7 @@ import pytest
 from conftest import Serve, picture, png
 
 from trainer.__main__ import main as train
-from trainer.dataset import read_folder
+from trainer.data import read_folder
 
 pytestmark = pytest.mark.realdata
 

@@ -1,6 +1,6 @@
 """Recipes: what they say, and the networks that they build."""
 
-from trainer.augment import Augmentation
+from trainer.data import Augmentation
 from trainer.recipes import RECIPES, STRONG
 
 

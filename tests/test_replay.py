@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer import fit, sample
-from trainer.batches import Batches
-from trainer.dataset import Sample
+from trainer import fit
+from trainer.data import Batches, Sample, sample
 from trainer.fit import Learner
 from trainer.recipes import RECIPES
 from unet import Predictor, replay

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import sample
-from trainer.dataset import read_folder
+from trainer.data import read_folder, sample
 
 
 def test_it_is_a_data_folder_like_any_other(tmp_path: Path) -> None:

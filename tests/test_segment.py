@@ -18,7 +18,7 @@ from service.budget import PixelBudget
 from service.engine import Engine
 from service.segment import Clock
 from service.settings import ServeSettings
-from trainer import sample
+from trainer.data import sample
 from unet import Predictor
 from unet.images import decode, encode_tiff
 from unet.predictor import Prediction

@@ -18,7 +18,7 @@ import pytest
 from conftest import picture, png, received, running
 
 from service.__main__ import _listen, main
-from trainer import sample
+from trainer.data import sample
 
 
 def test_it_starts_answers_and_stops(trained: Path) -> None:

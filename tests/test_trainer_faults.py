@@ -19,8 +19,8 @@ import torch
 from conftest import png
 
 from trainer import fit as fitting
-from trainer import sample
 from trainer.__main__ import main
+from trainer.data import sample
 from trainer.folder import RunFolder, claim
 from trainer.run import Throttle
 from trainer.stop import Stopped

@@ -9,7 +9,7 @@ from conftest import picture, png
 from fastapi.testclient import TestClient
 
 from service import upload
-from trainer import sample
+from trainer.data import sample
 
 IMAGE, _ = sample.generate(np.random.default_rng(99), size=40)
 FILE = b'Content-Disposition: form-data; name="file"; filename="a.png"\r\n'

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import sample
-from trainer.dataset import DataError
+from trainer.data import DataError, sample
 from trainer.run import run
 from trainer.settings import TrainSettings
 from trainer.world import World, WorldError, claim_gpu

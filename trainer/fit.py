@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trainer.batches import Batch, Batches
-from trainer.dataset import Sample
+from trainer.data import Batch, Batches, Sample
 from trainer.fused import fused
 from trainer.losses import loss_of
 from trainer.metrics import FloatArray, Labels, Scores, ThresholdCurve, confusion, scores

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from trainer.dataset import Sample
+from trainer.data import Sample
 from unet.images import encode_png
 from unet.predictor import Predictor
 

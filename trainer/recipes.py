@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from textwrap import wrap
 from typing import Any, Literal
 
-from trainer.augment import Augmentation
+from trainer.data.augment import Augmentation
 from trainer.losses import LossName
 from unet.network import STRIDE, NetworkConfig, UNet, Variant
 from unet.pixels import InputRange

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 import unet
-from trainer import download, pictures, sample
-from trainer.batches import Batches
-from trainer.dataset import IMAGES, LABELS, DataSet, Sample, read_folder, split, split_fold
+from trainer import pictures
+from trainer.data import IMAGES, LABELS, Batches, DataSet, Sample, download, read_folder, sample, split, split_fold
 from trainer.fit import Learner, Progress, Schedule, TrainingError, fit
 from trainer.folder import CURVES, SAMPLES, RunFolder, claim
 from trainer.metrics import object_scores

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from trainer.dataset import SplitKind
+from trainer.data import SplitKind
 from trainer.recipes import RECIPES, Recipe, RecipeName
 from unet.device import DeviceChoice
 from unet.settings import ProgramSettings

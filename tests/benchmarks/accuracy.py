@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.dataset import Sample, read_folder
+from trainer.data import Sample, read_folder
 from trainer.metrics import ThresholdCurve, object_scores, scores
 from unet import Predictor
 from unet.device import PrecisionChoice

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import sample
+from trainer.data import sample
 from trainer.folder import BEST, LAST
 from unet import checkpoint as checkpoints
 from unet.checkpoint import CheckpointError

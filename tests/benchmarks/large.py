@@ -15,7 +15,7 @@ from typing import Any
 import unet.process  # noqa: F401  isort: skip  (before torch)
 import numpy as np
 
-from trainer.dataset import read_folder
+from trainer.data import read_folder
 from unet import Predictor
 
 

@@ -116,7 +116,7 @@ def work(name: str, model: Path, data: Path) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from trainer.dataset import read_folder
+    from trainer.data import read_folder
     from unet import Predictor
     from unet import checkpoint as checkpoints
     from unet.device import device_name

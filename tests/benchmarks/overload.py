@@ -19,7 +19,7 @@ import httpx
 from serving import Connection, load, memory, percentile, post, wait_for
 
 from service.settings import ServeSettings
-from trainer.dataset import read_folder
+from trainer.data import read_folder
 from unet.images import encode_png
 
 CLIENTS = 8

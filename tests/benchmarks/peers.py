@@ -24,7 +24,7 @@ from typing import Any
 
 from serving import load, percentile, post, raw_loop
 
-from trainer.dataset import read_folder
+from trainer.data import read_folder
 from unet import Predictor
 from unet.images import encode_png
 

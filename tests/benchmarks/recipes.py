@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from accuracy import measure
 
-from trainer.augment import Augmentation
-from trainer.dataset import read_folder, split, split_fold
+from trainer.data import Augmentation, read_folder, split, split_fold
 from trainer.recipes import RECIPES
 from trainer.run import run
 from trainer.settings import TrainSettings

@@ -30,7 +30,7 @@ import unet.process  # noqa: F401  isort: skip  (before torch)
 import torch
 
 from service.engine import BATCH_PIXELS, GPU_STREAMS, MAX_STREAMS
-from trainer.dataset import read_folder
+from trainer.data import read_folder
 from unet import Predictor
 from unet.device import PrecisionChoice
 

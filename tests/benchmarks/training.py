@@ -17,8 +17,7 @@ import torch
 from model import peak
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.batches import Batches
-from trainer.dataset import read_folder
+from trainer.data import Batches, read_folder
 from trainer.fit import Learner, Schedule, run_epoch
 from trainer.recipes import RECIPES
 from trainer.run import peak_memory

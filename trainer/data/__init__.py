@@ -1,1 +1,20 @@
-"""Images and labels: finding pairs, reading them, cutting and augmenting crops."""
+"""Training data: image and label pairs, their checks, and augmented crops."""
+
+from trainer.data.augment import Augmentation
+from trainer.data.crops import Batch, Batches
+from trainer.data.dataset import IMAGES, LABELS, DataError, DataSet, Sample, SplitKind, read_folder, split, split_fold
+
+__all__ = [
+    "IMAGES",
+    "LABELS",
+    "Augmentation",
+    "Batch",
+    "Batches",
+    "DataError",
+    "DataSet",
+    "Sample",
+    "SplitKind",
+    "read_folder",
+    "split",
+    "split_fold",
+]

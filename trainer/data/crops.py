@@ -1,20 +1,22 @@
 """Batches of crops, cut and augmented on the training device: the same ones for the same seed and epoch."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.augment import Draw, adjust_grey, draw, placed, sample, sampling_grid
-from trainer.dataset import Sample
+from trainer.data.augment import Draw, adjust_grey, draw, placed, sample, sampling_grid
+from trainer.data.dataset import Sample
 from trainer.losses import border_weights
-from trainer.recipes import Recipe
 from trainer.world import ALONE, World
 from unet.network import STRIDE
 from unet.pixels import Preprocessing
+
+if TYPE_CHECKING:  # recipes are made of augmentations, which are here
+    from trainer.recipes import Recipe
 
 
 class Batch(NamedTuple):
@@ -38,7 +40,7 @@ class Batches:
         preprocessing: Preprocessing,
         n_channels: int,
         n_classes: int,
-        recipe: Recipe,
+        recipe: "Recipe",
         *,
         margin: int,
         seed: int,
@@ -102,7 +104,7 @@ class Batches:
         return torch.floor(place * (room + 1)) + (self.recipe.image_size - 1) / 2
 
 
-def _target(sample: Sample, n_classes: int, recipe: Recipe) -> Tensor:
+def _target(sample: Sample, n_classes: int, recipe: "Recipe") -> Tensor:
     """(1 or 2, H, W) float32: class indices, and the loss's weights if the recipe wants them."""
     planes = [sample.label.astype(np.float32)]
     if recipe.border_weights:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.dataset import IMAGES, LABELS
+from trainer.data.dataset import IMAGES, LABELS
 from unet.checkpoint import replace_atomically
 from unet.images import encode_png
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.augment import Augmentation
-from trainer.batches import Batches
-from trainer.dataset import Sample
+from trainer.data import Augmentation, Batches, Sample
 from trainer.fit import Average
 from trainer.recipes import RECIPES, Recipe
 from unet.pixels import Preprocessing

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""The device and the precision that a network computes in."""
 
 import platform
 from functools import cache
@@ -7,77 +7,72 @@ from typing import Literal, get_args
 
 import torch
 
-DeviceChoice = Literal["auto", "cpu", "cuda"]
-PrecisionChoice = Literal["auto", "fp32", "bf16", "int8"]
-Precision = Literal["fp32", "bf16", "int8"]
+from unet.errors import UserError
+
+DeviceChoice = str
+"""`auto`, `cpu`, `cuda`, `cuda:1`, `mps`: any device string of torch."""
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class DeviceError(ValueError):
-    """A device or precision that is not there, or none at all."""
+class DeviceError(UserError):
+    """A device or precision that is not available, or an unknown name."""
 
 
-def resolve_device(choice: DeviceChoice) -> torch.device:
-    """`auto` is the GPU if there is one. Raises DeviceError for `cuda` without one."""
-    _check("device", choice, get_args(DeviceChoice))
-    if choice == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
+def resolve_device(choice: DeviceChoice = "auto") -> torch.device:
+    """The named device; `auto`: the accelerator, where there is one, else the CPU. Raises DeviceError."""
+    if choice == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        choice = str(accelerator) if accelerator else "cpu"
+    try:
+        device = torch.device(choice)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DeviceError(
+            f"--device {choice}: expected auto, cpu, or an accelerator that works here; found: {reason}"
+        ) from error
+    if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
-    if choice == "cuda":
-        raise DeviceError("device cuda: no CUDA GPU can be used here; expected one, or device auto or cpu")
-    return torch.device("cpu")
+    return device
 
 
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
-    """`auto` is bfloat16 where the device is fast at it, else float32. Raises DeviceError for `int8` where it is not
-    computed."""
-    _check("precision", choice, get_args(PrecisionChoice))
-    if choice == "int8" and not (device.type == "cpu" and _computes_int8()):
-        found = device_name(device)
-        raise DeviceError(f"precision int8: expected device cpu, an x86 processor with AVX2 or later; found {found}")
+    """`auto`: bfloat16 where the device is fast at it, else float32. Raises DeviceError for an unknown name."""
+    if choice not in get_args(PrecisionChoice):
+        raise DeviceError(f"--precision: expected auto, fp32 or bf16, found {choice!r}")
     if choice != "auto":
         return choice
     return "bf16" if fast_bf16(device) else "fp32"
 
 
-def _check(what: str, choice: str, choices: tuple[str, ...]) -> None:
-    if choice not in choices:
-        raise DeviceError(f"{what}: expected {', '.join(choices[:-1])} or {choices[-1]}, found {choice!r}")
-
-
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16, so that it is faster at it than at float32."""
+    """Whether the device has bfloat16 instructions, so that it is faster at it than at float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
-
-
-def _computes_int8() -> bool:
-    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return onednn and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-
-
-def has_vnni() -> bool:
-    """Whether the processor adds up four products of 8 bits at once, in 32 bits."""
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_cpuinfo("flags").split())
+    return device.type == "cpu" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Of a GPU's, or of the system's, which torch and oneDNN have no exception of their own for."""
-    said = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error) for each in said)
+    """Whether the device or the system ran out of memory; torch and oneDNN have no exception of their own for the
+    latter."""
+    messages = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in messages)
 
 
 def device_name(device: torch.device) -> str:
-    """What the maker calls it, such as "NVIDIA H200" or "AMD EPYC 9575F 64-Core Processor"."""
+    """The maker's name, such as "NVIDIA H200" or "AMD EPYC 9575F 64-Core Processor"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 @cache
 def _cpuinfo(field: str) -> str:
-    """What Linux says of the first processor; empty elsewhere."""
+    """A field of the first processor in Linux' /proc/cpuinfo; empty elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

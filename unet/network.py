@@ -2,7 +2,7 @@
 
 Three variants share the modules and the parameter names (`inc.* down1.* ... up4.* outc.*`), so existing files load:
 
-    tutorial       padded convolutions, batch norm, 64-128-256-512-512 down, 256-128-64-64 up. The default.
+    tutorial       padded convolutions, batch norm, 64-128-256-512-512 down, 256-128-64-64 up (default).
     pytorch-unet   as tutorial, but a wider middle in each up step (bilinear), or 1024 channels at the
                    bottom and halving up-convolutions (transposed).
     paper          figure 1 of the paper: unpadded convolutions, so the output is smaller than the input by a constant
@@ -25,7 +25,7 @@ Variant = Literal["tutorial", "pytorch-unet", "paper"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 STRIDE = 16
-"""Four poolings: one pixel at the bottom stands for 16 x 16 of the image."""
+"""Side in pixels of the square that one pixel at the bottom stands for, after four poolings."""
 
 PAPER_MARGIN = 92
 """Pixels that the unpadded network loses on each side: (572 - 388) / 2."""
@@ -33,7 +33,7 @@ PAPER_MARGIN = 92
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """All that is needed to build a `UNet` again. Raises ValueError naming the field that makes no sense."""
+    """Everything needed to build a `UNet`. Raises ValueError naming the field that makes no sense."""
 
     n_channels: int = 1
     """Channels of the image: 1 grey, 3 RGB."""
@@ -62,7 +62,7 @@ class NetworkConfig:
 
 
 class DoubleConv(nn.Module):
-    """(3x3 convolution, batch norm, ReLU) twice; of several tensors, joined along the channels."""
+    """(3x3 convolution, batch norm, ReLU) twice. Several inputs are concatenated along the channels."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class DoubleConv(nn.Module):
 
 
 class Down(nn.Module):
-    """Halves height and width, then convolves."""
+    """Max pooling that halves height and width, then a double convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, **conv: bool) -> None:
         super().__init__()
@@ -100,10 +100,10 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles height and width, joins the skip connection, then convolves.
+    """Up-sampling that doubles height and width, concatenation with the skip connection, then a double convolution.
 
-    `in_channels` counts both halves of the joined tensor. `halving` is for a coarser level that arrives with all
-    `in_channels`, which the up-convolution halves; otherwise it arrives with half of them.
+    `in_channels` counts both halves of the concatenated tensor. `halving`: the coarser level has `in_channels`, which
+    the up-convolution halves; otherwise it has half of them.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Up(nn.Module):
         self.padded = conv.get("padded", True)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, C, H, W) of the coarser level, (B, C, 2H, 2W) of the finer one."""
+        """`x`: (B, C, H, W) from the coarser level; `skip`: (B, C, 2H, 2W) from the finer one, or an odd size above."""
         x = self.up(x)  # (B, C, 2H, 2W)
         if self.padded:  # an odd size lost its last row or column in the pooling: pad it back
             x = fit(x, skip)
@@ -137,7 +137,7 @@ class Up(nn.Module):
 
 
 class OutConv(nn.Module):
-    """1x1 convolution from features to logits."""
+    """1x1 convolution: features to logits."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class OutConv(nn.Module):
 class UNet(nn.Module):
     """Image (B, n_channels, H, W) -> logits (B, n_classes, H, W); for the paper's variant (H - 184, W - 184).
 
-    Any H, W >= 16; the paper's variant wants sides of 16 k + 12, at least 188.
+    H, W >= 16; for the paper's variant sides of 16 k + 12, at least 188.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class UNet(nn.Module):
         self.down2 = Down(2 * c, 4 * c, **conv)
         self.down3 = Down(4 * c, 8 * c, **conv)
         self.down4 = Down(8 * c, bottom, **conv)
-        self.dropout = nn.Dropout(0.0)  # how much is up to the training
+        self.dropout = nn.Dropout(0.0)  # the trainer sets the rate
 
         def up(in_channels: int, out_channels: int) -> Up:
             mid = in_channels // 2 if variant == "pytorch-unet" and bilinear else None
@@ -199,11 +199,11 @@ class UNet(nn.Module):
 
     @property
     def margin(self) -> int:
-        """Pixels by which the output is smaller than the input, on each side."""
+        """Pixels that the output lacks on each side of the input."""
         return PAPER_MARGIN if self.config.variant == "paper" else 0
 
     def folded(self) -> "UNet":
-        """A copy for inference that computes the same with fewer steps: batch norms become part of the convolutions."""
+        """A copy for inference, with batch norm folded into the convolutions."""
         network = copy.deepcopy(self).eval()
         for module in network.modules():
             if isinstance(module, DoubleConv):
@@ -224,9 +224,9 @@ class UNet(nn.Module):
 
 
 def fit(x: Tensor, like: Tensor) -> Tensor:
-    """Pads `x` with zeros, or crops it, about its centre to the height and width of `like`."""
+    """Zero-pads or crops `x` about its centre to the height and width of `like`."""
     dh, dw = like.shape[-2] - x.shape[-2], like.shape[-1] - x.shape[-1]
-    if dh == dw == 0:  # F.pad would copy it
+    if dh == dw == 0:  # F.pad would copy
         return x
     return F.pad(x, [dw // 2, dw - dw // 2, dh // 2, dh - dh // 2])
 
@@ -245,7 +245,7 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
 
 
 def _init_gaussian(module: nn.Module) -> None:
-    """Section 3 of the paper: standard deviation sqrt(2 / N), N the incoming nodes of one neuron."""
+    """Gaussian weights with standard deviation sqrt(2 / N), N the incoming nodes of one neuron (the paper, section 3)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         kernel = module.kernel_size[0] * module.kernel_size[1]
         # each output of a stride-2, 2x2 transposed convolution sees one input pixel

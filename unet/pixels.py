@@ -1,7 +1,7 @@
-"""Pixels: the one place where grey values become network input. Knows arrays, not files.
+"""Pixels: the one place where grey values become network input, for training as for serving. Arrays only, no files.
 
-An image is (H, W) or (H, W, C), C = 1 grey, 3 RGB, 2 and 4 the same with an alpha channel, which is ignored. Values are
-scaled by dtype, never by content: uint8 / 255, uint16 / 65535, bool 0 and 1, floats as they are (0..1 is meant).
+An image is (H, W) or (H, W, C): C = 1 grey, 3 RGB; 2 and 4 are the same with an alpha channel, which is ignored. Values
+are scaled by dtype, never by content: uint8 / 255, uint16 / 65535, bool 0 and 1, floats as they are (expected in 0..1).
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unet.errors import UserError
 from unet.network import STRIDE
 
 _TYPE_MAX = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
@@ -22,25 +23,28 @@ InputRange = Literal["0-1", "0-255"]
 FloatArray = npt.NDArray[np.float32]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Weights of R, G and B in a grey value (ITU-R BT.601, as OpenCV)."""
+"""Weights of R, G and B in a grey value (ITU-R BT.601, as OpenCV's)."""
 STRIP = 64
-"""Rows."""
+"""Rows that are converted to grey at once."""
 
 
-class PixelError(ValueError):
-    """An array that is no image, or not one for this network. Says what was expected and what was found."""
+class PixelError(UserError):
+    """An array that is no image, or an image or option that does not fit the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the network's input. Part of the checkpoint, so that serving repeats training."""
+    """Normalisation and padding of images. Part of the checkpoint, so that serving repeats training.
+
+    Raises ValueError naming the field that makes no sense.
+    """
 
     input_range: InputRange = "0-1"
-    """What the darkest and the brightest grey value of the dtype become."""
+    """Range that the dtype's range is scaled to; without effect when images are standardised."""
     standardise: bool = False
-    """Then bring each image to zero mean and unit variance, channel by channel."""
+    """Zero mean and unit variance for each channel of each image."""
     size_multiple: int = STRIDE
-    """Mirror the image at its right and lower border up to a multiple of this. 1: only up to 16 pixels."""
+    """Images are mirrored at their right and lower border up to a multiple of this, and to at least 16 pixels."""
 
     def __post_init__(self) -> None:
         if self.input_range not in get_args(InputRange):
@@ -49,7 +53,7 @@ class Preprocessing:
             raise ValueError(f"size_multiple: expected a whole number of 1 to 256, found {self.size_multiple!r}")
 
     def __call__(self, image: npt.NDArray[Any], n_channels: int) -> "Prepared":
-        """What the network sees of an image. Raises PixelError."""
+        """Image -> (H, W, n_channels) pixels with the offset and scale that normalise them. Raises PixelError."""
         pixels, unit = match_channels(*to_pixels(image), n_channels)
         if self.standardise:
             mean, std = (each.ravel() for each in cv2.meanStdDev(pixels))  # in double precision
@@ -62,38 +66,37 @@ class Preprocessing:
         return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size that an image of (height, width) is mirrored up to."""
+        """Size that an image of (height, width) is mirrored up to."""
         return _next(height, self.size_multiple), _next(width, self.size_multiple)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image of as many channels as the network has, with what is still to be done to its values. That is left to the
-    device that computes: a byte travels there faster than a float."""
+    """An image with the network's number of channels and its normalisation, which the device applies: bytes reach a GPU
+    four times as fast as floats."""
 
     pixels: npt.NDArray[Any]
     """(H, W, C), uint8 or float32."""
     offset: FloatArray
-    """(C,), to be subtracted first."""
+    """(C,), subtracted first."""
     scale: FloatArray
-    """(C,), to be multiplied with then."""
+    """(C,), per-channel factor, applied after subtracting `offset`."""
 
     def tensor(self) -> Tensor:
-        """The whole image as the network sees it, (C, H, W) float32."""
+        """The normalised image, (C, H, W) float32."""
         pixels, offset, scale = map(torch.from_numpy, (self.pixels, self.offset, self.scale))
         return normalise(pixels[None], offset[:, None, None], scale[:, None, None])[0]
 
 
 def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-    """(B, H, W, C) pixels of `Prepared`, (B, C, 1, 1) or (C, 1, 1) each -> (B, C, H, W) float32, channels last in
-    memory."""
+    """(B, H, W, C) pixels, offset and scale of (B, C, 1, 1) or (C, 1, 1) -> (B, C, H, W) float32, channels last."""
     x = pixels.permute(0, 3, 1, 2).to(torch.float32, copy=True)
-    return x.sub_(offset).mul_(scale)  # in place: twice as fast
+    return x.sub_(offset).mul_(scale)  # in place: half the time
 
 
 def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
-    """Image of any accepted dtype -> (H, W, C) uint8 or float32, and the value that stands for 1."""
-    if not isinstance(image, np.ndarray):  # cv2.imread gives None for a file that it cannot read
+    """Image of any accepted dtype -> (H, W, C) uint8 or float32, and the value that stands for 1. Raises PixelError."""
+    if not isinstance(image, np.ndarray):  # cv2.imread returns None for a file that it cannot read
         raise PixelError(f"expected an image as a NumPy array, found {type(image).__name__}")
     if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)):
         raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
@@ -104,7 +107,7 @@ def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
         return image if image.dtype == np.uint8 else image.astype(np.float32), _TYPE_MAX[image.dtype]
     if not np.issubdtype(image.dtype, np.floating):
         raise PixelError(f"expected pixels of uint8, uint16, bool or float, found {image.dtype}")
-    with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, and is refused
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused
         x = image.astype(np.float32)
     if not np.isfinite(x).all():
         raise PixelError("expected finite pixel values, found NaN or infinity")
@@ -112,7 +115,7 @@ def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
 
 
 def match_channels(x: npt.NDArray[Any], unit: int, n_channels: int) -> tuple[npt.NDArray[Any], int]:
-    """(H, W, C) -> (H, W, n_channels): drops alpha, RGB to grey by luminance (float32), grey to RGB by repetition."""
+    """(H, W, C) -> (H, W, n_channels): alpha dropped, RGB to grey by luminance (float32), grey to RGB by repetition."""
     if x.shape[2] in (2, 4) and x.shape[2] != n_channels:
         x = x[:, :, :-1]
     if x.shape[2] == n_channels:
@@ -121,11 +124,11 @@ def match_channels(x: npt.NDArray[Any], unit: int, n_channels: int) -> tuple[npt
         return luminance(x)[:, :, np.newaxis], unit
     if x.shape[2] == 1 and n_channels == 3:
         return np.repeat(x, 3, axis=2), unit
-    raise PixelError(f"this network takes images of {n_channels} channels, found {x.shape[2]}")
+    raise PixelError(f"expected an image of {n_channels} channels, as the model was trained on; found {x.shape[2]}")
 
 
 def luminance(rgb: npt.NDArray[Any]) -> FloatArray:
-    """(H, W, 3) -> (H, W). In strips: as a whole it would be converted to float first, in 12 bytes a pixel."""
+    """(H, W, 3) -> (H, W). In strips: converting the whole image to float first would take 12 bytes a pixel."""
     grey = np.empty(rgb.shape[:2], np.float32)
     for top in range(0, len(rgb), STRIP):
         np.matmul(rgb[top : top + STRIP], LUMA, out=grey[top : top + STRIP])
@@ -133,8 +136,8 @@ def luminance(rgb: npt.NDArray[Any]) -> FloatArray:
 
 
 def mirror(x: npt.NDArray[Any], height: int, width: int, margin: int = 0) -> npt.NDArray[Any]:
-    """(H, W, C) -> (height + 2 margin, width + 2 margin, C), continued by reflection: to the right and below up to the
-    size, then by the margin on every side (the paper's overlap-tile border). Images smaller than that repeat."""
+    """(H, W, C) -> (height + 2 margin, width + 2 margin, C) by reflection: first at the right and lower border, then by
+    the margin on every side (the paper's overlap-tile border). Images smaller than the padding are reflected again."""
     h, w, _ = x.shape
     pad = ((margin, height - h + margin), (margin, width - w + margin), (0, 0))
     return np.pad(x, pad, mode="reflect") if np.any(pad) else x

@@ -1,10 +1,17 @@
-"""Image in, probabilities or mask out: the one way to use a network, in validation as in the service."""
+"""Image in, probabilities or mask out: the one way to use a network, in validation as in the service.
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+The path of one image is five steps: preprocess, tile, forward, threshold, stitch. `Predictor.predict` shows them in a
+row; a queue that computes pieces of several images by turns takes the same steps through `start`, `Prediction.next` and
+`compute`.
+
+Shapes: B pieces of one shape, C channels of the image, K channels of the network's output, H and W height and width in
+pixels; h and w those of a piece, the network's margin included.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,33 +19,36 @@ import torch
 from torch import Tensor
 
 from unet import checkpoint as checkpoints
+from unet import engines
 from unet.checkpoint import Checkpoint
 from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device, resolve_precision
-from unet.forward import ForwardPass, Output
-from unet.fused import fused
-from unet.int8 import in_int8
 from unet.network import STRIDE, UNet
-from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror
-from unet.replay import recorded
-from unet.tiles import CONTEXT, Tile, cut
+from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise
+from unet.tiles import CONTEXT, Span, cut
 
-TILE = {"cpu": 896, "cuda": 2048}
-"""Side of the largest piece that is computed at once, by kind of device: at base 64 about 1 GiB and 3 GiB."""
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.uint8]
+Forward = Callable[[Tensor], Tensor]
+Wanted = Literal["probabilities", "mask", "probability"]
+"""probabilities: float32 as from a call; mask: uint8 as from `mask`; probability: uint8, 255 for certain, of the
+foreground or of each pixel's likeliest class."""
+View = tuple[int, int]
+"""Quarter turns, then 1 or -1: flipped."""
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
-"""Of what goes into the network."""
-
-VIEWS = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
-"""Test-time augmentation: quarter turns, then flipped or not."""
+TILE = {"cuda": 2048}
+TILE_ELSEWHERE = 896
+"""Side of the largest piece that is computed at once, by kind of device: at base 64 about 3 GiB and 1 GiB."""
+VIEWS: tuple[View, ...] = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
+"""Test-time augmentation: the eight rotations and flips of an image."""
 
 
 class Predictor:
-    """A network with what belongs to it: preprocessing, classes, threshold, device and precision.
+    """A network with its preprocessing, classes, threshold, device and precision.
 
     >>> predictor = Predictor.load("best_model.pth")
     >>> mask = predictor.mask(image)  # (H, W), or (H, W, 3) RGB, uint8, uint16 or float in 0..1 -> (H, W) uint8
 
-    Images with a side above `tile` pixels are cut, computed in pieces and put together again (see `unet.tiles`).
+    Images with a side above `tile` pixels are computed in overlapping tiles (see `unet.tiles`).
     """
 
     def __init__(
@@ -48,45 +58,35 @@ class Predictor:
         *,
         class_values: tuple[int, ...] = (0, 255),
         threshold: float = 0.5,
-        device: torch.device | None = None,
         precision: Precision = "fp32",
-        tile: int | None = None,
+        forward: Forward | None = None,
     ) -> None:
-        """The network's weights may change, but in place: a GPU's computations are recorded."""
-        self.device = device or next(network.parameters()).device
-        self.dtype = DTYPES[precision]
-        self.network = network.to(self.device, self.dtype)
+        """`forward`: (B, C, h, w) float32 -> (B, K, h', w') logits, from `engines.prepare`. Default: the network itself,
+        whose weights may then change between calls, as in training."""
+        self.network = network
         self.preprocessing = preprocessing
         self.class_values = class_values
         self.threshold = threshold
         self.precision: Precision = precision
-        self.tile = tile or TILE[self.device.type]
-        # a binary mask has values of its own, whatever its labels have
-        values = torch.tensor((0, 255) if self.binary else class_values, dtype=torch.uint8, device=self.device)
-        self.forward = ForwardPass(self.network, self.dtype, values)
-        self._passes: dict[Output, Callable[[Tensor, Tensor], Tensor]] = {
-            output: recorded(partial(self.forward, output), self.device) for output in get_args(Output)
-        }
+        self.device = next(network.parameters()).device
+        self.tile = TILE.get(self.device.type, TILE_ELSEWHERE)
+        self._logits: Forward = forward or network
 
     @classmethod
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: DeviceChoice = "auto", precision: PrecisionChoice = "auto"
     ) -> Self:
-        """Raises DeviceError when there is no such device, or CheckpointError for a network that int8 is not for."""
+        """Raises DeviceError."""
         where = resolve_device(device)
         resolved = resolve_precision(precision, where)
-        network = checkpoint.build()
-        if resolved == "int8":
-            network = in_int8(network)
-        else:
-            network = fused(network.folded().to(where, memory_format=torch.channels_last), DTYPES[resolved])  # type: ignore[call-overload]
+        network = checkpoint.build().to(where)
         return cls(
             network,
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,
-            device=where,
             precision=resolved,
+            forward=engines.prepare(network, where, resolved),
         )
 
     @classmethod
@@ -97,7 +97,7 @@ class Predictor:
         precision: PrecisionChoice = "auto",
         input_range: InputRange = "0-1",
     ) -> Self:
-        """From a file of `unet-train`, or from a bare state_dict, for which `input_range` tells its pixel scale.
+        """A predictor from a file of `unet-train`, or from a bare state_dict, whose pixel scale is `input_range`.
 
         Raises CheckpointError or DeviceError.
         """
@@ -105,237 +105,215 @@ class Predictor:
 
     @property
     def n_channels(self) -> int:
+        """Channels of the images: 1 grey, 3 RGB."""
         return self.network.config.n_channels
 
     @property
     def n_classes(self) -> int:
-        """1 for a binary network, K for K exclusive classes."""
+        """Channels of the output: 1 for a binary network, K for K exclusive classes."""
         return self.network.config.n_classes
 
     @property
     def binary(self) -> bool:
+        """Whether the network tells foreground from background."""
         return self.n_classes == 1
 
-    def __call__(self, image: npt.NDArray[Any], *, tta: bool = False) -> FloatArray:
+    def __call__(self, image: Array, *, tta: bool = False) -> FloatArray:
         """(H, W) or (H, W, C) image -> probabilities, float32 in 0..1: (H, W) of the foreground for a binary network,
         (K, H, W) that sum to one for K classes. Any size of at least 1 x 1. Raises PixelError.
 
         `tta`, test-time augmentation: the mean over the image's eight rotations and flips, in eight times the time.
         """
-        return self.run(self.start(image, "probabilities", tta=tta))
+        return self.predict(image, "probabilities", tta=tta)
 
-    def mask(
-        self, image: npt.NDArray[Any], threshold: float | None = None, *, tta: bool = False
-    ) -> npt.NDArray[np.uint8]:
+    def mask(self, image: Array, threshold: float | None = None, *, tta: bool = False) -> Mask:
         """(H, W) uint8: 0 and 255 for a binary network, the class values (those of the labels) for K classes.
 
         `threshold` (0..1; default: the checkpoint's) is for binary networks only. Raises PixelError.
         """
-        return self.run(self.start(image, "mask", threshold=threshold, tta=tta))
+        return self.predict(image, "mask", threshold=threshold, tta=tta)
 
-    def start(
-        self,
-        image: npt.NDArray[Any],
-        output: Output = "probabilities",
-        *,
-        threshold: float | None = None,
-        tta: bool = False,
-    ) -> "Prediction":
-        """A prediction that is computed piece by piece, by whoever calls `compute`. Raises PixelError.
-
-        `output`: probabilities as from a call, the mask as from `mask`, or `probability`, (H, W) uint8 with 255 for
-        certain: of the foreground, or of each pixel's likeliest class.
-        """
-        self._check_threshold(threshold)
-        prepared = self.preprocessing(image, self.n_channels)
-        return Prediction(self, prepared, output, threshold, VIEWS if tta else VIEWS[:1])
-
-    def run(self, prediction: "Prediction") -> npt.NDArray[Any]:
-        """All of a prediction, here and now."""
-        while not prediction.finished:
-            self.compute([prediction.next()])
+    def predict(self, image: Array, wanted: Wanted, *, threshold: float | None = None, tta: bool = False) -> Array:
+        """The whole path of one image. Raises PixelError."""
+        prepared = self.preprocess(image)
+        prediction = Prediction(self, prepared, wanted, self.checked(threshold), tta)
+        for piece in prediction.pieces():
+            probabilities = self.forward([piece])
+            answers = self.decide(probabilities, prediction.wanted_of_pieces, prediction.threshold)
+            prediction.stitch(piece, answers[0].numpy(force=True))
         return prediction.result
 
-    @torch.inference_mode()
+    def start(
+        self, image: Array, wanted: Wanted = "probabilities", *, threshold: float | None = None, tta: bool = False
+    ) -> "Prediction":
+        """The same path for a queue: preprocessed, to be computed piece by piece. Raises PixelError."""
+        return Prediction(self, self.preprocess(image), wanted, self.checked(threshold), tta)
+
     def compute(self, pieces: Sequence["Piece"]) -> None:
-        """One forward pass for pieces of one shape, and each one's share to its prediction."""
-        by_output: dict[Output, list[Piece]] = defaultdict(list)  # mostly one
-        for piece in pieces:
-            by_output[piece.prediction.piece_output].append(piece)
-        finished = self._downloaded([self._passes[output](*self._uploaded(of)) for output, of in by_output.items()])
-        for of, together in zip(by_output.values(), finished, strict=True):
-            for piece, each in zip(of, together.numpy(), strict=True):
-                piece.prediction.put(piece.place, each)
+        """Forward, threshold and stitch for pieces of one shape, which may belong to different predictions."""
+        probabilities = self.forward(pieces)
+        for wanted in {piece.prediction.wanted_of_pieces for piece in pieces}:
+            chosen = [i for i, piece in enumerate(pieces) if piece.prediction.wanted_of_pieces == wanted]
+            thresholds = torch.tensor([pieces[i].prediction.threshold for i in chosen], device=self.device)
+            those = probabilities if len(chosen) == len(pieces) else probabilities[chosen]  # indexing copies
+            answers = self.decide(those, wanted, thresholds[:, None, None, None])
+            for i, answer in zip(chosen, answers.numpy(force=True), strict=True):
+                pieces[i].prediction.stitch(pieces[i], answer)
 
-    def _uploaded(self, pieces: Sequence["Piece"]) -> list[Tensor]:
-        """Pixels and numbers for a `ForwardPass`, on the device. A GPU, which is not waited for, fetches them itself:
-        from pinned memory."""
-        both = [piece.pixels for piece in pieces], [piece.prediction.numbers for piece in pieces]
-        if self.device.type != "cuda":
-            return [torch.from_numpy(np.stack(arrays)) for arrays in both]
-        uploaded = []
-        for arrays in both:
-            dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype  # torch warns of arrays that are read-only
-            pinned = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=True)
-            np.stack(arrays, out=pinned.numpy())
-            uploaded.append(pinned.to(self.device, non_blocking=True))
-        return uploaded
+    def preprocess(self, image: Array) -> Prepared:
+        """Image -> (H, W, C) pixels with the offset and scale that normalise them. Raises PixelError."""
+        return self.preprocessing(image, self.n_channels)
 
-    def _downloaded(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """A GPU is waited for once, and without what other threads have asked of it since."""
-        if self.device.type != "cuda":
-            return tensors
-        here = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-        for to, tensor in zip(here, tensors, strict=True):
-            to.copy_(tensor, non_blocking=True)
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # leaves the core to others meanwhile
-        done.record(torch.cuda.current_stream(self.device))
-        done.synchronize()
-        return here
+    @torch.inference_mode()
+    def forward(self, pieces: Sequence["Piece"]) -> Tensor:
+        """B pieces of one shape -> probabilities (B, K, h', w') float32, on the device."""
+        prepared = [piece.prediction.prepared for piece in pieces]
+        pixels, offset, scale = (
+            torch.from_numpy(np.stack(arrays)).to(self.device)
+            for arrays in (
+                [piece.pixels for piece in pieces],
+                [each.offset for each in prepared],
+                [each.scale for each in prepared],
+            )
+        )
+        x = normalise(pixels, offset[:, :, None, None], scale[:, :, None, None])  # (B, C, h, w)
+        logits = self._logits(x).float()  # (B, K, h', w')
+        return logits.sigmoid_() if self.binary else logits.softmax(dim=1)
+
+    @torch.inference_mode()
+    def decide(self, probabilities: Tensor, wanted: Wanted, threshold: float | Tensor) -> Tensor:
+        """(..., K, h, w) probabilities -> the same, or (..., 1, h, w) uint8: mask values or the likeliest class's
+        probability."""
+        if wanted == "probabilities":
+            return probabilities
+        if wanted == "probability":
+            return (probabilities.amax(dim=-3, keepdim=True) * 255).round().to(torch.uint8)
+        if self.binary:
+            return probabilities.gt(threshold).to(torch.uint8).mul_(255)
+        values = torch.tensor(self.class_values, dtype=torch.uint8, device=probabilities.device)
+        return values[probabilities.argmax(dim=-3, keepdim=True)]
 
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
-        foreground. Raises PixelError for a threshold that is none, or where there is none."""
-        self._check_threshold(threshold)
+        foreground. Raises PixelError."""
+        threshold = self.checked(threshold)
         if self.binary:
-            return (probabilities > (self.threshold if threshold is None else threshold)).astype(np.intp)
+            return (probabilities > threshold).astype(np.intp)
         return np.asarray(probabilities.argmax(axis=0))
 
-    def _check_threshold(self, threshold: float | None) -> None:
-        if threshold is not None and not self.binary:
-            raise PixelError(f"a threshold is for binary models; this one has {self.n_classes} classes")
-        if threshold is not None and not 0 <= threshold <= 1:
+    def checked(self, threshold: float | None) -> float:
+        """The threshold to use. Raises PixelError for one outside 0..1, and for one given to a network of classes."""
+        if threshold is None:
+            return self.threshold
+        if not self.binary:
+            raise PixelError(f"threshold: expected none, as this model tells {self.n_classes} classes apart")
+        if not 0 <= threshold <= 1:
             raise PixelError(f"threshold: expected 0..1, found {threshold}")
+        return threshold
 
 
 class Piece(NamedTuple):
-    """What goes through the network at once: a tile of one view of one image."""
+    """A tile of one view of one image: what passes through the network at once."""
 
     prediction: "Prediction"
-    place: "Place"
-    pixels: npt.NDArray[Any]
-    """(h, w, C), the network's margin included."""
-
-
-class Place(NamedTuple):
-    """Where a piece comes from."""
-
-    view: tuple[int, int]
-    rows: Tile
-    columns: Tile
+    view: View
+    rows: Span
+    columns: Span
+    pixels: Array
+    """(h, w, C)."""
 
 
 class Prediction:
-    """One image on its way through the network.
+    """One image on its way through the network: its pieces, in order, and the answer stitched from them.
 
-    `next` gives its pieces, one after the other; `Predictor.compute` is to have had the last one before the next is
-    asked for. So the result does not depend on who else is being computed.
+    The answer does not depend on the pieces of other images that are computed in the same batch.
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        prepared: Prepared,
-        output: Output,
-        threshold: float | None,
-        views: Sequence[tuple[int, int]],
+        self, predictor: Predictor, prepared: Prepared, wanted: Wanted, threshold: float, tta: bool = False
     ) -> None:
         self.predictor = predictor
         self.prepared = prepared
-        self._output: Output = output
-        self._threshold = predictor.threshold if threshold is None else threshold
-        numbers = np.hstack([prepared.offset, prepared.scale, self._threshold])
-        self.numbers: FloatArray = numbers.astype(np.float32)[:, np.newaxis, np.newaxis]
-        """(2 C + 1, 1, 1): what belongs to the pixels of every piece."""
-        self._views = views
-        self._places: deque[Place] = deque()
-        self._view: tuple[int, int] | None = None
-        self._seen: npt.NDArray[Any] = prepared.pixels
-        """The current view, mirrored to a size that the network takes."""
+        self.threshold = threshold
+        self._wanted: Wanted = wanted
+        self._views = VIEWS if tta else VIEWS[:1]
+        # several views are averaged before the threshold: a mean of masks is no mask
+        self.wanted_of_pieces: Wanted = "probabilities" if tta else wanted
+        self._seen: tuple[View, Array] | None = None
+        self._answer: Array | None = None
         self.restart()
 
     def restart(self) -> None:
-        """From the beginning, in pieces of the predictor's present `tile`."""
-        vars(self).pop("_planes", None)
-        self._places = deque(place for view in self._views for place in self._cut(view))
+        """Starts again, in tiles of the predictor's present `tile`."""
+        self._answer = None
+        self._places = deque(place for view in self._views for place in self._tiles(view))
 
     @property
     def finished(self) -> bool:
-        """Whether there is no next piece."""
+        """Whether every piece has been taken."""
         return not self._places
 
     @property
     def next_shape(self) -> tuple[int, int]:
-        """Height and width of the next piece, the network's margin included."""
+        """(h, w) of the next piece."""
         _, rows, columns = self._places[0]
         margin = 2 * self.predictor.network.margin
         return rows.stop - rows.start + margin, columns.stop - columns.start + margin
 
     def next(self) -> Piece:
-        """The next piece."""
+        """The next piece, cut from its view of the mirrored image."""
         height, width = self.next_shape
-        place = self._places.popleft()
-        if place.view != self._view:
-            self._view = place.view
-            turned = _turned(self.prepared.pixels, place.view)
-            self._seen = mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
-        top, left = place.rows.start, place.columns.start
-        return Piece(self, place, np.ascontiguousarray(self._seen[top : top + height, left : left + width]))
+        view, rows, columns = self._places.popleft()
+        if self._seen is None or self._seen[0] != view:
+            turned = _turned(self.prepared.pixels, view)
+            self._seen = view, mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
+        pixels = self._seen[1][rows.start : rows.start + height, columns.start : columns.start + width]
+        return Piece(self, view, rows, columns, np.ascontiguousarray(pixels))
 
-    @cached_property
-    def _planes(self) -> npt.NDArray[Any]:
-        """(K, H, W), the result so far. Not before the first piece is there: many predictions may wait for theirs."""
-        exact = self.piece_output == "probabilities"
-        shape = (self.predictor.n_classes if exact else 1, *self.prepared.pixels.shape[:2])
-        return np.zeros(shape, np.float32 if exact else np.uint8)
+    def pieces(self) -> Iterator[Piece]:
+        """All pieces that are left."""
+        while not self.finished:
+            yield self.next()
 
-    @property
-    def piece_output(self) -> Output:
-        """What `ForwardPass.finish` is to make of the pieces. Several views are averaged first: a mean is no mask."""
-        return self._output if len(self._views) == 1 else "probabilities"
-
-    def put(self, place: Place, finished: npt.NDArray[Any]) -> None:
-        """Writes the (K, h, w) of a finished piece into the result, without the context around it."""
-        target = self._target(place)
-        height, width, _ = target.shape
-        kept = finished[:, place.rows.kept, place.columns.kept][:, :height, :width].transpose(1, 2, 0)
-        if len(self._views) > 1:
-            target += kept / np.float32(len(self._views))
-        else:
+    def stitch(self, piece: Piece, answer: Array) -> None:
+        """Writes the kept part of a piece's answer, (K or 1, h', w'), into the answer for the image."""
+        if self._answer is None:  # not before the first piece: many predictions may be waiting for theirs
+            self._answer = np.zeros((len(answer), *self.prepared.pixels.shape[:2]), answer.dtype)
+        rows, columns = piece.rows, piece.columns
+        turned = _turned(self._answer.transpose(1, 2, 0), piece.view)  # (H', W', K), a view
+        target = turned[rows.keep_start : rows.keep_stop, columns.keep_start : columns.keep_stop]
+        kept = answer.transpose(1, 2, 0)[rows.kept, columns.kept][: target.shape[0], : target.shape[1]]
+        if len(self._views) == 1:
             target[:] = kept
-
-    def _target(self, place: Place) -> npt.NDArray[Any]:
-        """(h', w', K) of the result, which a piece is kept for."""
-        view, rows, columns = place
-        turned = _turned(self._planes.transpose(1, 2, 0), view)  # (H', W', K)
-        return turned[rows.keep_start : rows.keep_stop, columns.keep_start : columns.keep_stop]
+        else:
+            target += kept / np.float32(len(self._views))
 
     @property
-    def result(self) -> npt.NDArray[Any]:
-        """(H, W), or (K, H, W) probabilities; of use when every piece has been computed."""
-        planes = self._planes
-        if len(self._views) > 1:
-            planes = self.predictor.forward.finish(torch.from_numpy(planes), self._output, self._threshold).numpy()
-        return planes[0] if len(planes) == 1 else planes
+    def result(self) -> Array:
+        """The answer for the image, when every piece has been computed: (H, W), or (K, H, W) probabilities."""
+        answer = self._answer
+        assert answer is not None
+        if self.wanted_of_pieces != self._wanted:
+            answer = self.predictor.decide(torch.from_numpy(answer), self._wanted, self.threshold).numpy()
+        return answer[0] if len(answer) == 1 else answer
 
-    def _cut(self, view: tuple[int, int]) -> list[Place]:
+    def _tiles(self, view: View) -> list[tuple[View, Span, Span]]:
         height, width = self.prepared.pixels.shape[:2]
         height, width = self._input_size(*((width, height) if view[0] % 2 else (height, width)))
-        margin, tile, context = self.predictor.network.margin, self.predictor.tile, CONTEXT
-        if margin:  # unpadded: what comes out has seen all that it depends on
-            tile, context = (tile - 2 * margin - 4) // STRIDE * STRIDE + 4, 0
-        return [
-            Place(view, rows, columns) for rows in cut(height, tile, context) for columns in cut(width, tile, context)
-        ]
+        margin, size, context = self.predictor.network.margin, self.predictor.tile, CONTEXT
+        if margin:  # unpadded convolutions: every pixel that comes out has seen its whole context
+            size, context = (size - 2 * margin - 4) // STRIDE * STRIDE + 4, 0
+        across = cut(width, size, context)
+        return [(view, rows, columns) for rows in cut(height, size, context) for columns in across]
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size to mirror a view to (before the margin), such that the network covers it."""
-        if self.predictor.network.margin:  # unpadded: only sides of 16 k + 4 can come out
+        """The size to mirror a view to, before the margin, so that the network's output covers it."""
+        if self.predictor.network.margin:  # unpadded convolutions: the output has sides of 16 k + 4
             return height + (4 - height) % STRIDE, width + (4 - width) % STRIDE
         return self.predictor.preprocessing.padded_size(height, width)
 
 
-def _turned(image: npt.NDArray[Any], view: tuple[int, int]) -> npt.NDArray[Any]:
-    """(H, W, C) as seen in a view; shares memory."""
+def _turned(image: Array, view: View) -> Array:
+    """(H, W, C) -> its view, which shares memory."""
     turns, flip = view
     return np.rot90(image, turns)[:, ::flip]

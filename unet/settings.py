@@ -1,61 +1,120 @@
-"""What the command lines of the programs have in common: typed settings from flags and environment, errors in one line.
+"""Typed settings from flags and environment variables, and user mistakes in one line.
 
-Imported by `trainer` and `service` only, so that `from unet import Predictor` needs no pydantic.
+Imported by the programs only, so that `from unet import Predictor` needs no pydantic.
 """
 
+import argparse
+import os
 import sys
 from collections.abc import Set
-from typing import NoReturn, TypeVar
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import unet
 
 
 class ProgramSettings(BaseSettings):
-    """A program's settings. Each field is a flag, `--like-this`, and an environment variable, `PREFIX_LIKE_THIS`; the
-    flag wins."""
+    """Settings of one program: each field is a flag, `--like-this`, and an environment variable, `PREFIX_LIKE_THIS`.
 
-    model_config = SettingsConfigDict(
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_parse_none_str="not set",  # --help shows it as a default; a name that nobody gives
-        cli_exit_on_error=False,
-        env_ignore_empty=True,
-    )
+    The flag wins. A subclass sets `cli_prog_name` and `env_prefix` in its `model_config`; its docstring is the text of
+    `--help`. `json_schema_extra={"metavar": "FILE"}` on a field names its value there.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
 
 
 S = TypeVar("S", bound=ProgramSettings)
 
 
 def parse(settings: type[S], argv: list[str] | None = None) -> S:
-    """Settings from the command line and the environment; anything wrong with them ends the program."""
-    given = sys.argv[1:] if argv is None else argv
-    for flag, value in zip(["", *given], given, strict=False):
-        if not value or (value.startswith("--") and value.endswith("=")):  # a shell's variable that is not set
-            fail(settings, f"{value[:-1] or flag}: expected a value, found an empty one")
+    """Settings from the command line and the environment. A mistake in them ends the program with status 2."""
+    config = settings.model_config
+    program, prefix = config.get("cli_prog_name") or "", config.get("env_prefix") or ""
+    given = vars(_parser(settings, program, prefix).parse_args(argv))
+    _warn_of_unknown_variables(settings, program, prefix)
     try:
-        return CliApp.run(settings, cli_args=given)
-    except SettingsError as error:
-        fail(settings, str(error).removeprefix("error parsing CLI: "))
+        return settings(**given)
     except ValidationError as error:
-        prefix = settings.model_config.get("env_prefix", "")
         secret = {name for name, field in settings.model_fields.items() if not field.repr}
-        fail(settings, "; ".join(_explain(prefix, e["loc"], e["msg"], e["input"], secret) for e in error.errors()))
+        problems = [_explain(prefix, e["loc"], e["msg"], e["input"], secret) for e in error.errors()]
+        fail(program, f"{'; '.join(problems)} (see {program} --help)")
 
 
-def fail(settings: type[ProgramSettings], message: str) -> NoReturn:
-    """A user's mistake: one line, exit status 2."""
-    program = settings.model_config.get("cli_prog_name")
-    print(f"{program}: error: {' '.join(message.split())} (see {program} --help)", file=sys.stderr)
+def fail(program: str, message: str) -> NoReturn:
+    """Prints a user's mistake as one line on stderr and exits with status 2."""
+    print(f"{program}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def _explain(prefix: str, location: tuple[int | str, ...], message: str, value: object, secret: Set[str]) -> str:
-    name = str(location[0]) if location else "settings"
-    message = message.removeprefix("Value error, ")  # ours, which pydantic says before
-    message = message[:1].lower() + message[1:]
-    return f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {message}" + (
-        "" if name in secret else f", found {value!r}"
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(self.prog, f"{message} (see {self.prog} --help)")
+
+
+class _Once(argparse.Action):
+    """Stores a flag's value; the same flag a second time, or without a value, is an error."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _: Any = None) -> None:
+        flag = self.option_strings[0]
+        if hasattr(namespace, self.dest):
+            parser.error(f"{flag}: expected once, found twice: {getattr(namespace, self.dest)} and {value}")
+        if not value:  # a shell variable that is not set
+            parser.error(f"{flag}: expected a value, found an empty one")
+        setattr(namespace, self.dest, value)
+
+
+def _parser(settings: type[ProgramSettings], program: str, prefix: str) -> _Parser:
+    """Argument parser that leaves validation to pydantic: values stay strings, missing flags are left out."""
+    parser = _Parser(
+        prog=program,
+        description=f"{' '.join((settings.__doc__ or '').split())} Each flag is also an environment variable, such as "
+        f"{prefix}DEVICE=cpu.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"{program} {unet.__version__}")
+    for name, field in settings.model_fields.items():
+        flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        text += f" (default: {default})" if default not in (None, []) else ""
+        parser.add_argument(flag, dest=name, action=_Once, metavar=_metavar(field), help=text)
+    return parser
+
+
+def _metavar(field: FieldInfo) -> str:
+    """The word for a flag's value in `--help`: FILE, N, {a,b}."""
+    if isinstance(field.json_schema_extra, dict) and "metavar" in field.json_schema_extra:
+        return str(field.json_schema_extra["metavar"])
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    if get_origin(field.annotation) is Literal:
+        return f"{{{','.join(map(str, kinds))}}}"
+    if get_origin(field.annotation) is list:
+        return "A,B"
+    return {int: "N", float: "N", Path: "FILE"}.get(kinds[0], "TEXT")  # type: ignore[arg-type]
+
+
+def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, prefix: str) -> None:
+    """Names environment variables that look like settings and are none, such as a misspelt one."""
+    known = {f"{prefix}{name.upper()}" for name in settings.model_fields}
+    for name in sorted(os.environ):
+        if name.upper().startswith(prefix) and name.upper() not in known:
+            close = get_close_matches(name.upper(), known, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            print(f"{program}: warning: {name} is no setting of {program}{hint}", file=sys.stderr)
+
+
+def _explain(prefix: str, location: tuple[int | str, ...], message: str, value: object, secret: Set[str]) -> str:
+    """A problem found by pydantic, with the flag and the variable that change it; secrets are not shown."""
+    name = str(location[0]) if location else "settings"
+    message = message.removeprefix("Value error, ")  # pydantic's prefix for our own validators
+    message = message[:1].lower() + message[1:]
+    found = "" if name in secret else f", found {value!r}"
+    return " ".join(f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {message}{found}".split())

@@ -1,7 +1,8 @@
-"""Where a large image is cut, so that the parts together are what the whole would have been.
+"""Tiles of a large image, cut so that the stitched result equals that of the whole image.
 
-The paper's overlap-tile strategy (section 2, figure 2): a network sees more than it is asked for, and only what cannot
-know that it was cut is kept. Cuts lie on multiples of 16 pixels, where the network's poolings fall in the whole image.
+The overlap-tile strategy of the U-Net paper (section 2, figure 2): each tile is computed with context around it, and
+only the part that cannot depend on the cut is kept. Cuts lie on multiples of 16 pixels, so that the poolings of the
+network fall on the same pixels as in the whole image.
 """
 
 from typing import NamedTuple
@@ -9,32 +10,32 @@ from typing import NamedTuple
 from unet.network import STRIDE
 
 CONTEXT = 96
-"""Pixels on each side that a result depends on: 92 (the paper's 572 -> 388), on the grid of poolings."""
+"""Pixels on each side that a result depends on: 92 (the paper's 572 -> 388), rounded up to the grid of poolings."""
 
 
-class Tile(NamedTuple):
-    """One dimension of a tile."""
+class Span(NamedTuple):
+    """One dimension of a tile, in pixels of the image."""
 
     start: int
     stop: int
-    """What the network is asked for: pixels start .. stop of the image."""
+    """The network computes start .. stop."""
     keep_start: int
     keep_stop: int
-    """What is kept of it, of the same image."""
+    """The part of it that is kept."""
 
     @property
     def kept(self) -> slice:
-        """Within the tile."""
+        """The part that is kept, relative to `start`."""
         return slice(self.keep_start - self.start, self.keep_stop - self.start)
 
 
-def cut(length: int, size: int, context: int = CONTEXT) -> list[Tile]:
-    """Tiles of at most `size` that cover `length` pixels: each pixel is kept once, `context` away from any cut."""
+def cut(length: int, size: int, context: int = CONTEXT) -> list[Span]:
+    """Spans of at most `size` pixels that cover `length`; each pixel is kept once, `context` away from any cut."""
     if size < 2 * context + STRIDE:
         raise ValueError(f"tile: expected at least {2 * context + STRIDE} pixels, found {size}")
     found, start, keep_start = [], 0, 0
     while length - start > size:
         keep_stop = (start + size - context) // STRIDE * STRIDE
-        found.append(Tile(start, start + size, keep_start, keep_stop))
+        found.append(Span(start, start + size, keep_start, keep_stop))
         start, keep_start = keep_stop - context, keep_stop
-    return [*found, Tile(start, length, keep_start, length)]
+    return [*found, Span(start, length, keep_start, length)]

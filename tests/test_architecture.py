@@ -1,4 +1,4 @@
-"""The arrows between the packages: trainer -> unet <- service, and no others."""
+"""The structure of the code: arrows between packages and rooms, and the line budgets."""
 
 import ast
 import subprocess
@@ -9,29 +9,74 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {"unet": {"unet"}, "trainer": {"trainer", "unet"}, "service": {"service", "unet"}}
+ARROWS = {
+    "unet": {"unet"},
+    "trainer": {"trainer", "unet"},
+    "service": {"service", "unet"},
+    "batch": {"batch", "unet"},
+}
+ROOMS = {
+    "unet/engines": {"unet.engines", "unet.device", "unet.network"},
+    "unet/imaging": {"unet.imaging", "unet.errors"},
+    "unet/outputs": {"unet.outputs", "unet.imaging", "unet.errors"},
+}
+"""What the rooms of the leaf may import of the project."""
 
 
 def imports(path: Path) -> set[str]:
+    """Dotted names of the project's modules that a file imports, `unet.engines.prepare` for `from unet.engines import
+    prepare`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names}
+            found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add((node.module or "").partition(".")[0])
-    return found & set(ALLOWED)
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return {name for name in found if name.partition(".")[0] in ARROWS}
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_a_package_imports_only_what_it_may(package: str) -> None:
-    files = list((ROOT / package).rglob("*.py"))
+def lines(*folders: str) -> int:
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert files
-    for path in files:
-        assert imports(path) <= ALLOWED[package], path
+    return sum(len(path.read_text().splitlines()) for path in files)
 
 
-def test_the_programs_are_there() -> None:
+@pytest.mark.parametrize("package", ARROWS)
+def test_a_package_imports_itself_and_the_leaf_only(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        assert {name.partition(".")[0] for name in imports(path)} <= ARROWS[package], path
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_leaf_imports_its_neighbours_only(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        for name in imports(path):
+            assert any(f"{name}.".startswith(f"{allowed}.") for allowed in ROOMS[room]), f"{path}: {name}"
+
+
+def test_engines_are_reached_through_prepare() -> None:
+    (used,) = [name for name in imports(ROOT / "unet/predictor.py") if "engines" in name]
+    assert used == "unet.engines"
+    tree = ast.parse((ROOT / "unet/predictor.py").read_text())
+    uses = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "engines"}
+    assert uses == {"prepare"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "budget"),
+    [(("unet", "trainer", "service"), 6000), (("service",), 1900), (("unet/engines",), 500)],
+)
+def test_line_budgets(folders: tuple[str, ...], budget: int) -> None:
+    assert lines(*folders) <= budget
+
+
+def test_no_file_is_long() -> None:
+    for path in (path for package in ARROWS for path in (ROOT / package).rglob("*.py")):
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_programs_are_installed() -> None:
     programs = {each.name: each.load() for each in entry_points(group="console_scripts", module="trainer.__main__")}
     programs |= {each.name: each.load() for each in entry_points(group="console_scripts", module="service.__main__")}
     assert programs.keys() == {"unet-train", "unet-serve"}
@@ -41,12 +86,17 @@ def test_the_programs_are_there() -> None:
 @pytest.mark.parametrize(
     ("module", "foreign"),
     [
-        ("unet", {"fastapi", "uvicorn", "pydantic", "trainer", "service"}),
+        ("unet", {"torch", "numpy", "pydantic"}),
+        ("unet.predictor", {"fastapi", "uvicorn", "pydantic", "tifffile", "PIL", "trainer", "service"}),
+        ("unet.imaging", {"torch"}),
+        ("unet.outputs", {"torch"}),
+        ("unet.settings", {"torch"}),
+        ("batch", {"torch"}),
         ("trainer.run", {"fastapi", "uvicorn", "starlette", "service"}),
         ("service.app", {"trainer", "skimage", "scipy", "matplotlib", "pooch"}),
     ],
 )
-def test_each_image_needs_only_its_own_dependencies(module: str, foreign: set[str]) -> None:
+def test_a_module_loads_only_what_its_image_installs(module: str, foreign: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({foreign!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.split() == []

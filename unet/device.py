@@ -29,7 +29,7 @@ def resolve_device(choice: DeviceChoice = "auto") -> torch.device:
         device = torch.device(choice)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise DeviceError(
             f"--device {choice}: expected auto, cpu, or an accelerator that works here; found: {reason}"
         ) from error

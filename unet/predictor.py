@@ -61,8 +61,8 @@ class Predictor:
         precision: Precision = "fp32",
         forward: Forward | None = None,
     ) -> None:
-        """`forward`: (B, C, h, w) float32 -> (B, K, h', w') logits, from `engines.prepare`. Default: the network itself,
-        whose weights may then change between calls, as in training."""
+        """`forward`: (B, C, h, w) float32 -> (B, K, h', w') logits, from `engines.prepare`. Default: the network
+        itself, whose weights may then change between calls, as in training."""
         self.network = network
         self.preprocessing = preprocessing
         self.class_values = class_values

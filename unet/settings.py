@@ -35,7 +35,7 @@ def parse(settings: type[S], argv: list[str] | None = None) -> S:
     """Settings from the command line and the environment. A mistake in them ends the program with status 2."""
     config = settings.model_config
     program, prefix = config.get("cli_prog_name") or "", config.get("env_prefix") or ""
-    given = vars(_parser(settings, program, prefix).parse_args(argv))
+    given = vars(_parser(settings, program).parse_args(argv))
     _warn_of_unknown_variables(settings, program, prefix)
     try:
         return settings(**given)
@@ -59,8 +59,10 @@ class _Parser(argparse.ArgumentParser):
 class _Once(argparse.Action):
     """Stores a flag's value; the same flag a second time, or without a value, is an error."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _: Any = None) -> None:
-        flag = self.option_strings[0]
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _: Any = None
+    ) -> None:
+        flag = option or self.dest
         if hasattr(namespace, self.dest):
             parser.error(f"{flag}: expected once, found twice: {getattr(namespace, self.dest)} and {value}")
         if not value:  # a shell variable that is not set
@@ -68,12 +70,11 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def _parser(settings: type[ProgramSettings], program: str, prefix: str) -> _Parser:
+def _parser(settings: type[ProgramSettings], program: str) -> _Parser:
     """Argument parser that leaves validation to pydantic: values stay strings, missing flags are left out."""
     parser = _Parser(
         prog=program,
-        description=f"{' '.join((settings.__doc__ or '').split())} Each flag is also an environment variable, such as "
-        f"{prefix}DEVICE=cpu.",
+        description=" ".join((settings.__doc__ or "").split()),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -83,8 +84,8 @@ def _parser(settings: type[ProgramSettings], program: str, prefix: str) -> _Pars
         if field.annotation is bool:
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
             continue
-        default = field.get_default(call_default_factory=True, validated_data={})
-        text += f" (default: {default})" if default not in (None, []) else ""
+        default = ",".join(field.default) if isinstance(field.default, list) else field.default
+        text += f" (default: {default})" if default not in (None, "") else ""
         parser.add_argument(flag, dest=name, action=_Once, metavar=_metavar(field), help=text)
     return parser
 
@@ -98,7 +99,7 @@ def _metavar(field: FieldInfo) -> str:
         return f"{{{','.join(map(str, kinds))}}}"
     if get_origin(field.annotation) is list:
         return "A,B"
-    return {int: "N", float: "N", Path: "FILE"}.get(kinds[0], "TEXT")  # type: ignore[arg-type]
+    return {int: "N", float: "N", Path: "FILE"}.get(kinds[0], "TEXT")
 
 
 def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, prefix: str) -> None:

@@ -245,7 +245,7 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
 
 
 def _init_gaussian(module: nn.Module) -> None:
-    """Gaussian weights of standard deviation sqrt(2 / N), N being the incoming nodes of a neuron (the paper, section 3)."""
+    """Gaussian weights of standard deviation sqrt(2 / N) for N incoming nodes of a neuron (the paper, section 3)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         kernel = module.kernel_size[0] * module.kernel_size[1]
         # each output of a stride-2, 2x2 transposed convolution sees one input pixel

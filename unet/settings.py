@@ -60,9 +60,8 @@ class _Once(argparse.Action):
     """Stores a flag's value; the same flag a second time, or without a value, is an error."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _: Any = None
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, flag: str | None = None
     ) -> None:
-        flag = option or self.dest
         if hasattr(namespace, self.dest):
             parser.error(f"{flag}: expected once, found twice: {getattr(namespace, self.dest)} and {value}")
         if not value:  # a shell variable that is not set

@@ -2,7 +2,9 @@
 
 from trainer.data.augment import Augmentation
 from trainer.data.crops import Batch, Batches
-from trainer.data.dataset import IMAGES, LABELS, DataError, DataSet, Sample, SplitKind, read_folder, split, split_fold
+from trainer.data.dataset import DataError, DataSet, Sample, read_folder
+from trainer.data.pairs import IMAGES, LABELS
+from trainer.data.split import SplitKind, split, split_fold
 
 __all__ = [
     "IMAGES",

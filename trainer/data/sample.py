@@ -1,7 +1,7 @@
-"""The embedded data set: generated pictures in the manner of an electron micrograph of tissue.
+"""The embedded data set: synthetic pictures that resemble electron micrographs of tissue.
 
-Cells meet at dark membranes of uneven course, hold darker bodies that are no membrane, and are seen through blur, noise
-and uneven light. Label 255 is the inside of a cell, 0 the membrane, as in the ISBI 2012 challenge.
+Cells meet at dark, irregular membranes and contain dark bodies; blur, noise and uneven illumination are added. Label
+255 is the inside of a cell and 0 a membrane, as in the ISBI 2012 challenge.
 """
 
 from pathlib import Path
@@ -11,21 +11,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import IMAGES, LABELS
+from trainer.data.pairs import IMAGES, LABELS
 from unet.checkpoint import replace_atomically
 from unet.images import encode_png
-
-Bytes = npt.NDArray[np.uint8]
-Field = npt.NDArray[Any]
 
 N_IMAGES = 16
 SIZE = 256
 SEED = 2015
 
+Bytes = npt.NDArray[np.uint8]
+Field = npt.NDArray[Any]
+
 
 def write(folder: Path) -> None:
-    """Writes what is missing of the data set, in the layout that `unet-train --data` reads. What is there stays: on
-    another processor, or with another OpenCV, a grey value may be another one."""
+    """Writes the files that are missing. Existing ones stay, since another processor or another version of OpenCV may
+    give slightly different pixels, which would make it another data set."""
     for name in (IMAGES, LABELS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for i in range(N_IMAGES):
@@ -36,32 +36,29 @@ def write(folder: Path) -> None:
 
 
 def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:
-    """One image and its label, both (size, size) uint8; the label holds 0 and 255."""
-    yx = np.mgrid[0:size, 0:size].astype(np.float32)
-    warped = (
-        yx + np.stack([_smooth(rng, size, sigma=12), _smooth(rng, size, sigma=12)]) * 7
-    )  # cell walls are not straight
-    nearest, second = _two_nearest(warped, _cell_centres(rng, size))
-    inside = (second - nearest) > 6  # so a membrane is about 6 pixels wide
+    """One image and its label, (size, size) uint8 each; the label has the values 0 and 255."""
+    warp = 7 * np.stack([_smooth_noise(rng, size, sigma=12), _smooth_noise(rng, size, sigma=12)])
+    nearest, second = _two_nearest(np.mgrid[0:size, 0:size].astype(np.float32) + warp, _cell_centres(rng, size))
+    inside = second - nearest > 6  # membranes are about 6 pixels wide
 
     image: Field = np.where(inside, 0.66, 0.27).astype(np.float32)
-    image += 0.05 * _smooth(rng, size, sigma=2) * inside  # cytoplasm is grainy
-    image[_bodies(rng, size) & inside & ((second - nearest) > 14)] -= 0.3
+    image += 0.05 * _smooth_noise(rng, size, sigma=2) * inside  # grainy cytoplasm
+    image[_bodies(rng, size) & inside & (second - nearest > 14)] -= 0.3
     image = cv2.GaussianBlur(image, (0, 0), 1.0)
-    image = image * (1 + 0.25 * _smooth(rng, size, sigma=60))  # uneven light
+    image = image * (1 + 0.25 * _smooth_noise(rng, size, sigma=60))  # uneven illumination
     image += rng.normal(0, 0.08, image.shape).astype(np.float32)
     return (image.clip(0, 1) * 255).astype(np.uint8), np.where(inside, 255, 0).astype(np.uint8)
 
 
 def _cell_centres(rng: np.random.Generator, size: int, spacing: int = 36) -> Field:
-    """(N, 2) centres on a jittered grid that reaches beyond the picture."""
+    """(N, 2) centres on a jittered grid that extends beyond the image, (y, x) in pixels."""
     axis = np.arange(-spacing, size + 2 * spacing, spacing)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     return grid + rng.uniform(-0.38, 0.38, grid.shape) * spacing
 
 
 def _two_nearest(yx: Field, centres: Field) -> tuple[Field, Field]:
-    """(2, H, W) positions -> (H, W) distances to the nearest and to the second nearest centre."""
+    """Distances (H, W) from positions (2, H, W) to the nearest and the second nearest of the centres (N, 2)."""
     nearest = np.full(yx.shape[1:], np.inf)
     second = nearest
     for centre in centres:
@@ -71,8 +68,8 @@ def _two_nearest(yx: Field, centres: Field) -> tuple[Field, Field]:
     return nearest, second
 
 
-def _bodies(rng: np.random.Generator, size: int) -> Field:
-    """(H, W) bool: scattered ellipses, darker than their cell."""
+def _bodies(rng: np.random.Generator, size: int) -> npt.NDArray[np.bool_]:
+    """(size, size) bool: scattered small ellipses."""
     canvas = np.zeros((size, size), np.uint8)
     for _ in range(size * size // 1800):
         y, x = (int(v) for v in rng.integers(0, size, 2))
@@ -81,8 +78,8 @@ def _bodies(rng: np.random.Generator, size: int) -> Field:
     return canvas > 0
 
 
-def _smooth(rng: np.random.Generator, size: int, sigma: float) -> Field:
-    """(size, size) random field of unit variance that varies over `sigma` pixels."""
+def _smooth_noise(rng: np.random.Generator, size: int, sigma: float) -> Field:
+    """(size, size) random field of zero mean and unit variance, smooth over `sigma` pixels."""
     pad = int(2 * sigma)
     noise = rng.normal(size=(size + 2 * pad, size + 2 * pad)).astype(np.float32)
     field: Field = cv2.GaussianBlur(noise, (0, 0), sigma)[pad : pad + size, pad : pad + size]

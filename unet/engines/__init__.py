@@ -1,4 +1,14 @@
-"""Engines: ways to compute a network faster than the plain module does, behind `prepare`."""
+"""Engines: everything that exists only for speed, behind `prepare`.
+
+    plain.py         the network itself, in its folded form: what everything falls back to, on every device of torch
+    operators.py     convolutions of oneDNN (CPU) and cuDNN (GPU) that apply ReLU while they write
+    fused_unet.py    the same network, computed with those
+    composed_up.py   an up-convolution and the convolution after it as one, on a CPU
+    graphs.py        CUDA graph capture and replay
+    process.py       OpenMP and malloc settings; imported before torch
+
+This package imports no torch, so that `process` can come first.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,11 +22,16 @@ if TYPE_CHECKING:
 
 
 def prepare(network: "UNet", device: "torch.device", precision: "Precision") -> "Callable[[Tensor], Tensor]":
-    """Placeholder until the engines land: the plain network."""
-    import torch
+    """The fastest engine for a trained network on a device: (B, C, H, W) float32 -> logits (B, K, H', W') float32.
 
+    `network` is copied: its weights may not change afterwards, or are not followed. The engine is thread-safe.
+    """
     from unet.device import DTYPES
+    from unet.engines import graphs, operators
+    from unet.engines.fused_unet import FusedUNet
+    from unet.engines.plain import Engine
 
     dtype = DTYPES[precision]
-    plain = network.folded().to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return lambda x: plain(x.to(dtype)).float()  # type: ignore[no-any-return]
+    folded = network.folded().to(device)
+    convolve = operators.available(device, dtype)
+    return graphs.recorded(Engine(FusedUNet(folded, convolve, dtype) if convolve else folded, dtype), device)

@@ -1,0 +1,86 @@
+"""The U-Net in fewer passes over memory.
+
+ReLU is applied while a convolution writes (operators.py). A skip connection and what comes from the coarser level are
+convolved one after the other into one sum, without a concatenation. Pooling keeps no indices. Each skip connection is
+freed as soon as it has been convolved.
+
+Shapes: B batch, C channels, H and W height and width in pixels. Activations are channels last.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from unet.engines.composed_up import ComposedUp
+from unet.engines.operators import Convolve, convolutions
+from unet.network import DoubleConv, Down, UNet, Up, fit
+
+
+class FusedUNet(nn.Module):
+    """Image (B, n_channels, H, W) -> logits, as the network it is made from. Its parts have the same names."""
+
+    def __init__(self, network: UNet, convolve: Convolve, dtype: torch.dtype) -> None:
+        """`network`: folded (see `UNet.folded`), in float32; it is changed."""
+        super().__init__()
+        self.inc = FusedDoubleConv(network.inc, convolve)
+        downs = network.down1, network.down2, network.down3, network.down4
+        self.down1, self.down2, self.down3, self.down4 = (FusedDown(down, convolve) for down in downs)
+        ups = network.up1, network.up2, network.up3, network.up4
+        self.up1, self.up2, self.up3, self.up4 = (
+            (ComposedUp if ComposedUp.applies(up) else FusedUp)(up, convolve, dtype) for up in ups
+        )
+        self.outc = network.outc.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = [self.inc(x)]
+        for down in (self.down1, self.down2, self.down3):
+            skips.append(down(skips[-1]))
+        x = self.down4(skips[-1])
+        for up in (self.up1, self.up2, self.up3, self.up4):
+            x = up(x, skips)
+        return self.outc(x)  # type: ignore[no-any-return]
+
+
+class FusedDoubleConv(nn.Module):
+    """(3x3 convolution, ReLU) twice."""
+
+    def __init__(self, layers: DoubleConv, convolve: Convolve) -> None:
+        super().__init__()
+        first, second, padding = convolutions(layers)
+        self.first = convolve(first.weight, first.bias, padding)
+        self.second = convolve(second.weight, second.bias, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second.relu(self.first.relu(x))
+
+
+class FusedDown(FusedDoubleConv):
+    """Halves height and width, then convolves."""
+
+    def __init__(self, down: Down, convolve: Convolve) -> None:
+        _, layers = down.maxpool_conv
+        assert isinstance(layers, DoubleConv)
+        super().__init__(layers, convolve)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.maximum(x[:, :, :-1:2], x[:, :, 1::2])
+        return super().forward(torch.maximum(rows[:, :, :, :-1:2], rows[:, :, :, 1::2]))
+
+
+class FusedUp(nn.Module):
+    """Doubles height and width, then convolves the skip connection and that into one sum."""
+
+    def __init__(self, up: Up, convolve: Convolve, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.up, self.padded = up.up.to(dtype), up.padded
+        first, second, padding = convolutions(up.conv)
+        skip, finer = first.weight.chunk(2, dim=1)
+        self.skip = convolve(skip, None, padding)
+        self.finer = convolve(finer, first.bias, padding)
+        self.second = convolve(second.weight, second.bias, padding)
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """`x`: (B, C, H, W) of the coarser level; `skips`: the last one, (B, C', 2H, 2W), is removed."""
+        x = self.up(x)  # (B, C', 2H, 2W)
+        x = fit(x, skips[-1]) if self.padded else x
+        total = self.skip(fit(skips.pop(), x))
+        return self.second.relu(self.finer.add_relu(total, x))

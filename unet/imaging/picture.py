@@ -1,0 +1,72 @@
+"""What passes between files and arrays: limits, pictures, what a file says of its pixels, errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet.errors import UserError
+
+Array = npt.NDArray[Any]
+
+
+class ImageError(UserError):
+    """Bytes that are not an image this package reads. Says why."""
+
+
+class ImageTooLargeError(ImageError):
+    """More bytes, pixels or pages than the limits allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Upper bounds that hold before any memory is allocated for pixels; None: no bound."""
+
+    max_bytes: int | None = None
+    max_pixels: int | None = None
+    """All pages together."""
+    max_pages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Calibration as the file states it: plain values, None or empty where it says nothing."""
+
+    resolution: tuple[float, float] | None = None
+    """Pixels per unit along x and y."""
+    unit: str = ""
+    """Unit of `resolution` and `spacing`: "inch", "cm", or as ImageJ and OME spell it ("micron", "µm")."""
+    spacing: float | None = None
+    """Distance of two slices of a z-stack."""
+    page_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The pixels of an image file and what the file said of them."""
+
+    pages: list[Array]
+    """(H, W), or (H, W, C) for several channels; one page for anything but a TIFF. Sizes of pages may differ."""
+    axes: str
+    """Axes as the file has them, in tifffile's letters: YX, YXS, ZYX, TZCYX..."""
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def pixels(self) -> Array:
+        """The only page, or (N, H, W[, C]) if all N pages have one shape."""
+        return self.pages[0] if len(self.pages) == 1 else np.stack(self.pages)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Anything that a decoder raises, as ImageError. Only calls of decoders belong inside: a bug of ours would hide."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"the image is truncated, damaged, or of a kind that is not read ({detail})") from error

@@ -1,0 +1,44 @@
+"""Writing: PNG through OpenCV, TIFF through tifffile."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from tifffile import TiffWriter
+
+from unet.imaging.picture import Array, Picture
+
+_UNITS = {"inch": "INCH", "cm": "CENTIMETER"}
+
+
+def write_png(image: Array) -> bytes:
+    """(H, W) or (H, W, 3) RGB, uint8 or uint16 -> PNG."""
+    ok, buffer = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image)
+    assert ok, "OpenCV refused to encode an array that we made"
+    return buffer.tobytes()
+
+
+def write_tiff(pages: Sequence[Array], like: Picture | None = None) -> bytes:
+    """Pages as for `write_png` -> one TIFF (LZW), with the resolution of `like`; with ImageJ's calibration if that has a unit
+    of its own and all pages have one size."""
+    options: dict[str, Any] = {"compression": "lzw", "photometric": "rgb" if pages[0].ndim == 3 else "minisblack"}
+    metadata = like.metadata if like else None
+    if metadata and metadata.resolution:
+        options |= {"resolution": metadata.resolution, "resolutionunit": _UNITS.get(metadata.unit, "NONE")}
+    calibrated = bool(metadata and metadata.unit and metadata.unit not in _UNITS)
+    file = io.BytesIO()
+    if metadata and calibrated and len({page.shape for page in pages}) == 1:
+        described = {
+            "axes": "TYX" if like and "T" in like.axes and "Z" not in like.axes else "ZYX",
+            "unit": metadata.unit,
+        }
+        described |= {} if metadata.spacing is None else {"spacing": metadata.spacing}
+        with TiffWriter(file, imagej=True) as writer:
+            writer.write(np.stack(pages), metadata=described, **options)
+    else:
+        with TiffWriter(file, bigtiff=sum(page.nbytes for page in pages) > 2**31) as writer:
+            for page in pages:
+                writer.write(page, metadata=None, **options)
+    return file.getvalue()

@@ -1,0 +1,35 @@
+"""A kind of answer: what it asks of the predictor, and how that becomes a file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from unet.imaging import Array, Picture, write_png, write_tiff
+
+
+class Answer(NamedTuple):
+    """A file and its media type."""
+
+    body: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An entry of the registry."""
+
+    name: str
+    description: str
+    """Shown in OpenAPI and `--help`."""
+    wants: Literal["mask", "probability", "probabilities"]
+    """Result of the predictor for a page, `Predictor.start(page, wants)`: for a large image it keeps only the uint8
+    plane of "mask" or "probability"."""
+    encode: Callable[[Sequence[Array], Picture], Answer]
+    """Results, one for each page, and the picture they are of -> the answer."""
+
+
+def as_image(results: Sequence[Array], picture: Picture) -> Answer:
+    """One (H, W) or (H, W, 3) result -> PNG, several -> a TIFF of as many pages with the picture's resolution."""
+    if len(results) == 1:
+        return Answer(write_png(results[0]), "image/png")
+    return Answer(write_tiff(results, like=picture), "image/tiff")

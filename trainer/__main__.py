@@ -1,9 +1,12 @@
-"""`unet-train`, or `python -m trainer`. Exit status: 0; 2 for what the user can mend; 143 after SIGTERM, 130 after
-SIGINT (see `trainer.stop`)."""
+"""`unet-train`, or `python -m trainer`.
+
+Exit status: 0; 2 for a mistake that the user can mend; 143 after SIGTERM, 130 after SIGINT (see `trainer.stop`).
+"""
 
 import sys
 
 from trainer.stop import Stop, Stopped
+from unet.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,14 +18,9 @@ def main(argv: list[str] | None = None) -> int:
         if stop.signal:  # whatever a library, or another process of this run that is gone already, made of it
             print(f"unet-train: {stop}", file=sys.stderr)
             return 128 + stop.signal
-        if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
-            return _fail("expected Linux or macOS; on Windows: WSL or Docker")
-        if isinstance(error, ModuleNotFoundError):
-            return _fail(f"{error.name} is not installed; expected the extra: pip install '.[train]', in the clone")
-        if isinstance(error, OSError) and error.filename:
-            return _fail(f"{error.filename}: {error.strerror}")
-        if isinstance(error, ValueError | OSError):
-            return _fail(str(error))
+        if message := _explain(error):
+            print(f"unet-train: error: {message}", file=sys.stderr)
+            return 2
         raise
     return 0
 
@@ -37,9 +35,18 @@ def _train(argv: list[str] | None, stop: Stop) -> None:
     run(settings, stop)
 
 
-def _fail(message: str) -> int:
-    print(f"unet-train: error: {message}", file=sys.stderr)
-    return 2
+def _explain(error: BaseException) -> str | None:
+    """One line about a mistake that the user can mend; None for a bug, which keeps its traceback."""
+    match error:
+        case UserError():
+            return str(error)
+        case ModuleNotFoundError(name="fcntl"):
+            return "expected Linux or macOS; on Windows: WSL or Docker"
+        case ModuleNotFoundError():
+            return f"{error.name} is not installed; expected the extra: pip install '.[train]', in the clone"
+        case OSError() if error.filename:
+            return f"{error.filename}: {error.strerror}"
+    return None
 
 
 if __name__ == "__main__":

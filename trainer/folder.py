@@ -1,4 +1,4 @@
-"""The `--out` folder of a run: what is written there, and how an interrupted run is found again."""
+"""The `--out` folder of a run: its files, and how an interrupted run is found again."""
 
 import csv
 import fcntl
@@ -8,14 +8,15 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.fit import Learner, Progress
+from trainer.learner import Learner
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint, CheckpointError
 from unet.device import out_of_memory
+from unet.errors import UserError
 
 BEST, LAST, HISTORY, REPORT = "best_model.pth", "last.pth", "history.csv", "report.json"
 CURVES, SAMPLES = "training.png", "samples.png"
@@ -24,15 +25,43 @@ LOCK = ".lock"
 WAYS_OUT = "put the file back, choose another --out, or start over with --force"
 
 
-class FolderError(ValueError):
-    """The folder holds something that this run must not overwrite, or cannot be written."""
+class FolderError(UserError):
+    """The folder cannot be written, or holds something that this run must not overwrite."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; all of it is in `last.pth`."""
+
+    epoch: int = 0
+    elapsed: float = 0.0
+    """Seconds of training so far, interrupted processes included."""
+    finished: bool = False
+    best: dict[str, float] = field(default_factory=dict)
+    """The row of `history` that `best_model.pth` belongs to."""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, row: dict[str, float]) -> bool:
+        """Append the row of an epoch. True if it has the highest score so far."""
+        self.epoch = int(row["epoch"])
+        self.elapsed += row["seconds"]
+        self.history.append(row)
+        improved = not self.best or row["score"] > self.best["score"]
+        if improved:
+            self.best = row
+        return improved
+
+    def rows(self) -> list[dict[str, float]]:
+        """The history, with the best epoch as it is in `best_model.pth`: a run that was killed before it wrote
+        `last.pth` may have repeated that epoch with another result, or ended before it."""
+        return list({row["epoch"]: row for row in [*self.history, self.best]}.values())
 
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Makes the folder and keeps other trainers out of it. Raises FolderError if it is taken or cannot be written.
+    """Create the folder and lock it against other trainers. Raises FolderError.
 
-    The kernel lets go of the lock however this process ends. Where the file system has no locks, there is none.
+    The kernel releases the lock however this process ends. A file system without locks is used without one.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -40,7 +69,7 @@ def claim(path: Path) -> Iterator[None]:
     except OSError as error:
         raise FolderError(f"{path}: cannot be written: {error.strerror}; expected a folder for the results") from error
     with lock:
-        with suppress(OSError):  # a full disk is better told of a file that matters
+        with suppress(OSError):  # a full disk is better reported for a file that matters
             lock.truncate(0)
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
@@ -52,7 +81,7 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> IO[str]:
-    """The file, locked. In it is who holds it. Raises FolderError if that is another process."""
+    """The locked file, whose text names its holder. Raises FolderError if another process holds it."""
     while True:
         lock = path.open("a+")
         try:
@@ -65,50 +94,48 @@ def _lock(path: Path) -> IO[str]:
                     "another --out"
                 ) from None
         except OSError:
-            pass  # this file system has no locks
+            pass  # no locks on this file system
         with suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
                 return lock
-        lock.close()  # its holder has removed it meanwhile
+        lock.close()  # its former holder has just removed it: try again
 
 
 class RunFolder:
-    """`run` is what makes two runs the same: recipe, seed, split, data. Only the same run goes on in a folder."""
+    """The files of one run. `identity` is what makes two runs the same: recipe, seed, split, data."""
 
-    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self.run = dict(run)
+        self.identity = dict(identity)
         self.best, self.last, self.report = path / BEST, path / LAST, path / REPORT
 
     def restore(self, learner: Learner) -> Progress:
-        """Fills the learner as it was where the same run stopped; a new run begins at epoch 0, and so does any where
-        another one had learned nothing yet. Raises FolderError."""
+        """Load the state of the same run into the learner, as far as it came; a new run starts at epoch 0.
+
+        A folder in which another run has not finished an epoch counts as empty. Raises FolderError.
+        """
         if not self.last.exists():
             if self.best.exists():
                 raise FolderError(
-                    f"{self.best} is there, {LAST} to go on from is not: choose another --out, or replace it by --force"
+                    f"{self.best} is there, but no {LAST} to go on from: choose another --out, or overwrite it with "
+                    "--force"
                 )
             return Progress()
         try:
             state, _ = checkpoints.read(self.last)
             if not (state["progress"]["epoch"] or self.best.exists()):
                 return Progress()
-            changed = _differences(state["run"], self.run)
+            changed = _differences(state["run"], self.identity)
             if not changed:
                 learner.load_state_dict(state["learner"])
                 progress = Progress(**state["progress"])
-                if progress.best:  # if no later epoch is better, the run ends with this file
-                    training = checkpoints.load(self.best).training
-                    if training.get("epoch", 0) > progress.epoch:  # killed between the two files
-                        progress.best = dict(training["best"])
-                    elif training.get("epoch") != progress.best["epoch"] and not progress.finished:
-                        changed = [f"{BEST} is not the one that it has written"]
+                changed = self._check_best(progress)
                 if not changed:
                     return progress
         except CheckpointError as error:
             raise FolderError(f"{error}. Nothing was changed: {WAYS_OUT}") from error
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            if out_of_memory(error):  # nothing is wrong with the file
+            if out_of_memory(error):  # not the file's fault
                 raise
             reason = f"{type(error).__name__}: {error}"
             raise FolderError(
@@ -119,37 +146,44 @@ class RunFolder:
             "choose another --out, repeat the run as it was, or start over with --force"
         )
 
+    def _check_best(self, progress: Progress) -> list[str]:
+        """Compare `best_model.pth` with the progress, as the run may end with this file; differences, if any.
+
+        A run killed between the two files has written a later best model than `progress` knows: that one counts.
+        """
+        if not progress.best:
+            return []
+        training = checkpoints.load(self.best).training
+        if training.get("epoch", 0) > progress.epoch:
+            progress.best = dict(training["best"])
+        elif training.get("epoch") != progress.best["epoch"] and not progress.finished:
+            return [f"{BEST} is not the one that it has written"]
+        return []
+
     def save_best(self, checkpoint: Checkpoint) -> None:
         checkpoints.save(checkpoint, self.best)
 
     def save_last(self, progress: Progress, learner: Learner) -> None:
-        """`last.pth`: all that is needed to go on."""
-        state = {"run": self.run, "progress": asdict(progress), "learner": learner.state_dict()}
+        """Write `last.pth`: everything needed to resume."""
+        state = {"run": self.identity, "progress": asdict(progress), "learner": learner.state_dict()}
         checkpoints.replace_atomically(self.last, checkpoints.to_bytes(state))
 
     def save_history(self, rows: list[dict[str, float]]) -> None:
-        self._write(HISTORY, _csv(rows))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+        self.save_file(HISTORY, text.getvalue().encode())
 
     def save_report(self, report: Mapping[str, Any]) -> None:
-        self._write(REPORT, json.dumps(report, indent=2) + "\n")
+        self.save_file(REPORT, (json.dumps(report, indent=2) + "\n").encode())
 
-    def save_picture(self, name: str, png: bytes) -> None:
-        checkpoints.replace_atomically(self.path / name, png)
-
-    def _write(self, name: str, text: str) -> None:
-        checkpoints.replace_atomically(self.path / name, text.encode())
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
-    return text.getvalue()
+    def save_file(self, name: str, content: bytes) -> None:
+        checkpoints.replace_atomically(self.path / name, content)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`name: was a, is b` for each leaf that differs; of the data, which files."""
+    """`name: was a, is b` for each setting that differs; for the data, which files."""
     found = []
     for name in sorted(then.keys() | now.keys()):
         a, b = then.get(name), now.get(name)

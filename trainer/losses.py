@@ -1,6 +1,6 @@
-"""Losses, and the paper's weights that make a network keep touching objects apart.
+"""Losses, and the U-Net paper's weight map that keeps touching objects apart.
 
-Shapes: B batch, K output channels (1 for binary), H, W.
+Shapes: B batch, K output channels (1 for a binary problem), H, W.
 """
 
 from typing import Any, Literal
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer import world
 from trainer.skeleton import skeleton
-from trainer.world import ALONE, World
 
 LossName = Literal["ce", "ce+dice", "ce+dice+cldice"]
 
@@ -23,63 +23,62 @@ BORDER_SIGMA = 5.0
 """sigma of the paper's equation 2, pixels."""
 
 CENTRE_LINE_WEIGHT = 0.25
-"""Of centre line Dice in the sum. With 0.5, and half of the Dice, vessels were worse (docs/training.md)."""
+"""Factor of the centre line Dice loss in the sum. With 0.5, and half of the Dice loss, vessels came out worse."""
 
 FloatArray = npt.NDArray[np.float32]
 
 
-def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName, world: World = ALONE) -> Tensor:
-    """Logits (B, K, H, W), class indices (B, H, W), weights (B, H, W) or none -> a scalar.
+def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName) -> Tensor:
+    """Logits (B, K, H, W), class indices (B, H, W), weights (B, H, W) or None -> scalar loss.
 
-    Cross-entropy, the binary one for K = 1, averaged by weight; with `ce+dice`, soft Dice is added; with
-    `ce+dice+cldice`, a share of centre line Dice, too. The mean over the processes is that of the whole batch: sums
-    that stand in a denominator are over all of them.
+    Cross-entropy (binary for K = 1) averaged by weight; `ce+dice` adds soft Dice, `ce+dice+cldice` also a share of
+    centre line Dice. With several processes the mean of their losses is the loss of the whole batch, because sums in
+    a denominator are taken over all of them.
     """
     logits = logits.float()
     if logits.shape[1] == 1:
-        ce = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), reduction="none")
+        ce = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), reduction="none")  # (B, H, W)
     else:
-        ce = F.cross_entropy(logits, labels, reduction="none")
-    loss = ce.mean() if weights is None else world.size * (ce * weights).sum() / world.sum(weights.sum())
+        ce = F.cross_entropy(logits, labels, reduction="none")  # (B, H, W)
+    loss = ce.mean() if weights is None else world.size() * (ce * weights).sum() / world.sum(weights.sum())
     if name != "ce":
-        loss = loss + soft_dice_loss(logits, labels, world)
+        loss = loss + soft_dice_loss(logits, labels)
     if name == "ce+dice+cldice":
-        loss = loss + CENTRE_LINE_WEIGHT * centre_line_dice_loss(logits, labels, world)
+        loss = loss + CENTRE_LINE_WEIGHT * centre_line_dice_loss(logits, labels)
     return loss
 
 
-def soft_dice_loss(logits: Tensor, labels: Tensor, world: World = ALONE) -> Tensor:
-    """1 - the mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), sums over the whole batch.
+def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), with sums over the whole batch.
 
     Both classes of a binary problem count, so that it does not matter which one is called foreground.
     """
     p, y = _by_class(logits, labels)
-    overlap, total = _sums(p * y, world), _sums(p + y, world)
-    return 1 - ((2 * overlap + 1) / (total + 1)).mean()  # + 1: a class that is nowhere is perfect
+    overlap, total = _sums(p * y), _sums(p + y)
+    return 1 - ((2 * overlap + 1) / (total + 1)).mean()  # + 1: a class that is absent and not predicted is perfect
 
 
-def centre_line_dice_loss(logits: Tensor, labels: Tensor, world: World = ALONE) -> Tensor:
-    """1 - the mean of clDice (Shit et al. 2021, https://arxiv.org/abs/2003.07311) over all classes but the commonest of
-    the batch, which is the ground that the others are drawn on.
+def centre_line_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - mean clDice over all classes but the most common one of the batch, which is taken for the background.
 
-    clDice is the harmonic mean of the share of the predicted centre lines that lies in the label, and the share of the
-    label's centre lines that is predicted: a gap in a membrane costs as much as the membrane is long there, however
-    thin it is. Unlike the paper's, no gradient flows through where the predicted centre lines are, only through how
-    likely they are, which takes a tenth of the time.
+    clDice (Shit et al. 2021, https://arxiv.org/abs/2003.07311) is the harmonic mean of the share of the predicted
+    centre lines inside the label, and the share of the label's centre lines that is predicted: a gap in a membrane
+    costs as much as the membrane is long there, however thin it is. Unlike in the paper, gradients do not flow through
+    the position of the predicted centre lines, only through their probability, which takes a tenth of the time.
     """
     p, y = _by_class(logits, labels)
     others = torch.arange(p.shape[1] - 1, device=p.device)
-    others = others + (others >= _sums(y, world).argmax())  # a GPU is not waited for to tell which it is
+    others = others + (others >= _sums(y).argmax())  # computed on the device: no synchronisation with a GPU
     p, y = (each.index_select(1, others) for each in (p, y))
     line = p * (skeleton(p.detach()) / p.detach().clamp(min=1e-6))
     label_line = skeleton(y)
-    precision = (_sums(line * y, world) + 1) / (_sums(line, world) + 1)
-    sensitivity = (_sums(label_line * p, world) + 1) / (_sums(label_line, world) + 1)
+    precision = (_sums(line * y) + 1) / (_sums(line) + 1)
+    sensitivity = (_sums(label_line * p) + 1) / (_sums(label_line) + 1)
     return 1 - (2 * precision * sensitivity / (precision + sensitivity)).mean()
 
 
 def _by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and labels of each class, two of them for a binary problem: (B, classes, H, W) in 0..1 both."""
+    """Probabilities and one-hot labels, (B, classes, H, W) each, in 0..1; two classes for a binary problem."""
     if logits.shape[1] == 1:
         foreground = logits[:, 0].sigmoid()
         p = torch.stack([1 - foreground, foreground], dim=1)
@@ -88,15 +87,15 @@ def _by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return p, F.one_hot(labels, p.shape[1]).permute(0, 3, 1, 2).to(p.dtype)
 
 
-def _sums(x: Tensor, world: World) -> Tensor:
-    """(B, classes, H, W) -> (classes,): over the whole batch, of all processes."""
+def _sums(x: Tensor) -> Tensor:
+    """(B, classes, H, W) -> (classes,): sums over the whole batch, of all processes."""
     return world.sum(x.sum((0, 2, 3)))
 
 
 def border_weights(label: npt.NDArray[np.integer[Any]], n_classes: int) -> FloatArray:
     """The paper's equation 2: w(x) = w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2)).
 
-    (H, W) class indices -> (H, W). d_1, d_2 are the distances to the nearest and the second nearest object, an object
+    (H, W) class indices -> (H, W). d_1 and d_2 are the distances to the nearest and second nearest object, an object
     being a connected component of a class other than 0. w_c balances the classes of this label: its mean is 1.
     """
     share = np.bincount(label.ravel(), minlength=n_classes) / label.size
@@ -110,19 +109,19 @@ def border_weights(label: npt.NDArray[np.integer[Any]], n_classes: int) -> Float
 
 
 def two_nearest_objects(label: npt.NDArray[np.integer[Any]]) -> tuple[FloatArray, FloatArray]:
-    """(H, W) distances in pixels to the nearest and the second nearest object; infinite beyond 6 sigma, where it does
-    not matter any more."""
+    """(H, W) distances in pixels to the nearest and second nearest object; infinite beyond 6 sigma, where the border
+    weight is negligible."""
     reach = int(6 * BORDER_SIGMA)
     nearest = np.full(label.shape, np.inf, np.float32)
     second = nearest.copy()
     for value in np.unique(label[label > 0]):
         n, components, boxes, _ = cv2.connectedComponentsWithStats((label == value).astype(np.uint8), connectivity=4)
-        for i in range(1, n):  # 0 is what is no object
+        for i in range(1, n):  # component 0 is everything else
             x, y, w, h = (int(v) for v in boxes[i][:4])
             window = (slice(max(0, y - reach), y + h + reach), slice(max(0, x - reach), x + w + reach))
             outside = (components[window] != i).astype(np.uint8)
             distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-            distance = np.sqrt(np.rint(distance**2))  # OpenCV's last bit depends on where in memory the image lies
+            distance = np.sqrt(np.rint(distance**2))  # OpenCV's last bit depends on the alignment of the array
             second[window] = np.minimum(second[window], np.maximum(nearest[window], distance))
             nearest[window] = np.minimum(nearest[window], distance)
     return nearest, second

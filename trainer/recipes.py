@@ -4,12 +4,17 @@ from dataclasses import asdict, dataclass, field, replace
 from textwrap import wrap
 from typing import Any, Literal
 
-from trainer.data.augment import Augmentation
+from trainer.data import Augmentation
 from trainer.losses import LossName
+from unet.errors import UserError
 from unet.network import STRIDE, NetworkConfig, UNet, Variant
 from unet.pixels import InputRange
 
 RecipeName = Literal["default", "quick", "tutorial", "paper"]
+
+
+class RecipeError(UserError):
+    """A setting that does not fit the recipe's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +24,15 @@ class Recipe:
     bilinear: bool = False
     base_channels: int = 64
     conv_bias: bool = False
-    """Of the 3x3 convolutions. Batch norm takes away what it adds, after it has cost two passes over memory."""
+    """Bias of the 3x3 convolutions. Batch norm subtracts it again, at the cost of two passes over memory."""
     grey: bool = False
-    """Turn colour images to grey; otherwise the images decide."""
+    """Turn colour images to grey; otherwise the network has as many channels as the images."""
     input_range: InputRange = "0-1"
     standardise: bool = True
-    """Each image to zero mean and unit variance."""
+    """Scale each image to zero mean and unit variance."""
 
     image_size: int = 256
-    """Side of the square crops that are learned from, in pixels. The paper's network sees 92 more on each side."""
+    """Side of the square training crops, pixels. The paper's network sees 92 more on each side."""
     batch_size: int = 4
     epochs: int = 200
     min_steps: int = 20
@@ -35,21 +40,21 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     dropout: float = 0.0
-    """Share of the values at the end of the contracting path that is dropped in training, as in the paper."""
+    """Dropout probability at the end of the contracting path, as in the paper."""
     loss: LossName = "ce+dice"
     border_weights: bool = False
-    """Weigh the cross-entropy by the paper's map: classes balanced, gaps between objects heavy."""
+    """Weight the cross-entropy by the paper's map: classes balanced, gaps between objects heavy."""
     optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
     lr: float = 2e-3
     weight_decay: float = 1e-2
     momentum: float = 0.0
-    """SGD's and RMSprop's; AdamW has its own averages."""
+    """For SGD and RMSprop."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine: a short warm-up, then down to zero at the end of the epochs or of the time, whichever is nearer."""
+    """cosine: a short warm-up, then down to zero at the end of the epochs or of the time, whichever comes first."""
     clip_norm: float | None = 1.0
-    """Longer gradients are shortened to this."""
+    """Maximum norm of the gradient."""
     ema: float | None = 0.99
-    """Validate and save an exponential moving average of the weights, with this decay per step."""
+    """Decay per step of the exponential moving average of the weights, which is validated and saved."""
     mixed_precision: bool = True
     """Compute in bfloat16 where the device is fast at it."""
 
@@ -57,14 +62,16 @@ class Recipe:
         rest = 4 if self.variant == "paper" else 0
         if self.image_size < STRIDE or self.image_size % STRIDE != rest:
             wanted = "a multiple of 16, plus 4 (such as 388)" if rest else "a multiple of 16"
-            raise ValueError(f"--image-size: expected {wanted} for the {self.variant} network, found {self.image_size}")
+            raise RecipeError(
+                f"--image-size {self.image_size}: expected {wanted} for the {self.variant} network of this recipe"
+            )
 
     def override(self, **settings: Any) -> "Recipe":
-        """The same recipe with what is not None. Raises ValueError for a size that the network cannot make."""
+        """The same recipe with the given settings that are not None. Raises RecipeError for an impossible crop size."""
         return replace(self, **{name: value for name, value in settings.items() if value is not None})
 
     def build(self, n_channels: int, n_classes: int) -> UNet:
-        """A new network for images of so many channels, and labels of 1 (binary) or more classes."""
+        """A new network for images of `n_channels` channels, and labels of 1 (binary) or more classes."""
         network = NetworkConfig(
             n_channels=1 if self.grey else n_channels,
             n_classes=n_classes,
@@ -76,8 +83,15 @@ class Recipe:
         network.dropout.p = self.dropout
         return network
 
+    def summary(self) -> str:
+        """The main settings, in one line."""
+        return (
+            f"{self.name}: base {self.base_channels}, {self.epochs} epochs, {self.batch_size} crops of "
+            f"{self.image_size} px per step, {self.optimizer} at {self.lr:g}, {self.schedule}, loss {self.loss}"
+        )
+
     def __str__(self) -> str:
-        """All of it, wrapped: `default: variant tutorial, bilinear False, ...`."""
+        """All settings, wrapped: `default: variant tutorial, bilinear False, ...`."""
         settings = asdict(self)
         augmentation = {f"augmentation.{name}": value for name, value in settings.pop("augmentation").items()}
         listed = ", ".join(f"{name} {value}" for name, value in (settings | augmentation).items() if name != "name")
@@ -99,7 +113,7 @@ STRONG = Augmentation(
 
 RECIPES: dict[RecipeName, Recipe] = {
     "default": Recipe(name="default", epochs=400, augmentation=STRONG, dropout=0.5, loss="ce+dice+cldice"),
-    # minutes on two CPU cores
+    # minutes of training on two CPU cores
     "quick": Recipe(
         name="quick",
         base_channels=16,
@@ -108,7 +122,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         epochs=12,
         augmentation=Augmentation(quarter_turns=True),
     ),
-    # as the tutorials have it: no normalisation, no schedule, flips only
+    # like the tutorials: no normalisation, no schedule, flips only
     "tutorial": Recipe(
         name="tutorial",
         bilinear=True,
@@ -130,7 +144,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         ema=None,
         mixed_precision=False,
     ),
-    # section 3 of the paper: unpadded network with drop-out, tiles of 572 -> 388 one at a time, high momentum
+    # section 3 of the paper: unpadded network with dropout, tiles of 572 -> 388 one at a time, high momentum
     "paper": Recipe(
         name="paper",
         variant="paper",

@@ -21,30 +21,38 @@ class TrainSettings(ProgramSettings):
         "sample",
         description="folder with Training_Images/ and Training_Labels/, or 'sample': the embedded data set, or "
         "'isbi2012': the challenge's 30 slices, downloaded",
+        json_schema_extra={"metavar": "DIR"},
     )
-    out: Path = Field(Path("model"), description="folder to write into")
+    out: Path = Field(Path("model"), description="folder for the results", json_schema_extra={"metavar": "DIR"})
     recipe: RecipeName = Field(
         "default",
-        description="the settings to start from; --epochs, --batch-size, --lr, --base-channels and --image-size, where "
-        "they are set, override its own",
+        description="the settings to start from; --epochs, --batch-size, --lr, --base-channels and --image-size "
+        "override them",
     )
     epochs: int | None = Field(None, ge=1, le=2**31, description="passes over the training images")
     max_minutes: float | None = Field(
-        None, gt=0, description="stop after M minutes, if the epochs are not over by then"
+        None, gt=0, description="stop after N minutes, if the epochs are not over by then"
     )
     batch_size: int | None = Field(None, ge=1, le=2**16, description="crops per step")
-    lr: float | None = Field(None, gt=0, le=1e30, description="learning rate at its highest")
-    base_channels: int | None = Field(None, ge=1, le=2**10, description="width of the network's first level")
+    lr: float | None = Field(None, gt=0, le=1e30, description="highest learning rate")
+    base_channels: int | None = Field(None, ge=1, le=2**10, description="channels of the network's first level")
     image_size: int | None = Field(
-        None, ge=1, le=2**28, description="side of the training crops, pixels: a multiple of 16, for paper plus 4"
+        None,
+        ge=1,
+        le=2**28,
+        description="side of the training crops, pixels: a multiple of 16; for the recipe 'paper' plus 4",
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
     val_split: SplitKind = Field(
         "contiguous", description="validate on the last images by name (2 before 10), or on random ones"
     )
-    folds: int | None = Field(None, ge=2, description="cross-validation: cut the images into this many parts")
+    folds: int | None = Field(None, ge=2, description="cross-validation: divide the images into N parts")
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
-    device: DeviceChoice = Field("auto", description="where to train")
+    device: DeviceChoice = Field(
+        "auto",
+        description="where to train: auto, cpu, cuda, cuda:1, mps or another device of torch",
+        json_schema_extra={"metavar": "DEVICE"},
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -53,12 +61,15 @@ class TrainSettings(ProgramSettings):
     )
     isbi2012_url: str = Field(
         "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train",
-        description="where --data isbi2012 comes from",
+        description="where --data isbi2012 is downloaded from",
+        json_schema_extra={"metavar": "URL"},
     )
     tensorboard: bool = Field(False, description="also write the history for TensorBoard, into OUT/tensorboard")
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
+    verbose: bool = Field(False, description="print every setting of the recipe")
 
     def resolved_recipe(self) -> Recipe:
+        """The recipe with the flags that override it. Raises RecipeError."""
         return RECIPES[self.recipe].override(
             epochs=self.epochs,
             batch_size=self.batch_size,

@@ -1,7 +1,7 @@
-"""How a run is told to stop: SIGTERM (`docker compose stop`, a batch system) and SIGINT (Ctrl-C).
+"""Graceful shutdown on SIGTERM (`docker compose stop`, batch systems) and SIGINT (Ctrl-C).
 
-It stops before the next step, without saving: `last.pth` holds the epochs up to the last one that was saved, and the
-same command goes on from there, to the same weights. A `kill -9` loses no more than that.
+Training stops before the next step and saves nothing: `last.pth` holds the epochs up to the last one that was saved,
+and the same command resumes there, with the same weights in the end. `kill -9` loses no more than that.
 """
 
 import signal
@@ -11,47 +11,49 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """This process was told to stop. Like KeyboardInterrupt, no `except Exception` may hold it up."""
+    """The process was told to stop. Like KeyboardInterrupt, it passes every `except Exception`."""
 
 
 class Stop:
-    """Whether this process was told to stop, and how far it had come."""
+    """Signal handlers of a run, and how far the run has come."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.epoch = 0
-        """The last one that is saved; 0: none, or not known yet."""
-        self._held = False
+        """The last epoch that is saved; 0: none, or not known yet."""
+        self._deferred = False
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """From here on a signal raises Stopped, but see `hold`. What the caller has set to be ignored stays ignored."""
-        wanted = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
-        before = [signal.signal(s, self._told) for s in wanted]
+        """In this block a signal raises Stopped, unless `defer` is active. Signals that the parent process ignores stay
+        ignored."""
+        handled = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
+        before = [signal.signal(s, self._handle) for s in handled]
         try:
             yield
         finally:
-            for s, handler in zip(wanted, before, strict=True):
+            for s, handler in zip(handled, before, strict=True):
                 signal.signal(s, handler)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """In here a signal waits for the caller to look at `signal`, so that nothing is left half done."""
-        self._held = True
+    def defer(self) -> Iterator[None]:
+        """In this block a signal is only noted in `signal`, so that no file is left half-written; Stopped is raised at
+        the end of the block."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._held = False
+            self._deferred = False
         if self.signal:
             raise Stopped
 
     def __str__(self) -> str:
-        saved = f"after epoch {self.epoch}" if self.epoch else "after the last epoch that was saved"
-        name = self.signal.name if self.signal else "nobody"
+        saved = f"after epoch {self.epoch}" if self.epoch else "after the last saved epoch"
+        name = self.signal.name if self.signal else "no signal"
         return f"stopped by {name}; the same command, without --force, goes on {saved}"
 
-    def _told(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         first = self.signal is None
         self.signal = self.signal or signal.Signals(number)
-        if first and not self._held:  # a second one must not interrupt the end
+        if first and not self._deferred:  # a second signal must not interrupt the cleanup
             raise Stopped

@@ -1,27 +1,33 @@
-"""The history of a run for TensorBoard, an optional extra:  tensorboard --logdir OUT/tensorboard"""
+"""The history of a run for TensorBoard (optional extra):  tensorboard --logdir OUT/tensorboard"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from unet.errors import UserError
+
 FOLDER = "tensorboard"
 
 
+class ExtraError(UserError):
+    """An optional package is not installed."""
+
+
 class TensorBoard:
-    """Writes scalars beside the run's other files. Raises ValueError if the extra is not installed."""
+    """Writer of the rows of history.csv as scalars. Raises ExtraError if the extra is not installed."""
 
     def __init__(self, out: Path, first_epoch: int) -> None:
-        """What an interrupted run wrote of `first_epoch` and later is not shown."""
+        """`first_epoch` hides what an interrupted run wrote for this epoch and later ones."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise ExtraError(
                 f"--tensorboard: {error.name} is not installed; expected the extra: "
                 "pip install '.[tensorboard]', in the clone"
             ) from error
         self._writer = SummaryWriter(str(out / FOLDER), purge_step=first_epoch)
 
     def add(self, row: Mapping[str, float]) -> None:
-        """A row of the history."""
+        """Write one row of the history, at its epoch."""
         for name, value in row.items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, int(row["epoch"]))

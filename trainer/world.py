@@ -1,139 +1,158 @@
-"""The processes that train together: one, or those that `torchrun --nproc_per_node=N -m trainer ...` starts.
+"""Data-parallel training (DDP): the processes that `torchrun -m trainer ...` starts, or the only one.
 
-Each takes its share of every batch; gradients and the sums in the loss are shared, so that N processes do what one
-would.
+Each process computes its share of every batch. DDP averages the gradients, and sums that stand in a denominator of the
+loss are taken over all processes, so that N processes learn what one would. In a single process these functions do
+nothing.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unet.device import resolve_device
+from unet.errors import UserError
+
 T = TypeVar("T")
 
 
-class WorldError(ValueError):
-    """Training cannot go on together."""
+class WorldError(UserError):
+    """Several processes cannot train together, or one of them has ended."""
 
 
-@dataclass(frozen=True)
-class World:
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that prints and writes."""
-        return self.rank == 0
-
-    def check(self, batch_size: int) -> None:
-        if batch_size % self.size:
-            raise WorldError(
-                f"batch_size: expected a multiple of the {self.size} processes that share a batch, found {batch_size}"
-            )
-
-    def synchronise(self, network: nn.Module) -> nn.Module:
-        """Batch norm over the whole batch, on GPUs; each process's share on CPUs, where torch has no other."""
-        on_gpu = next(network.parameters()).is_cuda
-        if self.size == 1 or not on_gpu:
-            return network
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return, no-untyped-call]
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The network to train: its gradients are the means over all processes."""
-        if self.size == 1:
-            return network
-        device = next(network.parameters()).device
-        return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum over all processes; gradients flow through it."""
-        return x if self.size == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
-
-    def mean(self, value: float) -> float:
-        """The mean over all processes."""
-        if self.size == 1:
-            return value
-        tensor = _scalar(value)
-        with self.together():
-            dist.all_reduce(tensor)
-        return float(tensor) / self.size
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """For what all processes do at a time. Raises WorldError if one of them is gone."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise
-            said = str(error).partition("\n")[0]
-            raise WorldError(f"another process of this run has ended, and says why if it could ({said})") from error
-
-    def in_turn(self, prepare: Callable[[], T]) -> T:
-        """The first process prepares something in files; then the others find it there."""
-        if self.first:
-            prepared = prepare()
-        self.agree(0)
-        return prepared if self.first else prepare()
-
-    def agree(self, value: float) -> float:
-        """The first process's value, in all of them."""
-        if self.size == 1:
-            return value
-        tensor = _scalar(value)
-        with self.together():
-            dist.broadcast(tensor, src=0)
-        return float(tensor)
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-ALONE = World()
+def rank() -> int:
+    """Number of this process, 0 to `size() - 1`."""
+    return dist.get_rank() if size() > 1 else 0
 
 
-def claim_gpu() -> None:
-    """A GPU of its own for each process of a machine. Raises WorldError if there are not as many."""
-    if "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+def is_first() -> bool:
+    """True in the process that prints and writes files."""
+    return rank() == 0
+
+
+@contextmanager
+def join(choice: str) -> Iterator[torch.device]:
+    """Join the processes that torchrun's variables describe; yields the device of this one. Only the first one prints.
+
+    `choice` is the value of --device. Raises WorldError if there are too few GPUs, or when another process has ended.
+    """
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together and choice != "cpu":
+        claim_gpu(choice)
+    device = resolve_device(choice)
+    if not together:
+        yield device
         return
-    rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", rank + 1))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        with lost_process_named(), nullcontext() if is_first() else redirect_stdout(None):
+            yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def claim_gpu(choice: str) -> None:
+    """Select one GPU for each process of this machine. Raises WorldError if there are not as many."""
+    if not torch.cuda.is_available():
+        return
+    rank = int(os.environ["LOCAL_RANK"])
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", rank + 1)), torch.cuda.device_count()
+    if ":" in choice:
+        raise WorldError(
+            f"--device {choice}: expected cuda or cpu: each of the {processes} processes takes its own GPU"
+        )
     if processes > gpus:
         raise WorldError(f"found {gpus} GPUs for {processes} processes: expected --nproc_per_node={gpus} or less")
     torch.cuda.set_device(rank)
 
 
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """Turn the errors of a collective operation whose peer is gone into a WorldError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise WorldError(f"another process of this run has ended; its own message may say why ({reason})") from error
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises WorldError for a batch that the processes cannot share equally."""
+    if batch_size % size():
+        raise WorldError(f"--batch-size {batch_size}: expected a multiple of the {size()} processes that share a batch")
+
+
+def synchronise(network: nn.Module) -> nn.Module:
+    """Batch norm over the batches of all GPUs. On CPUs torch has none: there it sees the batch of one process."""
+    if size() == 1 or not next(network.parameters()).is_cuda:
+        return network
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def average_gradients(network: nn.Module) -> nn.Module:
+    """The same network, with gradients that DDP averages over all processes (all-reduce) in each backward pass."""
+    if size() == 1:
+        return network
+    device = next(network.parameters()).device
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def sum(x: Tensor) -> Tensor:
+    """Sum over all processes (all-reduce); gradients flow through it."""
+    return x if size() == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
+
+
+def any_of(flag: bool) -> bool:
+    """True in all processes if `flag` is true in one of them."""
+    if size() == 1:
+        return flag
+    tensor = _scalar(float(flag))
+    dist.all_reduce(tensor)
+    return bool(tensor)
+
+
+def broadcast(value: float) -> float:
+    """The value of the first process, in all of them."""
+    if size() == 1:
+        return value
+    tensor = _scalar(value)
+    dist.broadcast(tensor, src=0)
+    return float(tensor)
+
+
+def first_alone(prepare: Callable[[], T]) -> T:
+    """Call `prepare` in the first process, then in the others, which find the files that it wrote."""
+    if is_first():
+        prepared = prepare()
+    broadcast(0)  # barrier
+    return prepared if is_first() else prepare()
+
+
 class _Sum(torch.autograd.Function):
-    """Over all processes. Each one's loss is of the sum, so the gradients are summed, too."""
+    """All-reduce. The loss of each process depends on the sum, so the gradients are summed as well."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _Sum.forward(ctx, gradient)
 
 
 def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
-@contextmanager
-def join(device: torch.device) -> Iterator[World]:
-    """The world as torchrun's variables describe it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield ALONE
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield World(dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()

@@ -1,0 +1,139 @@
+"""The network that is trained, with its optimiser and the moving average of its weights: one step at a time."""
+
+import copy
+from collections.abc import Mapping
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import world
+from trainer.data import Batch
+from trainer.losses import loss_of
+from trainer.recipes import Recipe
+from unet.device import fast_bf16
+from unet.engines.graphs import recorded
+
+
+class Average(nn.Module):
+    """Exponential moving average (EMA) of a network's weights and buffers, as `module`.
+
+    It averages over fewer steps at the start, so that the initial weights are soon forgotten. Unlike torch's
+    AveragedModel it counts steps on the CPU: reading a counter from a GPU would wait for all queued work.
+    """
+
+    n_averaged: Tensor
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(network)
+        self.register_buffer("n_averaged", torch.tensor(0))
+        self.decay = decay
+        averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, network))
+        is_float = [tensor.is_floating_point() for tensor in averaged]
+        is_counter = [not each for each in is_float]  # of batch norm
+        self._floats = list(compress(averaged, is_float)), list(compress(current, is_float))
+        self._counters = list(compress(averaged, is_counter)), list(compress(current, is_counter))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the network's present weights to the average."""
+        n = int(self.n_averaged)
+        keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        torch._foreach_lerp_(*self._floats, 1 - keep)
+        if self._counters[0]:
+            torch._foreach_copy_(*self._counters)
+        self.n_averaged += 1
+
+
+class Learner:
+    """Everything that a training step changes; all of it is in `last.pth`."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+        self.device = next(network.parameters()).device
+        self.memory_format = memory_format(self.device)
+        self.network = world.synchronise(network).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.recipe = recipe
+        self.optimizer = make_optimizer(self.network, recipe)
+        self.averaged = Average(self.network, recipe.ema) if recipe.ema else None
+        self.mixed = recipe.mixed_precision and fast_bf16(self.device)
+        """Whether forward passes compute in bfloat16 (autocast)."""
+        self.parallel = world.average_gradients(self.network)
+        self.on_gpu = lr_is_tensor(self.optimizer)
+        captured = self.on_gpu and world.size() == 1
+        self._step = recorded(self._one_step, self.device) if captured else self._one_step
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to validate and save: the moving average, if there is one."""
+        return self.averaged.module if self.averaged else self.network
+
+    def step(self, batch: Batch, lr: float) -> Tensor:
+        """One optimiser step at this learning rate; returns the loss before it, a scalar on the device.
+
+        A non-finite loss leaves the weights as they are. On a GPU nothing here waits for the result.
+        """
+        for group in self.optimizer.param_groups:
+            if self.on_gpu:
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        loss = self._step(*batch)
+        if self.averaged:
+            self.averaged.update()
+        return loss
+
+    def _one_step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            logits = self.parallel(images.to(memory_format=self.memory_format))  # (B, K, S, S)
+        loss = loss_of(logits, labels, weights, self.recipe.loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss = world.sum(loss.detach()) / world.size()
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        if self.on_gpu:
+            self.optimizer.found_inf = 1 - loss.isfinite().float()  # type: ignore[attr-defined]  # 1: skip the step
+        if self.on_gpu or loss.isfinite():
+            self.optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, object]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        # only the state: hyperparameters are the recipe's, and where they are stored depends on the device
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last, the fastest layout for training, except on a CPU with AVX2 only: there oneDNN's weight gradients
+    are three times as slow from channels last."""
+    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return torch.contiguous_format if slow else torch.channels_last
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser. AdamW and SGD on a GPU are such that a CUDA graph can hold their step: the learning rate
+    is a tensor there, and `found_inf`, another one, skips the step."""
+    parameters, lr, decay = list(network.parameters()), recipe.lr, recipe.weight_decay
+    if recipe.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
+    gpu = parameters[0].is_cuda
+    rate = torch.tensor(lr, device=parameters[0].device) if gpu else lr
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=gpu or None, capturable=gpu)
+    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=recipe.momentum, fused=gpu or None)
+
+
+def lr_is_tensor(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether everything that decides about a step is on the GPU (see `make_optimizer`)."""
+    return isinstance(optimizer.param_groups[0]["lr"], Tensor)

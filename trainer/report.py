@@ -1,0 +1,180 @@
+"""What a run says: its settings at the start, a line per epoch, and the account of the saved model at the end."""
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from textwrap import indent
+from typing import Any
+
+import numpy as np
+import torch
+
+import unet
+from trainer import pictures
+from trainer.data import DataSet, Sample
+from trainer.folder import SAMPLES, Progress, RunFolder
+from trainer.inputs import classes_in
+from trainer.metrics import object_scores
+from trainer.recipes import Recipe
+from trainer.settings import TrainSettings
+from unet import Predictor
+from unet.device import device_name
+from unet.pixels import to_pixels
+
+
+def print_start(
+    settings: TrainSettings,
+    recipe: Recipe,
+    device: torch.device,
+    data: DataSet,
+    train: list[Sample],
+    val: list[Sample],
+) -> None:
+    """Print data, recipe and device, and warn of classes or brightness that training cannot use."""
+    same = " (the same one, so the scores say little)" if len(data.samples) == 1 else ""
+    print(
+        f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on{same}, "
+        f"classes {data.class_values}"
+    )
+    for samples, purpose, consequence in ((train, "train on", "is not learnt"), (val, "validate on", "has no score")):
+        for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):
+            value = data.class_values[i]
+            print(f"          class {value} is in no image to {purpose}: it {consequence} (try --val-split random)")
+    if not recipe.standardise and (warning := _too_dark(data.samples)):
+        print(f"          {warning}")
+    described = indent(str(recipe), " " * 10).lstrip() if settings.verbose else recipe.summary()
+    print(f"recipe    {described}")
+    fallback = " (no GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
+    print(f"device    {device_name(device)}{fallback}", flush=True)
+
+
+def _too_dark(samples: list[Sample]) -> str | None:
+    """Warning about images that use a part of their file's range only, such as 12 bits of 16."""
+    brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in samples))
+    kinds = {str(sample.image.dtype) for sample in samples} - {"uint8"}
+    if not kinds or brightest >= 0.25:
+        return None
+    return (
+        f"the brightest pixel is {brightest:.2g} of the range of {', '.join(sorted(kinds))}; this recipe takes "
+        "brightness as it is: scale the images to the whole range, or take --recipe default"
+    )
+
+
+def print_epoch(row: Mapping[str, float], epochs: int, remaining: float, improved: bool) -> None:
+    dice = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if name.startswith("dice_"))
+    print(
+        f"epoch {row['epoch']:3d}/{epochs}  loss {row['loss']:.4f}  {dice}  score {row['score']:.4f}  "
+        f"{row['seconds']:.1f} s{f', {duration(remaining)} to go' if remaining else ''}{'  best' if improved else ''}",
+        flush=True,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Time in the largest unit of which there are more than one and a half."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds > 1.5 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def summary(recipe: Recipe, data: DataSet, best: Mapping[str, float]) -> dict[str, Any]:
+    """How a model came to be, in plain builtins; stored in the checkpoint and in report.json."""
+    return {
+        "recipe": asdict(recipe),
+        "best": dict(best),
+        "epoch": best["epoch"],
+        "score": best["score"],
+        "data": {"images": len(data.samples), "fingerprint": data.fingerprint},
+        "versions": {
+            "unet-service": unet.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def account(
+    folder: RunFolder, recipe: Recipe, data: DataSet, val: list[Sample], progress: Progress, device: torch.device
+) -> None:
+    """Validate the saved model once more, write samples.png and report.json, and print the final table."""
+    predictor = Predictor.load(folder.best, device=str(device), precision="fp32")
+    objects, seconds = _test_saved_model(predictor, val)
+    rows, elapsed = progress.history, progress.elapsed
+    timings = {
+        "seconds": elapsed,
+        "validation_share": sum(row["validation_seconds"] for row in rows) / elapsed,
+        "augmentation_share": sum(row["augmentation_seconds"] for row in rows) / elapsed,
+        "crops_per_second": sum(row["crops"] for row in rows) / sum(row["training_seconds"] for row in rows),
+        "validation_seconds_per_image": seconds / len(val),
+        "peak_memory_mib": peak_memory(device) / 2**20,
+    }
+    folder.save_file(SAMPLES, pictures.samples(predictor, val))
+    origin = summary(recipe, data, progress.best)
+    folder.save_report(origin | {"objects": objects, "timings": timings, "device": device_name(device)})
+    _print_table(predictor, progress, objects, timings, device)
+    print(f"finished: {outcome(progress, folder)}")
+
+
+def _test_saved_model(predictor: Predictor, val: list[Sample]) -> tuple[dict[str, float], float]:
+    """Mean object scores of a binary model, empty if no image has several objects; and seconds of prediction."""
+    seconds, found = 0.0, []
+    for sample in val:
+        started = time.monotonic()
+        probabilities = predictor(sample.image)
+        seconds += time.monotonic() - started
+        if predictor.binary and (objects := object_scores(probabilities, sample.label, predictor.threshold)):
+            found.append(objects)
+    if not found:
+        return {}, seconds
+    rand, information = (
+        float(np.mean(values)) for values in zip(*((o.rand, o.information) for o in found), strict=True)
+    )
+    return {"rand": rand, "information": information}, seconds
+
+
+def _print_table(
+    predictor: Predictor,
+    progress: Progress,
+    objects: Mapping[str, float],
+    timings: Mapping[str, float],
+    device: torch.device,
+) -> None:
+    best = progress.best
+    for value in predictor.class_values:
+        if f"dice_{value}" in best:
+            print(f"class {value:<12} dice {best[f'dice_{value}']:.4f}  iou {best[f'iou_{value}']:.4f}")
+    print(f"pixel error        {best['pixel_error']:.4f}")
+    if predictor.binary:
+        print(f"auc                {best['auc']:.4f}")
+        print(f"threshold          {predictor.threshold:.3f}")
+    if objects:
+        bits = objects["information"]
+        print(f"objects            rand {objects['rand']:.4f}  variation of information {bits:.4f} bits")
+    overlapped = " while the GPU computes" if device.type == "cuda" else ""
+    print(
+        f"time               {timings['seconds']:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation"
+        f"{overlapped}, {timings['validation_share']:.1%} validation"
+    )
+    print(
+        f"speed              {timings['crops_per_second']:.1f} crops/s in training, "
+        f"{1 / timings['validation_seconds_per_image']:.1f} images/s in prediction, "
+        f"{timings['peak_memory_mib']:.0f} MiB at most, on {device_name(device)}"
+    )
+
+
+def outcome(progress: Progress, folder: RunFolder) -> str:
+    return f"best score {progress.best['score']:.4f} in epoch {progress.best['epoch']}, in {folder.best}"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""Crops: where they come from, and that they repeat."""
+"""Batches of crops: their places, their labels, and that they repeat."""
 
 from dataclasses import replace
 from itertools import product
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from trainer import world
 from trainer.data import Augmentation, Batches, Sample
-from trainer.fit import Average
+from trainer.learner import Average
 from trainer.recipes import RECIPES, Recipe
+from unet.errors import UserError
 from unet.pixels import Preprocessing
 
 RECIPE = RECIPES["quick"].override(image_size=32, batch_size=4)
@@ -17,7 +19,7 @@ PREPROCESSING = Preprocessing(input_range="0-255")
 
 
 def coded(height: int, width: int) -> Sample:
-    """Every pixel tells its place: the image holds the row and column, the label their parity."""
+    """Sample in which every pixel encodes its place: the image has row and column, the label their parity."""
     y, x = np.mgrid[0:height, 0:width]
     image = np.stack([y, x, 0 * x], axis=2).astype(np.uint8)
     return Sample("coded", image, ((y + x) % 2).astype(np.uint8))
@@ -27,7 +29,7 @@ def batches(samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0, margi
     return Batches(samples, PREPROCESSING, 3, 2, recipe, margin=margin, seed=seed, device=torch.device("cpu"))
 
 
-def test_image_and_label_stay_together_through_every_turn() -> None:
+def test_image_and_label_are_turned_together() -> None:
     corners = set()
     for images, labels, _ in batches([coded(64, 96)]).epoch(1):
         assert images.shape[1:] == (3, 32, 32)
@@ -40,15 +42,15 @@ def test_image_and_label_stay_together_through_every_turn() -> None:
     assert len(corners) == 8
 
 
-def test_crops_come_from_everywhere() -> None:
+def test_crops_are_cut_at_all_places() -> None:
     places = set()
     for images, _, _ in batches([coded(34, 35)]).epoch(1):
         places |= {tuple(image.round().int().tolist()) for image in images[:, :2].amin((2, 3))}
     assert places == set(product(range(3), range(4)))
 
 
-def test_no_class_appears_between_two_others() -> None:
-    """Labels are read at the nearest pixel, however the crop is turned and deformed."""
+def test_labels_are_not_interpolated() -> None:
+    """No class 1 appears between the classes 0 and 2, however the crop is turned and deformed."""
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, 32:] = 200
     halves = Sample("halves", image, np.repeat([[0, 2]], 64, axis=0).repeat(32, axis=1).astype(np.uint8))
@@ -57,7 +59,7 @@ def test_no_class_appears_between_two_others() -> None:
         assert set(labels.unique().tolist()) <= {0, 2}
 
 
-def test_without_rotation_only_flips() -> None:
+def test_the_tutorial_recipe_only_flips() -> None:
     recipe = RECIPES["tutorial"].override(image_size=32)
     steps = set()
     for epoch in range(20):
@@ -75,32 +77,32 @@ def test_the_same_seed_and_epoch_give_the_same_batches() -> None:
     assert not torch.equal(first(1, 1), first(2, 1))
 
 
-def test_the_order_of_the_images_is_another_one_for_each_seed_and_epoch() -> None:
+def test_each_seed_and_epoch_has_its_own_order_of_images() -> None:
     shades = [replace(coded(32, 32), image=np.full((32, 32, 3), shade, np.uint8)) for shade in range(8)]
 
     def order(seed: int, epoch: int) -> list[int]:
         shown = torch.cat([images[:, 0, 0, 0] for images, _, _ in batches(shades, seed=seed).epoch(epoch)])
         return shown.round().int().tolist()
 
-    assert sorted(order(1, 1)[:8]) == list(range(8))  # each is seen before one is seen again
+    assert sorted(order(1, 1)[:8]) == list(range(8))  # all images are seen once before one is repeated
     assert order(1, 1) == order(1, 1)
     assert order(1, 1) != order(1, 2)
     assert order(1, 1) != order(2, 1)
 
 
-def test_an_epoch_covers_the_area_and_has_a_least_number_of_steps() -> None:
+def test_an_epoch_covers_the_area_of_all_images_in_at_least_min_steps() -> None:
     exact = RECIPES["tutorial"].override(image_size=32, batch_size=4)
     assert len(batches([coded(64, 64), coded(32, 32)], exact)) == 2  # 4 + 1 crops, 4 a batch
     assert len(batches([coded(32, 32)], RECIPE)) == RECIPE.min_steps
 
 
-def test_small_images_are_mirrored_to_a_crop() -> None:
+def test_images_smaller_than_a_crop_are_mirrored() -> None:
     images, labels, _ = next(batches([coded(20, 7)]).epoch(1))
     assert images.shape[-2:] == labels.shape[-2:] == (32, 32)
     assert set(images[:, 1].round().unique().tolist()) == set(range(7))
 
 
-def test_the_paper_network_sees_a_margin_around_what_it_learns() -> None:
+def test_images_for_the_paper_network_have_a_margin_around_the_label() -> None:
     recipe = replace(RECIPES["paper"].override(image_size=36), augmentation=Augmentation())
     images, labels, weights = next(batches([coded(300, 300)], recipe, margin=92).epoch(1))
     assert images.shape[-2:] == (36 + 184, 36 + 184)
@@ -109,9 +111,34 @@ def test_the_paper_network_sees_a_margin_around_what_it_learns() -> None:
     assert weights.shape == labels.shape
 
 
+def test_processes_share_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together, two processes cut the crops that one alone would."""
+    recipe = replace(RECIPE, augmentation=RECIPES["default"].augmentation)
+    alone = next(batches([coded(64, 96)], recipe).epoch(1)).images
+    monkeypatch.setattr(world, "size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(world, "rank", lambda rank=rank: rank)
+        torch.testing.assert_close(next(batches([coded(64, 96)], recipe).epoch(1)).images, alone[rank::2])
+
+
+def test_crops_stay_the_same_from_version_to_version() -> None:
+    """An interrupted run is resumed by a newer version with the crops that the older one would have cut."""
+    recipe = replace(RECIPE, augmentation=RECIPES["default"].augmentation, border_weights=True)
+    images, labels, weights = next(batches([coded(64, 96), coded(40, 30)], recipe, seed=3).epoch(2))
+    assert weights is not None
+    assert images.mean((1, 2, 3)).tolist() == pytest.approx([25.1288, 19.0443, 30.5341, 18.5158], abs=1e-2)
+    assert labels.sum((1, 2)).tolist() == pytest.approx([492, 525, 513, 490], abs=3)
+    assert weights.mean((1, 2)).tolist() == pytest.approx([10.4122, 10.4243, 10.4199, 10.4114], abs=1e-2)
+
+
+def test_a_single_small_crop_per_batch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--image-size 16 leaves one pixel .* expected a larger --image-size, or"):
+        batches([coded(64, 64)], RECIPES["quick"].override(image_size=16, batch_size=1))
+
+
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_a_gpu_is_told_what_to_do_without_being_waited_for() -> None:
+def test_cutting_crops_never_waits_for_the_gpu() -> None:
     gpu = torch.device("cuda")
     recipe = RECIPES["default"].override(image_size=32, batch_size=4)
     crops = Batches([coded(64, 96)], PREPROCESSING, 3, 2, recipe, margin=0, seed=0, device=gpu).epoch(1)

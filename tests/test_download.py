@@ -1,4 +1,4 @@
-"""`--data isbi2012`, from a server on this machine."""
+"""`--data isbi2012`, from a server on loopback."""
 
 import hashlib
 import threading
@@ -22,7 +22,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address that serves it."""
+    """A folder and the URL that serves it."""
     handler = partial(Quiet, directory=str(tmp_path / "site"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -34,7 +34,7 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 @pytest.fixture
 def published(site: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """Two slices on the server, their registry, and an empty cache."""
+    """Two slices on the server, a registry of them, and an empty cache."""
     folder, url = site
     rng = np.random.default_rng(0)
     lines = ["# a comment"]
@@ -50,7 +50,7 @@ def published(site: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Monkey
     return folder, url
 
 
-def test_it_is_downloaded_once(published: tuple[Path, str]) -> None:
+def test_the_data_set_is_downloaded_once(published: tuple[Path, str]) -> None:
     folder, url = published
     data = read_folder(download.isbi2012(url))
     assert [sample.name for sample in data.samples] == ["00", "01"]
@@ -59,7 +59,7 @@ def test_it_is_downloaded_once(published: tuple[Path, str]) -> None:
     assert read_folder(download.isbi2012(url)).fingerprint == data.fingerprint
 
 
-def test_another_file_under_the_name_is_refused(
+def test_a_file_with_a_wrong_checksum_is_refused(
     published: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, url = published
@@ -68,7 +68,7 @@ def test_another_file_under_the_name_is_refused(
     assert "does not match the known hash" in capsys.readouterr().err
 
 
-def test_without_a_network_the_way_by_hand_is_told(
+def test_a_failed_download_says_how_to_do_it_by_hand(
     published: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = published
@@ -78,14 +78,14 @@ def test_without_a_network_the_way_by_hand_is_told(
     assert "Traceback" not in printed
 
 
-def test_the_registry_is_of_thirty_slices() -> None:
+def test_the_registry_lists_thirty_slices_and_their_labels() -> None:
     lines = [line for line in download.REGISTRY.read_text().splitlines() if not line.startswith("#")]
     assert len(lines) == 60
     assert all(len(line.split()[1]) == 64 for line in lines)
 
 
 @pytest.mark.realdata
-def test_the_registry_knows_the_real_slices(real_data: Path) -> None:
+def test_the_registry_has_the_checksums_of_the_real_slices(real_data: Path) -> None:
     known = dict(line.split() for line in download.REGISTRY.read_text().splitlines() if not line.startswith("#"))
     for path in (real_data / "isbi2012").glob("*/*.png"):
         assert known[f"{path.parent.name}/{path.name}"] == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from trainer.data.labels import Classes, has_colour
 from trainer.data.pairs import Pair, find_pairs
+from unet import imaging
 from unet.errors import UserError
-from unet.images import ImageError, decode
-from unet.pixels import PixelError, to_pixels
+from unet.pixels import to_pixels
 
 Array = npt.NDArray[Any]
 
@@ -92,7 +92,9 @@ class Reader:
         image_file, label_file = self.name(pair.image), self.name(pair.label)
         images, labels = self.read_pages(pair.image), self.read_pages(pair.label)
         if images and labels and len(images) != len(labels):
-            self.problems.append(f"{label_file}: found {len(labels)} pages; expected {len(images)} as in its image")
+            self.problems.append(
+                f"{label_file}: number of pages is {len(labels)}; expected {len(images)} as in its image"
+            )
             return
         for i, (image, label) in enumerate(zip(images, labels, strict=False), start=1):
             page = f" page {i}" if len(images) > 1 else ""
@@ -112,7 +114,7 @@ class Reader:
                 raise UserError("found a pipe or device; expected a file")
             data = path.read_bytes()
             self.files[self.name(path)] = hashlib.sha256(data).hexdigest()
-            return decode(data)
+            return imaging.read(data).pages
         return []
 
     @contextmanager
@@ -120,7 +122,7 @@ class Reader:
         """Adds errors to `problems`."""
         try:
             yield
-        except (UserError, ImageError, PixelError) as error:
+        except UserError as error:
             self.problems.append(f"{name}: {error}")
         except OSError as error:
             self.problems.append(f"{name}: cannot be read: {error.strerror or error}")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from unet.images import SUFFIXES
+from unet.imaging import SUFFIXES
 
 IMAGES, LABELS = "Training_Images", "Training_Labels"
 

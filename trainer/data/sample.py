@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from trainer.data.pairs import IMAGES, LABELS
 from unet.checkpoint import replace_atomically
-from unet.images import encode_png
+from unet.imaging import write_png
 
 N_IMAGES = 16
 SIZE = 256
@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
         paths = [folder / name / f"{i:02d}.png" for name in (IMAGES, LABELS)]
         if not all(path.exists() for path in paths):
             for path, pixels in zip(paths, generate(np.random.default_rng((SEED, i))), strict=True):
-                replace_atomically(path, encode_png(pixels))
+                replace_atomically(path, write_png(pixels))
 
 
 def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:

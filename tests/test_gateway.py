@@ -286,6 +286,17 @@ def test_too_many_requests_are_429(gateway: int) -> None:
     assert b"\r\nContent-Type: application/problem+json\r\n" in refused
 
 
+def test_fast_client_is_slowed_to_20_requests_per_second(gateway: int) -> None:
+    source = ("127.0.1.5", 0)
+    start = time.monotonic()
+    with closing(HTTPConnection("127.0.0.1", gateway, timeout=30, source_address=source)) as connection:
+        for _ in range(60):
+            connection.request("GET", "/health/live")
+            response = connection.getresponse()
+            assert (response.status, len(response.read()) > 0) == (200, True)
+    assert 1.5 < time.monotonic() - start < 10  # the first 20 at once
+
+
 def test_too_many_connections_are_429(gateway: int) -> None:
     """A 21st upload of one address is refused, while the first 20 go on."""
     with closing_all([start_upload(gateway, "127.0.1.2") for _ in range(20)]):

@@ -25,10 +25,6 @@ LOCK = ".lock"
 WAYS_OUT = "put the file back, choose another --out, or start over with --force"
 
 
-class FolderError(UserError):
-    """The folder cannot be written, or holds something that this run must not overwrite."""
-
-
 @dataclass
 class Progress:
     """How far a run has come; all of it is in `last.pth`."""
@@ -59,7 +55,7 @@ class Progress:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Create the folder and lock it against other trainers. Raises FolderError.
+    """Create the folder and lock it against other trainers. Raises UserError.
 
     The kernel releases the lock however this process ends. A file system without locks is used without one.
     """
@@ -67,7 +63,7 @@ def claim(path: Path) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path / LOCK)
     except OSError as error:
-        raise FolderError(f"{path}: cannot be written: {error.strerror}; expected a folder for the results") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror}; expected a folder for the results") from error
     with lock:
         with suppress(OSError):  # a full disk is better reported for a file that matters
             lock.truncate(0)
@@ -81,7 +77,7 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> IO[str]:
-    """The locked file, whose text names its holder. Raises FolderError if another process holds it."""
+    """The locked file, whose text names its holder. Raises UserError if another process holds it."""
     while True:
         lock = path.open("a+")
         try:
@@ -89,7 +85,7 @@ def _lock(path: Path) -> IO[str]:
         except BlockingIOError:
             with lock:
                 lock.seek(0)
-                raise FolderError(
+                raise UserError(
                     f"{path.parent}: another unet-train is writing there ({lock.read()}): wait for it, or choose "
                     "another --out"
                 ) from None
@@ -112,11 +108,11 @@ class RunFolder:
     def restore(self, learner: Learner) -> Progress:
         """Load the state of the same run into the learner, as far as it came; a new run starts at epoch 0.
 
-        A folder in which another run has not finished an epoch counts as empty. Raises FolderError.
+        A folder in which another run has not finished an epoch counts as empty. Raises UserError.
         """
         if not self.last.exists():
             if self.best.exists():
-                raise FolderError(
+                raise UserError(
                     f"{self.best} is there, but no {LAST} to go on from: choose another --out, or overwrite it with "
                     "--force"
                 )
@@ -133,15 +129,15 @@ class RunFolder:
                 if not changed:
                     return progress
         except CheckpointError as error:
-            raise FolderError(f"{error}. Nothing was changed: {WAYS_OUT}") from error
+            raise UserError(f"{error}. Nothing was changed: {WAYS_OUT}") from error
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if out_of_memory(error):  # not the file's fault
                 raise
             reason = f"{type(error).__name__}: {error}"
-            raise FolderError(
+            raise UserError(
                 f"{self.last} is damaged, or of another program or version ({reason}). Nothing was changed: {WAYS_OUT}"
             ) from error
-        raise FolderError(
+        raise UserError(
             f"{self.path} holds another run ({'; '.join(changed)}): "
             "choose another --out, repeat the run as it was, or start over with --force"
         )

@@ -10,10 +10,6 @@ from trainer.settings import TrainSettings
 from unet.errors import UserError
 
 
-class InputError(UserError):
-    """No such data, or no way to divide it as asked for."""
-
-
 def read(settings: TrainSettings) -> DataSet:
     """The data set that --data names; `sample` is written to OUT/sample first, `isbi2012` is downloaded."""
     folder = Path(settings.data)
@@ -22,26 +18,26 @@ def read(settings: TrainSettings) -> DataSet:
         try:
             sample.write(folder)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be written: {os.strerror(error.errno or 0)}") from error
+            raise UserError(f"{folder}: cannot be written: {os.strerror(error.errno or 0)}") from error
     elif settings.data == "isbi2012" and not folder.is_dir():
         folder = download.isbi2012(settings.isbi2012_url)
     if not folder.is_dir():
         found = "not a folder" if folder.exists() else "no such folder"
-        raise InputError(
+        raise UserError(
             f"{folder}: {found}; expected one that holds {IMAGES}/ and {LABELS}/, or 'sample', or 'isbi2012'"
         )
     return read_folder(folder)
 
 
 def divide(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[Sample]]:
-    """Samples for training and for validation, by the flags. Raises InputError if a side has a single class."""
+    """Samples for training and for validation, by the flags. Raises UserError if a side has a single class."""
     n, kind, seed = len(data.samples), settings.val_split, settings.seed
     if settings.folds is None:
         if settings.fold > 1:
-            raise InputError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
+            raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
         indices = split(n, settings.val_fraction, kind, seed)
     elif "val_fraction" in settings.model_fields_set:
-        raise InputError(
+        raise UserError(
             f"--val-fraction {settings.val_fraction} and --folds {settings.folds}: expected one of them, as each says "
             "what to validate on"
         )
@@ -50,7 +46,7 @@ def divide(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[S
     train, val = ([data.samples[i] for i in side] for side in indices)
     for purpose, samples in (("training", train), ("validation", val)):
         if len(classes_in(samples)) < 2:
-            raise InputError(
+            raise UserError(
                 f"all {purpose} labels hold a single class: expected at least two; choose other images with "
                 f"--val-split random or another {'--val-fraction' if settings.folds is None else '--fold'}"
             )

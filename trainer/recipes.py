@@ -13,10 +13,6 @@ from unet.pixels import InputRange
 RecipeName = Literal["default", "quick", "tutorial", "paper"]
 
 
-class RecipeError(UserError):
-    """A setting that does not fit the recipe's network."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     name: RecipeName
@@ -62,12 +58,12 @@ class Recipe:
         rest = 4 if self.variant == "paper" else 0
         if self.image_size < STRIDE or self.image_size % STRIDE != rest:
             wanted = "a multiple of 16, plus 4 (such as 388)" if rest else "a multiple of 16"
-            raise RecipeError(
+            raise UserError(
                 f"--image-size {self.image_size}: expected {wanted} for the {self.variant} network of this recipe"
             )
 
     def override(self, **settings: Any) -> "Recipe":
-        """The same recipe with the given settings that are not None. Raises RecipeError for an impossible crop size."""
+        """The same recipe with the given settings that are not None. Raises UserError for an impossible crop size."""
         return replace(self, **{name: value for name, value in settings.items() if value is not None})
 
     def build(self, n_channels: int, n_classes: int) -> UNet:

@@ -1,4 +1,4 @@
-"""What a run says: its settings at the start, a line per epoch, and the account of the saved model at the end."""
+"""What a run prints, and report.json: its settings, a line per epoch, and the account of the saved model."""
 
 import platform
 import resource
@@ -26,15 +26,8 @@ from unet.device import device_name
 from unet.pixels import to_pixels
 
 
-def print_start(
-    settings: TrainSettings,
-    recipe: Recipe,
-    device: torch.device,
-    data: DataSet,
-    train: list[Sample],
-    val: list[Sample],
-) -> None:
-    """Print data, recipe and device, and warn of classes or brightness that training cannot use."""
+def print_data(settings: TrainSettings, data: DataSet, train: list[Sample], val: list[Sample]) -> None:
+    """Print what there is to train on, and warn of classes that a side lacks."""
     same = " (the same one, so the scores say little)" if len(data.samples) == 1 else ""
     print(
         f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on{same}, "
@@ -44,24 +37,21 @@ def print_start(
         for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):
             value = data.class_values[i]
             print(f"          class {value} is in no image to {purpose}: it {consequence} (try --val-split random)")
-    if not recipe.standardise and (warning := _too_dark(data.samples)):
-        print(f"          {warning}")
-    described = indent(str(recipe), " " * 10).lstrip() if settings.verbose else recipe.summary()
-    print(f"recipe    {described}")
+
+
+def print_recipe(settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
+    """Print how it is trained, and warn of images that are too dark for a recipe without normalisation."""
+    if not recipe.standardise:
+        brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in data.samples))
+        kinds = {str(sample.image.dtype) for sample in data.samples} - {"uint8"}
+        if kinds and brightest < 0.25:  # such as 12 bits of 16
+            print(
+                f"          the brightest pixel is {brightest:.2g} of the range of {', '.join(sorted(kinds))}; this "
+                "recipe takes brightness as it is: scale the images to the whole range, or take --recipe default"
+            )
+    print(f"recipe    {indent(str(recipe), ' ' * 10).lstrip() if settings.verbose else recipe.summary()}")
     fallback = " (no GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", flush=True)
-
-
-def _too_dark(samples: list[Sample]) -> str | None:
-    """Warning about images that use a part of their file's range only, such as 12 bits of 16."""
-    brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in samples))
-    kinds = {str(sample.image.dtype) for sample in samples} - {"uint8"}
-    if not kinds or brightest >= 0.25:
-        return None
-    return (
-        f"the brightest pixel is {brightest:.2g} of the range of {', '.join(sorted(kinds))}; this recipe takes "
-        "brightness as it is: scale the images to the whole range, or take --recipe default"
-    )
 
 
 def print_epoch(row: Mapping[str, float], epochs: int, remaining: float, improved: bool) -> None:
@@ -102,74 +92,57 @@ def summary(recipe: Recipe, data: DataSet, best: Mapping[str, float]) -> dict[st
 def account(
     folder: RunFolder, recipe: Recipe, data: DataSet, val: list[Sample], progress: Progress, device: torch.device
 ) -> None:
-    """Validate the saved model once more, write samples.png and report.json, and print the final table."""
+    """Test the saved model once more, write samples.png and report.json, and print the final table."""
     predictor = Predictor.load(folder.best, device=str(device), precision="fp32")
-    objects, seconds = _test_saved_model(predictor, val)
+    objects, seconds_per_image = _test(predictor, val)
     rows, elapsed = progress.history, progress.elapsed
     timings = {
         "seconds": elapsed,
         "validation_share": sum(row["validation_seconds"] for row in rows) / elapsed,
         "augmentation_share": sum(row["augmentation_seconds"] for row in rows) / elapsed,
         "crops_per_second": sum(row["crops"] for row in rows) / sum(row["training_seconds"] for row in rows),
-        "validation_seconds_per_image": seconds / len(val),
+        "validation_seconds_per_image": seconds_per_image,
         "peak_memory_mib": peak_memory(device) / 2**20,
     }
+    report = {"objects": objects, "timings": timings, "device": device_name(device)}
     folder.save_file(SAMPLES, pictures.samples(predictor, val))
-    origin = summary(recipe, data, progress.best)
-    folder.save_report(origin | {"objects": objects, "timings": timings, "device": device_name(device)})
-    _print_table(predictor, progress, objects, timings, device)
-    print(f"finished: {outcome(progress, folder)}")
+    folder.save_report(summary(recipe, data, progress.best) | report)
 
-
-def _test_saved_model(predictor: Predictor, val: list[Sample]) -> tuple[dict[str, float], float]:
-    """Mean object scores of a binary model, empty if no image has several objects; and seconds of prediction."""
-    seconds, found = 0.0, []
-    for sample in val:
-        started = time.monotonic()
-        probabilities = predictor(sample.image)
-        seconds += time.monotonic() - started
-        if predictor.binary and (objects := object_scores(probabilities, sample.label, predictor.threshold)):
-            found.append(objects)
-    if not found:
-        return {}, seconds
-    rand, information = (
-        float(np.mean(values)) for values in zip(*((o.rand, o.information) for o in found), strict=True)
-    )
-    return {"rand": rand, "information": information}, seconds
-
-
-def _print_table(
-    predictor: Predictor,
-    progress: Progress,
-    objects: Mapping[str, float],
-    timings: Mapping[str, float],
-    device: torch.device,
-) -> None:
     best = progress.best
     for value in predictor.class_values:
         if f"dice_{value}" in best:
             print(f"class {value:<12} dice {best[f'dice_{value}']:.4f}  iou {best[f'iou_{value}']:.4f}")
     print(f"pixel error        {best['pixel_error']:.4f}")
     if predictor.binary:
-        print(f"auc                {best['auc']:.4f}")
-        print(f"threshold          {predictor.threshold:.3f}")
+        print(f"auc                {best['auc']:.4f}\nthreshold          {predictor.threshold:.3f}")
     if objects:
-        bits = objects["information"]
-        print(f"objects            rand {objects['rand']:.4f}  variation of information {bits:.4f} bits")
+        rand, bits = objects["rand"], objects["information"]
+        print(f"objects            rand {rand:.4f}  variation of information {bits:.4f} bits")
     overlapped = " while the GPU computes" if device.type == "cuda" else ""
     print(
-        f"time               {timings['seconds']:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation"
-        f"{overlapped}, {timings['validation_share']:.1%} validation"
-    )
-    print(
-        f"speed              {timings['crops_per_second']:.1f} crops/s in training, "
-        f"{1 / timings['validation_seconds_per_image']:.1f} images/s in prediction, "
-        f"{timings['peak_memory_mib']:.0f} MiB at most, on {device_name(device)}"
+        f"time               {elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation{overlapped}, "
+        f"{timings['validation_share']:.1%} validation\n"
+        f"speed              {timings['crops_per_second']:.1f} crops/s in training, {1 / seconds_per_image:.1f} "
+        f"images/s in prediction, {timings['peak_memory_mib']:.0f} MiB at most, on {device_name(device)}\n"
+        f"finished: {outcome(progress, folder)}"
     )
 
 
 def outcome(progress: Progress, folder: RunFolder) -> str:
     return f"best score {progress.best['score']:.4f} in epoch {progress.best['epoch']}, in {folder.best}"
+
+
+def _test(predictor: Predictor, val: list[Sample]) -> tuple[dict[str, float], float]:
+    """Mean object scores of a binary model (none if no image has several objects), and seconds per image."""
+    seconds, found = 0.0, []
+    for sample in val:
+        started = time.monotonic()
+        probabilities = predictor(sample.image)
+        seconds += time.monotonic() - started
+        if predictor.binary and (objects := object_scores(probabilities, sample.label, predictor.threshold)):
+            found.append(asdict(objects))
+    means = {name: float(np.mean([each[name] for each in found])) for name in found[0]} if found else {}
+    return means, seconds / len(val)
 
 
 def peak_memory(device: torch.device) -> int:

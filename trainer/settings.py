@@ -69,7 +69,7 @@ class TrainSettings(ProgramSettings):
     verbose: bool = Field(False, description="print every setting of the recipe")
 
     def resolved_recipe(self) -> Recipe:
-        """The recipe with the flags that override it. Raises RecipeError."""
+        """The recipe with the flags that override it. Raises UserError."""
         return RECIPES[self.recipe].override(
             epochs=self.epochs,
             batch_size=self.batch_size,

@@ -8,19 +8,15 @@ from unet.errors import UserError
 FOLDER = "tensorboard"
 
 
-class ExtraError(UserError):
-    """An optional package is not installed."""
-
-
 class TensorBoard:
-    """Writer of the rows of history.csv as scalars. Raises ExtraError if the extra is not installed."""
+    """Writer of the rows of history.csv as scalars. Raises UserError if the extra is not installed."""
 
     def __init__(self, out: Path, first_epoch: int) -> None:
         """`first_epoch` hides what an interrupted run wrote for this epoch and later ones."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise ExtraError(
+            raise UserError(
                 f"--tensorboard: {error.name} is not installed; expected the extra: "
                 "pip install '.[tensorboard]', in the clone"
             ) from error

@@ -21,10 +21,6 @@ from unet.errors import UserError
 T = TypeVar("T")
 
 
-class WorldError(UserError):
-    """Several processes cannot train together, or one of them has ended."""
-
-
 def size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -44,7 +40,7 @@ def is_first() -> bool:
 def join(choice: str) -> Iterator[torch.device]:
     """Join the processes that torchrun's variables describe; yields the device of this one. Only the first one prints.
 
-    `choice` is the value of --device. Raises WorldError if there are too few GPUs, or when another process has ended.
+    `choice` is the value of --device. Raises UserError if there are too few GPUs, or when another process has ended.
     """
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if together and choice != "cpu":
@@ -55,43 +51,34 @@ def join(choice: str) -> Iterator[torch.device]:
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        with lost_process_named(), nullcontext() if is_first() else redirect_stdout(None):
+        with nullcontext() if is_first() else redirect_stdout(None):
             yield device
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"another process of this run has ended; its own message may say why ({reason})") from error
     finally:
         dist.destroy_process_group()
 
 
 def claim_gpu(choice: str) -> None:
-    """Select one GPU for each process of this machine. Raises WorldError if there are not as many."""
+    """Select one GPU for each process of this machine. Raises UserError if there are not as many."""
     if not torch.cuda.is_available():
         return
     rank = int(os.environ["LOCAL_RANK"])
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", rank + 1)), torch.cuda.device_count()
     if ":" in choice:
-        raise WorldError(
-            f"--device {choice}: expected cuda or cpu: each of the {processes} processes takes its own GPU"
-        )
+        raise UserError(f"--device {choice}: expected cuda or cpu: each of the {processes} processes takes its own GPU")
     if processes > gpus:
-        raise WorldError(f"found {gpus} GPUs for {processes} processes: expected --nproc_per_node={gpus} or less")
+        raise UserError(f"found {gpus} GPUs for {processes} processes: expected --nproc_per_node={gpus} or less")
     torch.cuda.set_device(rank)
 
 
-@contextmanager
-def lost_process_named() -> Iterator[None]:
-    """Turn the errors of a collective operation whose peer is gone into a WorldError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise WorldError(f"another process of this run has ended; its own message may say why ({reason})") from error
-
-
 def check_batch_size(batch_size: int) -> None:
-    """Raises WorldError for a batch that the processes cannot share equally."""
+    """Raises UserError for a batch that the processes cannot share equally."""
     if batch_size % size():
-        raise WorldError(f"--batch-size {batch_size}: expected a multiple of the {size()} processes that share a batch")
+        raise UserError(f"--batch-size {batch_size}: expected a multiple of the {size()} processes that share a batch")
 
 
 def synchronise(network: nn.Module) -> nn.Module:

@@ -1,1 +1,1 @@
-"""`best_model.pth` behind HTTP."""
+"""The service: `best_model.pth` behind HTTP."""

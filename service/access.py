@@ -1,4 +1,4 @@
-"""Who may ask, from where, and what browsers may do with the answers."""
+"""Access: API keys, host names, CORS, and security headers for browsers."""
 
 import hashlib
 import hmac
@@ -13,13 +13,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
+from service.middleware import route_path
 from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
 PROBES = LIVE | {"/health", "/metrics"}
-"""Asked every few seconds, by machines that may know no more of the service than its address."""
+"""Polled every few seconds by machines that know the service by its address only."""
 OPEN = PROBES | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
-"""What needs no key, unless settings say so: nothing here computes anything or tells of images."""
+"""Paths that need no key, unless `--keys-everywhere`: they compute nothing and tell nothing of images."""
 
 _CDN = "https://cdn.jsdelivr.net"
 PAGE_POLICY = (
@@ -30,11 +31,11 @@ DOCS_POLICY = (
     f"{PAGE_POLICY} https://fastapi.tiangolo.com; "
     f"script-src 'self' 'unsafe-inline' {_CDN}; style-src 'self' 'unsafe-inline' {_CDN}"
 )
-"""FastAPI's /docs has an inline script and loads the rest from elsewhere."""
+"""FastAPI's /docs has an inline script and loads the rest from a CDN."""
 
 
 def install(app: FastAPI, settings: ServeSettings) -> None:
-    """The innermost first: who may not ask at all is told so before a key is looked at."""
+    """Adds the middleware, the innermost first: the host is checked before the key."""
     if settings.api_keys:
         keys = [key.get_secret_value() for key in settings.api_keys]
         app.add_middleware(Keys, keys=keys, open_paths=LIVE if settings.keys_everywhere else OPEN)
@@ -52,7 +53,8 @@ def install(app: FastAPI, settings: ServeSettings) -> None:
 
 
 def declared(settings: ServeSettings) -> dict[str, Any]:
-    """For `include_router` of what needs a key: the two ways to send it, in the OpenAPI document. `Keys` checks it."""
+    """Arguments of `include_router` for routes that need a key: the OpenAPI document declares the two ways to send it,
+    which `Keys` checks."""
     if not settings.api_keys:
         return {}
     schemes = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
@@ -68,7 +70,7 @@ class Keys:
         self.open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self.open_paths:
+        if scope["type"] != "http" or route_path(scope) in self.open_paths:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -85,7 +87,7 @@ class Keys:
         )(scope, receive, send)
 
     def _known(self, given: str) -> bool:
-        """In constant time: hashes have one length, and all are compared."""
+        """Whether this is one of the keys; compared in constant time, as hashes of equal length."""
         found = _hash(given)
         return sum(hmac.compare_digest(found, known) for known in self._hashes) > 0
 
@@ -95,7 +97,7 @@ def _hash(key: str) -> bytes:
 
 
 class AllowedHosts:
-    """400 for a `Host` that is not ours, so that nobody's name can be pointed at the service."""
+    """400 for a foreign `Host` header, against DNS rebinding."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         self.app = app
@@ -103,7 +105,7 @@ class AllowedHosts:
         self.endings = tuple(host[1:].lower() for host in hosts if host.startswith("*"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PROBES:
+        if scope["type"] != "http" or route_path(scope) in PROBES:
             await self.app(scope, receive, send)
             return
         host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
@@ -114,7 +116,7 @@ class AllowedHosts:
 
 
 class SecurityHeaders:
-    """For browsers: no guessing of media types, and pages load and run nothing foreign, and are framed by nobody."""
+    """Headers for browsers: no sniffing of media types; pages load nothing foreign and cannot be framed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -129,7 +131,7 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 if headers.get("content-type", "").startswith("text/html"):
-                    docs = scope["path"].startswith("/docs")
+                    docs = route_path(scope).startswith("/docs")
                     headers.setdefault("Content-Security-Policy", DOCS_POLICY if docs else PAGE_POLICY)
                     headers["Referrer-Policy"] = "no-referrer"
             await send(message)

@@ -3,64 +3,81 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 
 import unet
-from service import access, health, metrics, problems, segment
-from service.engine import Engine
+from service import access, problems
+from service.admission import Admission
+from service.budget import PixelBudget
+from service.draining import Draining
 from service.metrics import Metrics
-from service.middleware import RequestId, RequestLimits
+from service.middleware import LoadShedding, RequestId, RequestLimits
 from service.models import ModelSlot
+from service.queue import Queue, usable_cores
+from service.routes import health, metrics, segment
 from service.settings import ServeSettings
 from service.telemetry import Telemetry
 from unet.device import resolve_device
+from unet.imaging import Limits
+
+PIXELS_PER_CODEC = 2**24
+"""Pixels of large images in memory at a time, for each thread that decodes. An image of 4096 x 4096, in colour or with
+`tta`, takes up to half a GiB."""
 
 
-def create_app(settings: ServeSettings) -> FastAPI:
-    """Everything that lives as long as the app is made in its lifespan and kept in `app.state`."""
+def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> FastAPI:
+    """The app. All that lives as long as it does is made in its lifespan and kept in `app.state`. `handle_signals`:
+    SIGTERM and SIGINT start a graceful shutdown, which needs uvicorn in the main thread."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.started = time.monotonic()
-        app.state.settings = settings
+        state = app.state
+        state.started = time.monotonic()
         device = resolve_device(settings.device)
-        counts = app.state.metrics = Metrics()
-        engine = app.state.engine = Engine(
-            settings.max_in_flight,
-            settings.timeout_s,
-            device,
-            on_batch=counts.batch_size.observe,
-            workers=settings.workers,
-        )
-        app.state.slot = ModelSlot(
+        n_codecs = 2 if device.type == "cpu" else max(2, usable_cores() // 2 // settings.workers)
+        state.codecs = ThreadPoolExecutor(n_codecs, "codec")
+        state.budget = PixelBudget(n_codecs * PIXELS_PER_CODEC, max_waiting=max(1, settings.max_in_flight // 2))
+        state.queue = Queue(device, settings.workers, on_batch=counts.batch_size.observe)
+        state.slot = ModelSlot(
             settings.model,
             settings.device,
             settings.precision,
             settings.input_range,
-            warm_up=lambda prediction: engine.submit(prediction).result(),
+            warm_up=lambda prediction: state.queue.submit(prediction).result(),
             on_outcome=lambda outcome: counts.reloads.labels(outcome).inc(),
         )
-        counts.watch(engine, app.state.slot, device)
-        await asyncio.to_thread(app.state.slot.refresh)  # a model that is there serves the first request
-        watcher = asyncio.create_task(app.state.slot.watch(settings.watch_s))
+        counts.watch(state.queue, state.slot, device)
+        await asyncio.to_thread(state.slot.refresh)  # a model that is there serves the first request
+        if handle_signals:
+            state.queue.on_lost(Draining(state.admission, settings.grace_s).stop)
+        watcher = asyncio.create_task(state.slot.watch(settings.watch_s))
         yield
         watcher.cancel()
         with suppress(asyncio.CancelledError):
             await watcher
-        engine.close()
+        state.queue.close()
+        state.codecs.shutdown(cancel_futures=True)
 
     app = FastAPI(
         title="unet-service",
         version=unet.__version__,
         description="Segments images with a trained U-Net.",
         lifespan=lifespan,
+        root_path=settings.root_path,
         redoc_url=None,  # one page of documentation is enough
         redirect_slashes=False,  # curl would save the redirection as the mask
-        responses=problems.declare(413, 431),
+        responses=problems.declare(413, 431, 500),
     )
-    app.add_middleware(segment.LoadShedding)  # the innermost: behind limits and keys
+    app.state.settings = settings
+    app.state.limits = Limits(
+        max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_pages=settings.max_pages
+    )
+    counts = app.state.metrics = Metrics()
+    app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
+    app.add_middleware(LoadShedding, path=segment.PATH)  # the innermost: behind limits and keys
     problems.install(app)
     app.add_middleware(
         RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s

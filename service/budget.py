@@ -1,75 +1,51 @@
-"""Memory for large images: who may take it, and when."""
+"""A budget of pixels, so that many large images at once do not exhaust memory."""
 
-import threading
+import asyncio
 from collections import deque
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from service.problems import ProblemError
 
 SMALL = 2**20
-"""Pixels of an image that never waits: as many of them as there are in flight do not take much."""
-
+"""Pixels of an image that never waits: as many of them as there are places do not take much memory."""
 RETRY_AFTER = 5
-"""Seconds. Large images take some."""
+"""Seconds. A large image takes some."""
 
 
 class PixelBudget:
-    """Admits so many pixels at a time, first come, first served. An image larger than all of it is processed alone."""
+    """Admits so many pixels at a time, first come, first served. An image above the whole budget is processed alone."""
 
     def __init__(self, pixels: int, max_waiting: int) -> None:
         self._all = self._free = pixels
         self._max_waiting = max_waiting
-        self._waiting: deque[tuple[int, Future[None]]] = deque()
-        self._closed = False
-        self._lock = threading.Lock()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    def take(self, pixels: int, until: "Future[Any]") -> "Future[None]":
-        """Done as soon as there is room, which is given back when `until` is done. Cancelled when that comes first.
-        Raises ProblemError, 503, when too many wait already."""
-        turn: Future[None] = Future()
+    @asynccontextmanager
+    async def room(self, pixels: int) -> AsyncIterator[None]:
+        """Waits for room for an image of so many pixels and holds it. Raises ProblemError, 503, when too many wait."""
         if pixels <= SMALL:
-            turn.set_result(None)
-            return turn
+            yield
+            return
         pixels = min(pixels, self._all)
-        with self._lock:
-            if len(self._waiting) < self._max_waiting:
-                self._waiting.append((pixels, turn))
-            else:
-                detail = f"{self._max_waiting} images above {SMALL} pixels are waiting already; try again"
-                turn.set_exception(ProblemError(503, detail, retry_after=RETRY_AFTER))
-                return turn
-        self._let_in()
-        until.add_done_callback(lambda _: self._leave(pixels, turn))
-        return turn
-
-    def close(self) -> None:
-        """Nobody is let in any more."""
-        with self._lock:
-            self._closed = True
-        self._let_in()
-
-    def _leave(self, pixels: int, turn: "Future[None]") -> None:
-        gave_up = turn.cancel()
-        with self._lock:
-            if not gave_up:
-                self._free += pixels
-            elif (pixels, turn) in self._waiting:  # with all that its callbacks know
+        if len(self._waiting) >= self._max_waiting:
+            detail = f"{self._max_waiting} images above {SMALL} pixels are waiting already; try again"
+            raise ProblemError(503, detail, retry_after=RETRY_AFTER)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((pixels, turn))
+        self._admit()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.cancelled():  # before it was admitted
                 self._waiting.remove((pixels, turn))
-        self._let_in()
+            else:
+                self._free += pixels
+            self._admit()
 
-    def _let_in(self) -> None:
-        """Those whose turn it is."""
-        let_in, turned_away = [], []
-        with self._lock:
-            while self._waiting and (self._closed or self._waiting[0][0] <= self._free):
-                pixels, turn = self._waiting.popleft()
-                if self._closed:
-                    turned_away.append(turn)
-                elif turn.set_running_or_notify_cancel():
-                    self._free -= pixels
-                    let_in.append(turn)
-        for turn in let_in:
+    def _admit(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free and not self._waiting[0][1].cancelled():
+            pixels, turn = self._waiting.popleft()
+            self._free -= pixels
             turn.set_result(None)
-        for turn in turned_away:
-            turn.cancel()

@@ -1,4 +1,4 @@
-"""What the program says while it serves: one line of JSON for each thing, or plain lines for people."""
+"""The log: a line of JSON for each event, or plain lines for people."""
 
 import json
 import logging
@@ -10,11 +10,11 @@ from typing import Any, Literal
 Style = Literal["json", "plain"]
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The request that is being worked on here; a thread that works for others passes it as `extra={"request_id": ...}`."""
+"""The id of the current request; a thread that serves several requests passes `extra={"request_id": ...}` instead."""
 
 
 def configure(style: Style) -> None:
-    """Everything that is logged goes to stdout in this form, also what uvicorn and the warnings module say."""
+    """Sends all log records to stdout in this form, also those of uvicorn and of the warnings module."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines() if style == "json" else PlainLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -22,8 +22,8 @@ def configure(style: Style) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """An object a line: `time` (UTC), `level`, `logger`, `message`, `request_id` if there is one, the record's own
-    `fields`, and `exception` with its traceback. JSON escapes what could break a line."""
+    """A JSON object per line: `time` (UTC), `level`, `logger`, `message`, `request_id`, the record's own `fields`, and
+    `exception` with its traceback. JSON escapes what could break a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -57,5 +57,5 @@ def _request_id(record: logging.LogRecord) -> str:
 
 
 def _printable(text: str) -> str:
-    """Line ends, escape sequences and the like as what one would type for them."""
+    """The text with control characters, such as line ends, escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,16 +1,16 @@
-"""GET /metrics: the service in numbers, as text for Prometheus.
+"""Metrics for Prometheus.
 
-Where several processes answer (see `service.workers`), whichever is asked adds up the counts of all of them, which are
-in files; gauges have the value of each process's last `refresh`. Memory and cores of the processes are then left out.
+With several workers (`PROMETHEUS_MULTIPROC_DIR`), the one that is asked adds up the counts of all, which are in files;
+gauges have the values at the end of each worker's last request. Memory and CPU time of the processes are then left out.
 """
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from fastapi import APIRouter, Request, Response
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -23,10 +23,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.engine import Engine
 from service.models import ModelSlot
-
-router = APIRouter()
+from service.queue import Queue
 
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 STAGE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -34,7 +32,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
-    """What is counted as it happens; `watch` adds what is read when Prometheus asks."""
+    """Counters, and gauges of what `watch` is given."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # a second time series for each, of no use here
@@ -43,9 +41,7 @@ class Metrics:
         self.requests = Counter(
             "unet_requests", "Requests, by status; 499: the client went away", ["route", "status"], registry=r
         )
-        self.connections_refused = Counter(
-            "unet_connections_refused", "Connections closed at once: there were `max_connections`", registry=r
-        )
+        self.bugs = Counter("unet_bugs", "Requests answered with 500: bugs in the service", registry=r)
         self.request_seconds = Histogram(
             "unet_request_seconds", "Whole requests, upload included", ["route"], registry=r, buckets=REQUEST_SECONDS
         )
@@ -58,7 +54,7 @@ class Metrics:
         )
         self.batch_size = Histogram(
             "unet_batch_size",
-            "Pieces of images that are computed together; warming up counts",
+            "Tiles that are computed together, also those of warming up",
             registry=r,
             buckets=BATCH_SIZES,
         )
@@ -68,11 +64,14 @@ class Metrics:
             self.reloads.labels(outcome)
 
         self.in_flight = Gauge(
-            "unet_in_flight", "Requests being worked on or waiting", registry=r, multiprocess_mode="livesum"
+            "unet_in_flight",
+            "Requests that hold a place: uploading, waiting or computing",
+            registry=r,
+            multiprocess_mode="livesum",
         )
         self.queue_length = Gauge(
             "unet_queue_length",
-            "What waits to be begun, or for its next piece",
+            "Predictions that wait for their next tile to be computed",
             registry=r,
             multiprocess_mode="livesum",
         )
@@ -84,29 +83,41 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
-    def watch(self, engine: Engine, slot: ModelSlot, device: torch.device) -> None:
-        self._engine, self._device, self._model = engine, device, _Model(slot)
+    def watch(self, queue: Queue, slot: ModelSlot, device: torch.device) -> None:
+        """Sets the objects that gauges are read from."""
+        self._queue, self._device, self._model = queue, device, _Model(slot)
         self.registry.register(self._model)
 
     def refresh(self) -> None:
-        """Sets the gauges, for whoever asks any of the processes."""
-        self.in_flight.set(self._engine.in_flight)
-        self.queue_length.set(self._engine.queued)
+        """Sets the gauges."""
+        self.queue_length.set(len(self._queue))
         if self._device.type == "cuda":
             self.gpu_memory.labels("allocated").set(torch.cuda.memory_allocated(self._device))
             self.gpu_memory.labels("reserved").set(torch.cuda.memory_reserved(self._device))
 
     def text(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
         self.refresh()
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if not (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")):
             return generate_latest(self.registry)
+        _forget_dead_workers(Path(folder))
         everybody = CollectorRegistry()
         multiprocess.MultiProcessCollector(everybody)
         everybody.register(self._model)
         return generate_latest(everybody)
 
 
+def _forget_dead_workers(folder: Path) -> None:
+    """Removes the gauges of processes that have ended; their counters stay."""
+    for path in folder.glob("gauge_live*.db"):
+        pid = re.sub(r"\D", "", path.stem)
+        if pid and not Path("/proc", pid).exists():
+            multiprocess.mark_process_dead(pid, str(folder))
+
+
 class _Model(Collector):
+    """Id and loading time of the model that is served."""
+
     def __init__(self, slot: ModelSlot) -> None:
         self.slot = slot
 
@@ -121,14 +132,3 @@ class _Model(Collector):
             loaded.add_metric((), model.loaded_at.timestamp())
         yield info
         yield loaded
-
-
-@router.head("/metrics", include_in_schema=False)
-@router.get(
-    "/metrics",
-    response_class=Response,
-    responses={200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-async def metrics(request: Request) -> Response:
-    """Requests by status, time by stage, queue, batches, model and memory, for Prometheus."""
-    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Around every request: an id to find it again, and limits to what it may send."""
+"""Middleware: request ids, limits of a request's size and speed, and load shedding."""
 
 import asyncio
 import re
@@ -13,8 +13,14 @@ from service.problems import ProblemError
 _ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
+def route_path(scope: Scope) -> str:
+    """The path of a request without the prefix that a proxy may pass on (`--root-path`)."""
+    path, prefix = scope["path"], scope.get("root_path", "")
+    return str(path.removeprefix(prefix)) if path.startswith(f"{prefix}/") else str(path)
+
+
 class RequestId:
-    """`X-Request-Id` on every answer, and with all that is logged: the client's own, or a new one."""
+    """`X-Request-Id` on every answer and in every log entry: the client's own, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -24,10 +30,8 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id: str = scope.setdefault("state", {}).setdefault(  # the server may have answered with one already
-            "request_id", given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
-        )
-        logs.request_id.set(request_id)  # until the end of the server's task for this request: it may have to log, too
+        request_id = given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        logs.request_id.set(request_id)  # until the end of the server's task for this request
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -38,8 +42,12 @@ class RequestId:
 
 
 class RequestLimits:
-    """413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has come. 431
-    for headers above `max_header_bytes`. 408 for a body of which less than a KiB comes in `idle_s`."""
+    """Refuses requests that are too large or too slow:
+
+    - 413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has arrived;
+    - 431 for headers above `max_header_bytes`;
+    - 408 for a body of which less than a KiB arrives in `idle_s` seconds.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_header_bytes: int, idle_s: float) -> None:
         self.app = app
@@ -52,7 +60,7 @@ class RequestLimits:
             await self.app(scope, receive, send)
             return
         if _header_bytes(scope) > self.max_header_bytes:
-            detail = f"expected at most {self.max_header_bytes} bytes of headers, found more"
+            detail = f"expected at most {self.max_header_bytes} bytes of headers (--max-header-bytes), found more"
             await problems.response(431, detail)(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")
@@ -60,33 +68,50 @@ class RequestLimits:
             await problems.response(413, self._detail(announced))(scope, receive, send)
             return
         now = asyncio.get_running_loop().time
-        received, in_time, patience = 0, 0, now() + self.idle_s
+        received, in_time, deadline = 0, 0, now() + self.idle_s
         complete = False
 
         async def limited() -> Message:
-            nonlocal received, in_time, patience, complete
+            nonlocal received, in_time, deadline, complete
             try:
-                async with asyncio.timeout_at(None if complete else patience):
+                async with asyncio.timeout_at(None if complete else deadline):
                     message = await receive()
             except TimeoutError:
-                raise ProblemError(
-                    408, f"expected a KiB of the body in {self.idle_s:g} s, found less", close=True
-                ) from None
+                detail = f"expected a KiB of the body in {self.idle_s:g} s (--idle-s), found less"
+                raise ProblemError(408, detail, close=True) from None
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > self.max_bytes:
                 raise ProblemError(413, self._detail("more"))
             if received - in_time >= 1024:
-                in_time, patience = received, now() + self.idle_s
+                in_time, deadline = received, now() + self.idle_s
             return message
 
         await self.app(scope, limited, send)
 
     def _detail(self, found: str) -> str:
-        return f"expected at most {self.max_bytes} bytes, found {found}"
+        return f"expected at most {self.max_bytes} bytes (--max-bytes), found {found}"
 
 
 def _header_bytes(scope: Scope) -> int:
     """As sent, without the protocol's name; `: ` and the end of a line count."""
     target = len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"])
     return target + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+
+
+class LoadShedding:
+    """503 for a POST to `path` when all places are taken, before the request is parsed: refusing takes the same cores
+    as computing, and happens most when they are needed most."""
+
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self.app = app
+        self.path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and route_path(scope) == self.path:
+            try:
+                scope["app"].state.admission.check()
+            except ProblemError as error:
+                await problems.response(error.status, error.detail, error.headers)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The model that is being served, and the file it comes from."""
+"""The model that is served, and hot reload of its file."""
 
 import asyncio
 import errno
@@ -23,8 +23,7 @@ from unet.predictor import Prediction
 log = logging.getLogger(__name__)
 
 RETRY_S = 30.0
-"""Between tries to load a file that nothing seems wrong with: there may have been no memory for it, beside another
-program's."""
+"""Seconds before a file that could not be read is tried again: there may have been no memory for it."""
 
 Status = Literal["ok", "waiting", "failed"]
 Outcome = Literal["loaded", "refused"]
@@ -32,7 +31,7 @@ Outcome = Literal["loaded", "refused"]
 
 @dataclass(frozen=True)
 class Model:
-    """A file, ready to predict."""
+    """A model file, loaded and warmed up."""
 
     id: str
     predictor: Predictor
@@ -41,7 +40,7 @@ class Model:
 
 
 class ModelSlot:
-    """Holds the current model; loads a new file beside it, then swaps. An unusable file changes nothing."""
+    """Holds the current model; loads a new file beside it, then swaps them. An unusable file changes nothing."""
 
     def __init__(
         self,
@@ -61,10 +60,10 @@ class ModelSlot:
         self.on_outcome = on_outcome
         self.current: Model | None = None
         self.refusal: str | None = None
-        """Why the newest file is not served; None if it is, or if there is none."""
+        """The reason why the newest file is not served; None if it is, or if there is none."""
         self._seen: tuple[int, ...] = ()
         self._again = math.inf
-        """When the same file is to be tried once more, on the clock of `time.monotonic`."""
+        """Time of `time.monotonic` at which the same file is tried again."""
 
     @property
     def status(self) -> Status:
@@ -73,13 +72,13 @@ class ModelSlot:
         return "failed" if self.refusal else "waiting"
 
     async def watch(self, interval: float) -> None:
-        """Looks for another file every `interval` seconds, for ever."""
+        """Checks the file every `interval` seconds, until cancelled."""
         while True:
             await asyncio.to_thread(self.refresh)
             await asyncio.sleep(interval)
 
     def refresh(self) -> None:
-        """Loads the file if it is another one than last time, or worth another try. Blocks; never raises."""
+        """Loads the file if it has changed since the last look, or is due for another try. Blocks; never raises."""
         seen = _identity(self.path)
         if seen == self._seen and time.monotonic() < self._again:
             return
@@ -94,9 +93,9 @@ class ModelSlot:
             self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)
         except CheckpointError as error:
-            reason = str(error).replace(str(self.path), self.path.name)  # answers to clients hold no paths
+            reason = str(error).replace(str(self.path), self.path.name)  # clients must not see paths
             self._refuse(reason, again=isinstance(error, NotReadError))
-        except Exception:  # a file must not be able to stop the service, whatever is wrong with it
+        except Exception:  # no file may stop the service, whatever is wrong with it
             reason = f"{self.path.name} cannot be loaded"
             if reason != self.refusal:
                 log.exception("loading %s failed", self.path)
@@ -104,15 +103,15 @@ class ModelSlot:
 
     def _load(self) -> Model:
         if self.path.is_fifo():
-            raise CheckpointError(f"{self.path}: expected a file, found a pipe, which would be waited for")
+            raise CheckpointError(f"{self.path}: expected a file, found a pipe")
         checkpoint = checkpoints.load(self.path, self.input_range)
         predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
-        # the first is slow, of any size: not with a client waiting
+        # the first prediction is slow at any size: no client should wait for it
         self.warm_up(predictor.start(np.zeros((128, 128), np.uint8), "mask"))
         return Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training))
 
     def _refuse(self, reason: str, *, again: bool) -> None:
-        """`again`: the same file is tried once more after a while. Counted the first time only."""
+        """Keeps the old model. `again`: the same file is tried again after a while, but counted and logged once."""
         if again:
             self._again = time.monotonic() + RETRY_S
         if reason != self.refusal:
@@ -123,7 +122,7 @@ class ModelSlot:
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """What tells a file from another one at the same place, or the number of the error that there is none."""
+    """Changes when another file is put at the same path; the error number if there is no file."""
     try:
         stat = path.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457). The only place where a refusal becomes an HTTP answer."""
+"""Errors as `application/problem+json` (RFC 9457): the only place where an error becomes an HTTP answer."""
 
 import asyncio
 import logging
@@ -15,12 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.logs import request_id
+from unet.errors import UserError
+from unet.imaging import ImageTooLargeError
+
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
 HUNG_UP = 499
-"""nginx's status for an answer that nobody waits for: logs and metrics tell it from a success."""
+"""nginx's status for a client that closed the connection before its answer: not a success in logs and metrics."""
 
 
 class Problem(BaseModel):
@@ -50,7 +54,7 @@ def response(status: int, detail: str, headers: Mapping[str, str] | None = None)
 
 @lru_cache(64)
 def _body(status: int, detail: str) -> bytes:
-    """A service that is full says the same to everybody."""
+    """Cached: a service that is full gives the same answer many times a second."""
     problem = Problem(type="about:blank", title=_title(status), status=status, detail=detail)
     return problem.model_dump_json().encode()
 
@@ -60,7 +64,7 @@ def _title(status: int) -> str:
 
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These statuses for a route's `responses`, so that the OpenAPI document has them."""
+    """OpenAPI declarations of these statuses, for a route's `responses`."""
     schema = Problem.model_json_schema()
     return {
         status: {
@@ -76,12 +80,16 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Makes every error of the app, its own and the framework's, a problem. Called before other middleware is added, so
-    that its headers are on the answers to our own mistakes, too."""
+    that its headers are on the answers to bugs, too."""
     app.add_middleware(UnexpectedErrors)
 
     @app.exception_handler(ProblemError)
     async def refuse(_: Request, error: ProblemError) -> Response:
         return response(error.status, error.detail, error.headers)
+
+    @app.exception_handler(UserError)
+    async def bad_image(_: Request, error: UserError) -> Response:
+        return response(413 if isinstance(error, ImageTooLargeError) else 400, str(error))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
@@ -98,17 +106,17 @@ def install(app: FastAPI) -> None:
 
 
 def _explain(error: Any) -> str:
-    """One of pydantic's."""
+    """A validation error of pydantic in one line."""
     name = ".".join(map(str, error["loc"][1:]))
     if error["type"] == "extra_forbidden":
-        return f"{name}: expected a parameter that /docs has, found this one"
-    message = error["msg"][:1].lower() + error["msg"][1:]
+        return f"{name}: expected output, threshold or tta, found an unknown option"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     return f"{name}: {message}, found {str(error['input'])[:99]!r}"
 
 
 class UnexpectedErrors:
-    """503 for what nobody expected, and the traceback goes to the log, not to the client; 503, too, for what is not
-    finished when the service has to stop."""
+    """500 for a bug in the service. The client gets the request's id, under which the log has the traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -124,14 +132,18 @@ class UnexpectedErrors:
         try:
             await self.app(scope, receive, note)
         except ClientDisconnect:
-            return  # in the middle of its upload: nobody is left to be answered
+            return  # during the upload: nobody waits for an answer
         except asyncio.CancelledError:
             if scope["type"] != "http" or started:
                 raise
             stopped = {"Retry-After": "5", "Connection": "close"}
             await response(503, "the service was stopped before this was done", stopped)(scope, receive, send)
         except Exception:
-            if scope["type"] != "http" or started:
-                raise  # the server cuts the connection
-            log.exception("the service failed on this request")
-            await response(503, "the service failed on this request", {"Retry-After": "5"})(scope, receive, send)
+            if scope["type"] != "http":
+                raise
+            log.exception("a bug in the service")
+            scope["app"].state.metrics.bugs.inc()
+            if started:
+                raise  # the server closes the connection
+            detail = f"a bug in the service; its log has the traceback of request {request_id.get()}"
+            await response(500, detail)(scope, receive, send)

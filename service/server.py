@@ -1,108 +1,103 @@
-"""A process that answers, and how it ends: what is in flight is finished first."""
+"""uvicorn, configured: limits of connections, one process or several, and the exit status."""
 
 import asyncio
 import gc
-import math
+import os
 import signal
 import socket
 import sys
-import time
-from types import FrameType
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.supervisors import Multiprocess
 
+from service import logs
 from service.app import create_app
-from service.connections import Limits, limited
-from service.engine import Engine
-from service.metrics import Metrics
+from service.draining import SIGNALS
 from service.settings import ServeSettings
 
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
-TICK_S = 0.1
-"""As uvicorn's own."""
+
+class HeaderDeadline(H11Protocol):
+    """Closes a connection when the headers of a request are not complete within `timeout_keep_alive` seconds, be it
+    the first one, and when a client still sends a body so long after its answer."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._deadline:
+            self._deadline.cancel()
+
+    def _watch(self) -> None:
+        answered = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+        if self.conn.their_state is h11.IDLE or answered:
+            if not self._deadline:
+                self._deadline = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+        elif self._deadline:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def server_config(settings: ServeSettings, app: Callable[[], Any]) -> uvicorn.Config:
+    """`app` makes the application, in the process that serves it."""
+    return uvicorn.Config(
+        app,
+        factory=True,
+        http=HeaderDeadline,
+        ws="none",
+        loop="asyncio",
+        workers=settings.workers,
+        backlog=BACKLOG,
+        limit_concurrency=settings.max_connections,
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_keep_alive=settings.idle_s,  # type: ignore[arg-type]  # a fraction of a second is a delay, too
+        timeout_graceful_shutdown=max(1, int(settings.grace_s)),  # for answers that are still being sent
+        timeout_worker_healthcheck=60,  # importing torch may take long
+        server_header=False,
+        access_log=False,
+        log_config=None,
+    )
 
 
 def serve(settings: ServeSettings, listener: socket.socket) -> int:
-    """Answers until it is told to stop; returns the exit status."""
-    for stop in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own, and when it is done
-        signal.signal(stop, lambda *_: sys.exit(0))
-    app = create_app(settings)
+    """Serves until a signal; returns the exit status: 1 after a device was lost, else 0."""
+    if settings.workers > 1:
+        with tempfile.TemporaryDirectory(prefix="unet-serve-") as counts:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
+            Multiprocess(server_config(settings, partial(application, settings)), sockets=[listener]).run()
+        return 0
+    app = application(settings)
 
-    def count_refused(status: int | None) -> None:
-        metrics: Metrics = app.state.metrics
-        (metrics.requests.labels("other", status) if status else metrics.connections_refused).inc()
+    def status() -> int:
+        queue = getattr(app.state, "queue", None)
+        return int(queue is not None and queue.lost)
 
-    config = uvicorn.Config(
-        app,
-        http=limited(Limits(settings.idle_s, settings.max_connections, settings.max_header_bytes, count_refused)),
-        ws="none",
-        loop="service.loop:event_loop",  # uvloop is no faster here, and cannot be told how much to read at once
-        server_header=False,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = Server(config, app, settings.grace_s)
-    gc.freeze()  # what is imported stays; to look through it, again and again, holds up everybody for 80 ms
-    server.run(sockets=[listener])
-    return 1 if server.lost else 0
+    for number in SIGNALS:  # uvicorn raises the signal again when it has stopped
+        signal.signal(number, lambda *_: sys.exit(status()))
+    uvicorn.Server(server_config(settings, lambda: app)).run(sockets=[listener])
+    return status()
 
 
-class Server(uvicorn.Server):
-    """Told to stop, it goes on listening until what is in flight is finished, `grace_s` at most, and refuses the rest:
-    a load balancer needs a moment to notice. Told a second time, it stops at once.
-
-    It stops by itself when the device is lost: what supervises it starts a new one.
-    """
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI, grace_s: float) -> None:
-        super().__init__(config)
-        self.app = app
-        self.grace_s = grace_s
-        self.stop_by: float | None = None
-        """On the clock of `time.monotonic`."""
-
-    @property
-    def lost(self) -> bool:
-        engine: Engine | None = getattr(self.app.state, "engine", None)
-        return engine is not None and engine.lost
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.started:
-            super().handle_exit(sig, frame)
-        elif self.stop_by is None:
-            self.app.state.engine.stopping = True
-            self.stop_by = time.monotonic() + self.grace_s
-        else:
-            self.stop_by = -math.inf
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second; True ends the process."""
-        self.app.state.metrics.refresh()
-        if await super().on_tick(counter) or self.lost:
-            return True
-        if self.stop_by is None:
-            return False
-        left = self.stop_by - time.monotonic()
-        self.config.timeout_graceful_shutdown = int(max(left, 1))  # for answers that are still being sent
-        return left <= 0 or self.app.state.engine.in_flight == 0
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        closing = asyncio.create_task(self._close_connections())
-        await super().shutdown(sockets)
-        closing.cancel()
-
-    async def _close_connections(self) -> None:
-        """While uvicorn waits for them to end. It has told those that were there when it began; one that was being
-        accepted would stay, and a second signal would change nothing."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            at_once = self.stop_by == -math.inf and not self.server_state.tasks  # these are answered: 503
-            for connection in list(self.server_state.connections):
-                if at_once:
-                    connection.transport.abort()  # its answer is not read
-                else:
-                    connection.shutdown()
+def application(settings: ServeSettings) -> FastAPI:
+    """The app for a process that does nothing else."""
+    logs.configure(settings.log_format)
+    app = create_app(settings, handle_signals=True)
+    gc.freeze()  # what is imported stays: scanning it again and again would delay every request by 80 ms
+    return app

@@ -1,4 +1,4 @@
-"""The settings of `unet-serve`, every limit with its one default."""
+"""The settings of `unet-serve`: every limit with its one default."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from unet.settings import ProgramSettings
 
 
 def _split(value: object) -> object:
-    """`a, b`."""
+    """`a, b` -> ["a", "b"]."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -25,7 +25,7 @@ def _check_key(key: SecretStr) -> SecretStr:
 
 
 def _as_sent(origin: str) -> str:
-    """As browsers send it: in lower case, without the port that its scheme has anyway."""
+    """An origin as browsers send it: in lower case, without the default port of its scheme."""
     scheme, _, host = origin.lower().partition("://")
     return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "")) if host else origin
 
@@ -45,21 +45,32 @@ class ServeSettings(ProgramSettings):
     """Serves a trained U-Net over HTTP. Starts without a model file, too, and loads it when it appears.
     Each flag is also an environment variable: SERVICE_PORT=9000."""
 
-    model_config = SettingsConfigDict(env_prefix="SERVICE_", cli_prog_name="unet-serve")
+    model_config = SettingsConfigDict(env_prefix="SERVICE_", cli_prog_name="unet-serve", protected_namespaces=())
 
     model: Path = Field(Path("model/best_model.pth"), description="the file to serve, watched for newer versions")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 for all", json_schema_extra={"metavar": "ADDRESS"}
+    )
+    port: int = Field(
+        8000, ge=0, le=65535, description="port to listen on; 0 for any free one", json_schema_extra={"metavar": "PORT"}
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[\w.~-]+)*$",
+        description="prefix under which a proxy shows the service, like /unet",
+        json_schema_extra={"metavar": "PATH"},
+    )
     workers: int = Field(
-        1, ge=1, le=64, description="processes that answer; more than one feed a GPU that is faster than one of them"
+        1, ge=1, le=64, description="processes that answer; several feed a GPU that is faster than one of them"
     )
-    device: DeviceChoice = Field("auto", description="where to compute")
-    precision: PrecisionChoice = Field(
+    device: DeviceChoice = Field(
         "auto",
-        description="auto: bf16 where the device is fast at it, else fp32; int8: nearly the same masks, sooner (CPU)",
+        description="where to compute: auto, cpu, cuda, cuda:1, mps, or another device of torch",
+        json_schema_extra={"metavar": "DEVICE"},
     )
+    precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
     input_range: InputRange = Field(
-        "0-1", description="for a bare state_dict, which cannot say it: how its training images were scaled"
+        "0-1", description="how the training images of a bare state_dict were scaled, as the file cannot say it"
     )
     max_bytes: int = Field(64 * 2**20, ge=1, le=2**32, description="largest upload; above: 413")
     max_pixels: int = Field(2**24, ge=1, description="most pixels in an upload, all pages together; above: 413")
@@ -67,38 +78,36 @@ class ServeSettings(ProgramSettings):
     max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")
     max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431")
     max_in_flight: int = Field(
-        32, ge=1, description="requests worked on or waiting at a time, of each worker; above: 503"
+        32, ge=1, description="requests worked on or waiting at a time, in each worker; above: 503"
     )
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
     grace_s: float = Field(
-        30, ge=0, allow_inf_nan=False, description="told to stop: longest time to finish what is in flight"
+        30, ge=0, allow_inf_nan=False, description="longest time to finish what is in flight when told to stop"
     )
     idle_s: float = Field(
         10,
         gt=0,
-        description="longest time for a request's headers, for the next KiB of its body (above: 408), and for a client "
-        "to take anything of its answer; then the connection is closed",
+        description="longest time for a request's headers, for the next KiB of its body (above: 408), and between "
+        "requests on a connection",
     )
-    max_connections: int = Field(
-        512, ge=1, description="open at a time, of each worker; further ones are closed at once"
-    )
+    max_connections: int = Field(512, ge=2, description="open connections, in each worker; above: 503")
     watch_s: float = Field(1, ge=0.01, description="seconds between looks at the model file")
     api_keys: Keys = Field(
         [],
         repr=False,
-        description="keys, separated by commas, of those who may ask (none: anybody may); best in SERVICE_API_KEYS, "
-        "as a flag can be read by others",
+        description="keys that clients must send, separated by commas (none: anybody may ask); best in "
+        "SERVICE_API_KEYS, as flags can be read by other users of the machine",
     )
     keys_everywhere: bool = Field(
-        False, description="health, metrics and docs need a key, too; only /health/live never does"
+        False, description="health, metrics and docs need a key, too; /health/live never does"
     )
     allowed_hosts: Hosts = Field(
-        ["*"], description="names that the service is called by, like example.org or *.example.org; others: 400"
+        ["*"], description="host names of the service, like example.org or *.example.org; others: 400"
     )
     cors_origins: Origins = Field(
-        [], description="pages that may call it from a browser, like https://example.org, or *"
+        [], description="origins whose pages may call it from a browser, like https://example.org, or *"
     )
-    log_format: Style = Field("json", description="a JSON object a line, or plain lines for people")
+    log_format: Style = Field("json", description="JSON objects, one per line, or plain lines for people")
 
     @field_validator("keys_everywhere")
     @classmethod

@@ -1,18 +1,24 @@
-"""Of every request: a line in the log, and its share of the metrics."""
+"""Access log and per-request metrics."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import PROBES
 from service.metrics import Metrics
+from service.middleware import route_path
 from service.problems import HUNG_UP
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 @dataclass
@@ -22,14 +28,40 @@ class Notes:
     model_id: str | None = None
     pixels: int = 0
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds."""
+    """Seconds by stage of the request."""
+    _begun: float = 0.0
+
+    def begin(self, model_id: str) -> None:
+        """The body has arrived: the time of the stages begins."""
+        self.model_id, self._begun = model_id, time.perf_counter()
+        self.stages = dict.fromkeys(("queue", "decode", "infer", "encode"), 0.0)
+
+    async def run(self, stage: str, executor: Executor, function: Callable[..., R], *arguments: Any) -> R:
+        """The result of a function, called in a thread of the executor. Its time is the stage's."""
+        return await asyncio.get_running_loop().run_in_executor(
+            executor, partial(self._timed, stage, function, *arguments)
+        )
+
+    def server_timing(self) -> str:
+        """The `Server-Timing` header (W3C), in milliseconds. The queue's time is what the other stages leave."""
+        self.stages["queue"] = time.perf_counter() - self._begun - sum(self.stages.values())
+        return ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in self.stages.items())
+
+    def _timed(self, stage: str, function: Callable[..., R], *arguments: Any) -> R:
+        started = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            self.stages[stage] += time.perf_counter() - started
 
 
 class Telemetry:
+    """Middleware: a log entry for each request, and its share of the metrics."""
+
     def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
         self.app = app
         self.routes = routes
-        """Paths that are named in the metrics; whatever else is asked for is `other`."""
+        """Paths that are labels of the metrics; all others count as `other`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,35 +88,41 @@ class Telemetry:
             await self.app(scope, count_in, count_out)
         finally:
             seconds = time.perf_counter() - started
-            status = scope["state"].get("refused") or status or HUNG_UP  # the server may have been first
-            notes.stages = dict(notes.stages)  # who was not waited for may still be adding to it
+            status = status or HUNG_UP
+            stages = dict(notes.stages)  # a thread of an abandoned request may still write to it
             if scope["method"] == "HEAD" or status == HUNG_UP:
-                n_out = 0  # the server has thrown it away
-            self._measure(scope, status, seconds, notes)
-            self._log(scope, status, seconds, notes, bytes_in=n_in, bytes_out=n_out)
+                n_out = 0  # the server discards the body
+            self._measure(scope, status, seconds, notes, stages)
+            self._log(scope, status, seconds, notes, stages, bytes_in=n_in, bytes_out=n_out)
 
-    def _measure(self, scope: Scope, status: int, seconds: float, notes: Notes) -> None:
+    def _measure(self, scope: Scope, status: int, seconds: float, notes: Notes, stages: dict[str, float]) -> None:
         metrics: Metrics = scope["app"].state.metrics
-        route = scope["path"] if scope["path"] in self.routes else "other"
+        route = route_path(scope)
+        route = route if route in self.routes else "other"
         metrics.requests.labels(route, status).inc()
         metrics.request_seconds.labels(route).observe(seconds)
         metrics.pixels.inc(notes.pixels)
-        for stage, stage_s in notes.stages.items() if status == 200 else ():  # else the longest one has no end
+        metrics.refresh()
+        for stage, stage_s in stages.items() if status == 200 else ():  # otherwise the last one is incomplete
             metrics.stage_seconds.labels(stage).observe(stage_s)
 
-    def _log(self, scope: Scope, status: int, seconds: float, notes: Notes, **sizes: int) -> None:
-        level = logging.DEBUG if scope["path"] in PROBES else logging.WARNING if status >= 500 else logging.INFO
-        path = scope["path"][:256]  # without the query, which may hold what is nobody's business
+    def _log(
+        self, scope: Scope, status: int, seconds: float, notes: Notes, stages: dict[str, float], **sizes: int
+    ) -> None:
+        level = logging.DEBUG if route_path(scope) in PROBES else logging.WARNING if status >= 500 else logging.INFO
+        path = scope["path"][:256]  # without the query, which may be private
         fields: dict[str, Any] = {
-            "client": (scope.get("client") or ("",))[0][:64],  # a proxy's word; long lines of two processes would mix
+            "client": (scope.get("client") or ("",))[0][
+                :64
+            ],  # from a proxy; lines above 4 KiB of two processes could mix
             "method": scope["method"],
             "path": path,
             "status": status,
             **sizes,
             "ms": round(1000 * seconds, 1),
         }
-        if notes.stages:
-            fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in notes.stages.items()}
+        if stages:
+            fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in stages.items()}
         if notes.model_id:
             fields["model_id"] = notes.model_id
         log.log(level, "%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds, extra={"fields": fields})

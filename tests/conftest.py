@@ -1,4 +1,4 @@
-"""What the tests share: small models, a served app, an engine, and where real data is."""
+"""Shared fixtures: small models, an app served in this process or as a program, and the folder of real data."""
 
 import asyncio
 import io
@@ -21,18 +21,13 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from service import cores
-from service import engine as engines
 from service.app import create_app
-from service.connections import Limits, limited
-from service.engine import Engine
+from service.queue import Queue
+from service.server import server_config
 from service.settings import ServeSettings
-from trainer.__main__ import main as train
-from trainer.run import Throttle
 from unet import NetworkConfig, Predictor
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
-from unet.images import decode
 from unet.pixels import Preprocessing
 from unet.predictor import Piece, Prediction
 
@@ -41,7 +36,6 @@ Serve = Callable[..., AbstractContextManager[TestClient]]
 R = TypeVar("R")
 
 CPU = torch.device("cpu")
-N_CORES = len(cores.usable())
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 RGB = np.stack([GREY, GREY // 2, 255 - GREY], axis=2)
@@ -65,8 +59,9 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where that takes longer than the epoch."""
-    monkeypatch.setattr(Throttle, "SHARE", 1.0)
+    """Saves after each epoch, however short the epochs of a test are."""
+    if hasattr(sys.modules.get("trainer.run"), "Throttle"):
+        monkeypatch.setattr("trainer.run.Throttle.SHARE", 1.0)
 
 
 @pytest.fixture
@@ -77,6 +72,8 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `--out` folder of a short run on the embedded sample: a model that really segments."""
+    from trainer.__main__ import main as train
+
     out = tmp_path_factory.mktemp("trained")
     assert train(["--recipe", "quick", "--base-channels", "8", "--epochs", "4", "--out", str(out)]) == 0
     return out
@@ -142,18 +139,10 @@ def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
 
 
 @contextmanager
-def listening(
-    app: Any,
-    idle_s: float = 60,
-    max_connections: int = 99,
-    max_header_bytes: int = 2**14,
-    on_refused: Callable[[int | None], object] = lambda status: None,
-) -> Iterator[tuple[str, int]]:
-    """The app on a real port, with uvicorn set up as `unet-serve` does it."""
-    http = limited(Limits(idle_s, max_connections, max_header_bytes, on_refused))
-    as_served = {"http": http, "ws": "none", "loop": "service.loop:event_loop"}
-    settings = uvicorn.Config(app, **as_served, log_level="critical", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(settings)
+def listening(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
+    """The app on a free port, with uvicorn configured as `unet-serve` does it; yields host and port."""
+    config = server_config(ServeSettings(device="cpu", grace_s=1, **settings), app=lambda: app)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -169,7 +158,7 @@ def connect(address: tuple[str, int]) -> socket.socket:
 
 
 def received(connection: socket.socket) -> bytes:
-    """Everything until the other side closes."""
+    """All bytes until the other side closes the connection."""
     data = b""
     try:
         while piece := connection.recv(65536):
@@ -180,7 +169,7 @@ def received(connection: socket.socket) -> bytes:
 
 
 def drip(connection: socket.socket, piece: bytes) -> bytes:
-    """Sends a piece every tenth of a second until the other side closes; what it said."""
+    """Sends a piece every tenth of a second until the other side closes the connection; returns its answer."""
     said = b""
     connection.settimeout(0.1)
     for _ in range(300):
@@ -198,7 +187,7 @@ def drip(connection: socket.socket, piece: bytes) -> bytes:
 
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The program on a free port, and its address. It may still be loading: who asks now, waits."""
+    """`unet-serve` on a free port, and its URL. A request sent while it is loading waits for its answer."""
     command = [sys.executable, "-m", "service", "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as program:
         try:
@@ -217,70 +206,45 @@ def png(image: np.ndarray, suffix: str = ".png") -> bytes:
 
 
 def pil(image: Image.Image, kind: str, **options: object) -> bytes:
-    """A file as Pillow writes it."""
+    """An image file written by Pillow."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def picture(data: bytes) -> np.ndarray:
-    """What an answer shows."""
-    (page,) = decode(data)
-    return page
+    """The pixels of an answer, read with OpenCV: (H, W), or (H, W, 3) RGB."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
 
 
 class Spy(Predictor):
-    """Notes what is computed together."""
+    """Records the batches that are computed, in `computed`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.begun = threading.Event()
+        self.computed: list[list[Prediction]] = []
 
     def compute(self, pieces: Sequence[Piece]) -> None:
         self.begun.set()
-        self.computed = [*getattr(self, "computed", []), [piece.prediction for piece in pieces]]
+        self.computed.append([piece.prediction for piece in pieces])
         super().compute(pieces)
 
 
 @pytest.fixture
 def predictor(make_checkpoint: Make) -> Spy:
-    predictor = Spy.load(make_checkpoint(bilinear=False), device="cpu")
+    predictor = Spy.load(make_checkpoint(bilinear=False), device="cpu", precision="fp32")
     predictor.tile = 256
     return predictor
 
 
-def with_streams(n: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    if N_CORES == 1:
-        pytest.skip("needs two cores")
-    monkeypatch.setattr(engines, "MAX_STREAMS", n)
-    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU)
-    yield engine
-    engine.close()
-
-
 @pytest.fixture
-def beside_codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """One stream, and cores for others."""
-    yield from with_streams(1, monkeypatch)
-
-
-@pytest.fixture
-def two_streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    yield from with_streams(2, monkeypatch)
-
-
-@pytest.fixture
-def all_by_itself() -> Iterator[Engine]:
-    """One stream, as the other cores have theirs."""
-    engine = Engine(max_in_flight=32, timeout_s=60, device=CPU, workers=N_CORES)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(params=["beside_codecs", "all_by_itself"])
-def one_stream(request: pytest.FixtureRequest) -> Engine:
-    engine: Engine = request.getfixturevalue(request.param)
-    return engine
+def queue() -> Iterator[Queue]:
+    """A queue with one inference thread."""
+    queue = Queue(CPU, n_threads=1)
+    yield queue
+    queue.close()
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:

@@ -1,1 +1,1 @@
-"""HTTP routes, one module each."""
+"""Endpoints, one file each."""

@@ -10,36 +10,38 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 import unet
-from service.engine import Engine
+from service.admission import Admission
 from service.models import Model, ModelSlot, Status
+from service.queue import Queue
 from unet.device import Precision, device_name, resolve_device, resolve_precision
 
 router = APIRouter()
 live_router = APIRouter()
-"""Apart, as it never needs a key."""
+"""A router of its own, as it never needs a key."""
 
 
 class ModelInfo(BaseModel):
     id: str = Field(description="the first 12 digits of the file's SHA-256")
     path: str = Field(description="the file, as `--model` names it")
     loaded_at: datetime
-    epoch: int | None = Field(description="the epoch that it is from; null for a bare state_dict")
+    epoch: int | None = Field(description="the epoch it was saved after; null for a bare state_dict")
     score: float | None = Field(description="mean Dice of the classes on the validation images, 0..1; null likewise")
+    threshold: float = Field(description="foreground is above it, unless a request says otherwise; binary models only")
     n_channels: int = Field(description="1: images are made grey; 3: RGB")
-    classes: list[int] = Field(description="label values that it tells apart: (background, foreground), or one a class")
+    classes: list[int] = Field(description="values of the mask: background and foreground, or one for each class")
 
 
 class Health(BaseModel):
     status: Status | Literal["stopping"] = Field(
-        description="ok: serving; waiting: no model file yet; failed: there is one, but not usable; stopping: told to, "
-        "and finishing what is in flight"
+        description="ok: serving; waiting: no model file yet; failed: there is one, but it cannot be used; stopping: "
+        "finishing the requests in flight, refusing others"
     )
     device: str
     device_name: str
     precision: Precision
     model: ModelInfo | None
     refused: str | None = Field(description="why the newest model file is not served; null when it is")
-    failure: str | None = Field(description="what the last computation failed of, and when; null when it worked")
+    failure: str | None = Field(description="the last inference error and when it happened; null after a success")
     version: str
     uptime_s: float
 
@@ -53,19 +55,20 @@ class Live(BaseModel):
 async def health(request: Request, response: Response) -> Health:
     """200 when a model is loaded and the service is not stopping, else 503."""
     slot: ModelSlot = request.app.state.slot
-    engine: Engine = request.app.state.engine
+    admission: Admission = request.app.state.admission
+    queue: Queue = request.app.state.queue
     device = resolve_device(slot.device)
-    if slot.current is None or engine.stopping:
+    if slot.current is None or admission.stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     return Health(
-        status="stopping" if engine.stopping else slot.status,
+        status="stopping" if admission.stopping else slot.status,
         device=str(device),
         device_name=device_name(device),
         precision=resolve_precision(slot.precision, device),
         model=_info(slot.current, slot.path) if slot.current else None,
         refused=slot.refusal,
-        failure=engine.failure,
+        failure=queue.failure,
         version=unet.__version__,
         uptime_s=round(time.monotonic() - request.app.state.started, 3),
     )
@@ -81,10 +84,11 @@ async def live() -> Live:
 def _info(model: Model, path: Path) -> ModelInfo:
     return ModelInfo(
         id=model.id,
-        path=os.fsencode(path).decode(errors="replace"),  # a name may be any bytes
+        path=os.fsencode(path).decode(errors="replace"),  # a file name may be any bytes
         loaded_at=model.loaded_at,
         epoch=model.training.get("epoch"),
         score=model.training.get("score"),
+        threshold=model.predictor.threshold,
         n_channels=model.predictor.n_channels,
         classes=list(model.predictor.class_values),
     )

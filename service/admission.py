@@ -1,0 +1,93 @@
+"""Admission control: places for requests, a deadline for each, and refusals while the service is stopping."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import cycle
+
+from service.problems import ProblemError
+
+RETRY_AFTER = (1, 2, 3)
+"""Retry-After in seconds, staggered so that retries spread out."""
+
+
+class Place:
+    """An admitted request, which can be ended before its deadline."""
+
+    def __init__(self, deadline: asyncio.Timeout, reason: ProblemError) -> None:
+        self.deadline = deadline
+        self.reason = reason
+
+    def give_up(self, reason: ProblemError) -> None:
+        """Ends the request with this answer."""
+        if not self.deadline.expired():
+            self.reason = reason
+            self.deadline.reschedule(asyncio.get_running_loop().time())
+
+
+class Admission:
+    """`max_in_flight` places; a request holds one for at most `timeout_s` seconds."""
+
+    def __init__(
+        self, max_in_flight: int, timeout_s: float, on_change: Callable[[int], object] = lambda in_flight: None
+    ) -> None:
+        """`on_change` is told the number of requests in flight."""
+        self.max_in_flight = max_in_flight
+        self.timeout_s = timeout_s
+        self.stopping = False
+        """New requests are refused; those in flight are finished."""
+        self._places: set[Place] = set()
+        self._on_change = on_change
+        self._empty = asyncio.Event()
+        self._retry_after = cycle(RETRY_AFTER)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._places)
+
+    def check(self) -> None:
+        """Raises ProblemError, 503, when all places are taken or the service is stopping."""
+        if self.stopping:
+            raise ProblemError(503, "the service is stopping; ask another one", retry_after=1, close=True)
+        if self.in_flight >= self.max_in_flight:
+            detail = f"{self.in_flight} requests are in flight already (--max-in-flight); try again"
+            raise ProblemError(503, detail, retry_after=next(self._retry_after))
+
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[Place]:
+        """A place for one request. Raises ProblemError: 503 as `check`, 504 after `timeout_s`, or the reason that the
+        place was given up for."""
+        self.check()
+        late = ProblemError(504, f"expected to be finished within {self.timeout_s:g} s (--timeout-s), found no end")
+        try:
+            async with asyncio.timeout(self.timeout_s) as deadline:
+                place = Place(deadline, late)
+                self._places.add(place)
+                self._empty.clear()
+                self._on_change(len(self._places))
+                try:
+                    yield place
+                finally:
+                    self._places.discard(place)
+                    self._on_change(len(self._places))
+                    if not self._places:
+                        self._empty.set()
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise place.reason from None
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new requests, waits until none is in flight, and after `grace_s` ends those that are left: 503."""
+        self.stopping = True
+        try:
+            async with asyncio.timeout(grace_s):
+                while self._places:
+                    await self._empty.wait()
+        except TimeoutError:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Ends all requests in flight: 503."""
+        for place in list(self._places):
+            place.give_up(ProblemError(503, "the service was stopped before this was done", retry_after=5, close=True))

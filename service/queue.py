@@ -1,0 +1,244 @@
+"""The inference queue: threads that compute predictions by turns, piece by piece."""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from math import log2
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+import torch
+
+from unet import Predictor
+from unet.device import out_of_memory
+from unet.network import STRIDE
+from unet.predictor import Prediction
+
+log = logging.getLogger(__name__)
+
+MAX_THREADS = 4
+"""Inference threads on a CPU; each needs the memory of a forward pass."""
+CUDA_THREADS = 2
+"""One fetches and hands out images while the GPU computes the other's batch."""
+BATCH_PIXELS = 2**22
+"""Pixels of a batch on an accelerator: 16 images of 512 x 512."""
+SMALLEST_TILE = 256
+"""Side in pixels. A device without memory for a tile of this size has none for any image."""
+
+
+class InferenceError(RuntimeError):
+    """The device has no memory for an image, or does not answer any more."""
+
+
+class Computed(NamedTuple):
+    """The result of a prediction and the seconds spent on computing it, without waiting."""
+
+    result: npt.NDArray[Any]
+    seconds: float
+
+
+class Job(Future[Computed]):
+    """A prediction in the queue. Cancelling it frees its turn after the piece in hand."""
+
+    def __init__(self, prediction: Prediction, request_id: str) -> None:
+        super().__init__()
+        self.prediction = prediction
+        self.request_id = request_id
+        self.seconds = 0.0
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Queue:
+    """Predictions of different requests take turns, one piece (tile) at a time, so that a large image does not delay
+    small ones.
+
+    On a CPU there is an inference thread per core, up to `MAX_THREADS`: together they compute more than one thread
+    that uses all cores. A prediction that is alone gets all cores. On an accelerator, pieces of one shape are computed
+    as a batch.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        workers: int = 1,
+        n_threads: int | None = None,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        """`workers`: processes that share the cores. `n_threads`: inference threads, by default as the device needs.
+        `on_batch` is told the size of each batch."""
+        self.failure: str | None = None
+        """The last inference error and when it happened; None after a success."""
+        self.lost = False
+        """The device does not answer any more, or an inference thread has ended."""
+        self._device = device
+        self._on_batch = on_batch
+        self._on_lost: Callable[[], object] = lambda: None
+        self._batch_pixels = 0 if device.type == "cpu" else BATCH_PIXELS
+        self._cores = max(1, usable_cores() // workers)
+        if n_threads is None:
+            n_threads = {"cpu": min(self._cores, MAX_THREADS), "cuda": CUDA_THREADS}.get(device.type, 1)
+        self._waiting: deque[Job] = deque()
+        self._n_computing = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"inference-{i}", daemon=True) for i in range(n_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        """Predictions that wait for their next piece to be computed."""
+        return len(self._waiting)
+
+    def submit(self, prediction: Prediction, request_id: str = "") -> Job:
+        """Appends a prediction. Its future raises InferenceError, or what the predictor raises."""
+        job = Job(prediction, request_id)
+        with self._changed:
+            if not self._closed:
+                self._waiting.append(job)
+                self._changed.notify()
+                return job
+        job.cancel()
+        return job
+
+    def on_lost(self, callback: Callable[[], object]) -> None:
+        """Calls back, in any thread, when only a new process can compute again."""
+        self._on_lost = callback
+        if self.lost:
+            callback()
+
+    def close(self) -> None:
+        """Ends the threads after the pieces in hand; cancels the jobs that are not finished."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for job in self._waiting:
+            job.cancel()
+
+    # ---- fair turns
+
+    def _run(self) -> None:
+        torch.get_num_threads()  # initialises torch in this thread; later it would undo `set_num_threads`
+        try:
+            while self._take_turn():
+                pass
+        except Exception:  # a bug, after which nobody would do this thread's part
+            log.exception("an inference thread has ended")
+            self._lose()
+
+    def _take_turn(self) -> bool:
+        """Waits for a job and computes its next piece; False when the queue is closed. A method, so that no local
+        variable keeps an image alive while the thread waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._closed:
+                return False
+            batch = self._take_batch()
+            alone = not self._waiting and not self._n_computing
+            self._n_computing += 1
+        unfinished = self._compute(batch, self._cores if alone and self._device.type == "cpu" else 1)
+        with self._changed:
+            self._n_computing -= 1
+            self._waiting.extend(unfinished)
+            self._changed.notify(len(unfinished))
+        return True
+
+    def _take_batch(self) -> list[Job]:
+        """The job that has waited longest; on an accelerator with others of the same model whose next piece has the
+        same shape. 1, 2, 4, 8 ... in all: each size is another shape to the engine."""
+        first = self._waiting.popleft()
+        model, shape = first.prediction.predictor, first.prediction.next_shape
+        fitting = self._batch_pixels // (shape[0] * shape[1])
+        if fitting < 2:
+            return [first]
+        same = [
+            job for job in self._waiting if job.prediction.predictor is model and job.prediction.next_shape == shape
+        ]
+        more = same[: 2 ** int(log2(min(fitting, 1 + len(same)))) - 1]
+        for job in more:
+            self._waiting.remove(job)
+        return [first, *more]
+
+    def _compute(self, batch: Sequence[Job], n_threads: int) -> list[Job]:
+        """Computes the next piece of each job; returns the jobs that have more of them."""
+        batch = [job for job in batch if not job.cancelled()]
+        if not batch:
+            return []
+        started = time.perf_counter()
+        predictor, side = batch[0].prediction.predictor, max(batch[0].prediction.next_shape)
+        try:
+            torch.set_num_threads(n_threads)  # for operators called from this thread
+            predictor.compute([job.prediction.next() for job in batch])
+            finished = [(job, job.prediction.result) for job in batch if job.prediction.finished]
+        except Exception as error:
+            return self._recover(batch, predictor, side, error)
+        self.failure = None
+        self._on_batch(len(batch))
+        for job in batch:
+            job.seconds += time.perf_counter() - started
+        for job, result in finished:
+            if job.set_running_or_notify_cancel():
+                job.set_result(Computed(result, job.seconds))
+        return [job for job in batch if not job.prediction.finished]
+
+    # ---- errors
+
+    def _recover(self, batch: list[Job], predictor: Predictor, side: int, error: Exception) -> list[Job]:
+        """Out of memory: the jobs start again in smaller tiles or batches. Anything else is their result."""
+        memory = out_of_memory(error)
+        if memory and self._halve(predictor, len(batch), side):
+            for job in batch:
+                job.prediction.restart()
+            return batch
+        self.failure = f"{type(error).__name__} at {datetime.now(UTC).isoformat(timespec='seconds')}"
+        if not answers(self._device):
+            self._lose()
+        for job in batch:
+            if memory or self.lost:
+                log.error("inference failed", exc_info=error, extra={"request_id": job.request_id})
+        # without this frame, whose variables know the jobs: a reference cycle would keep their images
+        shown: Exception = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        if memory or self.lost:
+            shown = InferenceError("not enough memory to compute this image" if memory else "the device has failed")
+        for job in batch:
+            if job.set_running_or_notify_cancel():
+                job.set_exception(shown)
+        return []
+
+    def _halve(self, predictor: Predictor, n_jobs: int, side: int) -> bool:
+        """From now on half as many pixels at a time. False if that is too little."""
+        if n_jobs > 1:
+            self._batch_pixels //= 2
+        elif side // 2 < SMALLEST_TILE:
+            return False
+        else:
+            predictor.tile = side // 2 // STRIDE * STRIDE
+        log.warning("out of memory: from now on tiles of %d, batches of %d pixels", predictor.tile, self._batch_pixels)
+        return True
+
+    def _lose(self) -> None:
+        self.lost = True
+        self._on_lost()
+
+
+def answers(device: torch.device) -> bool:
+    """Whether the device still computes. After an error in a kernel, a GPU refuses all further work of the process."""
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
+    return True

@@ -1,7 +1,8 @@
-"""Writes the lock files that the images install from, out of pyproject.toml:  python3.11 docker/lock.py
+"""Writes the lock files of the images from pyproject.toml:  python3.11 docker/lock.py
 
-Asks pip (22.2 or newer) for the newest versions allowed, for the platform it runs on; installs nothing. To hold a
-version back, bound it in pyproject.toml.
+Asks pip (22.2 or newer) for the newest allowed versions on this platform and installs nothing. To hold a version back,
+set an upper bound in pyproject.toml. Where pip is configured to prefer a CPU build of torch:
+PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= python3.11 docker/lock.py
 """
 
 import json
@@ -11,9 +12,9 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PYTHON = (3, 11)  # the images'
+PYTHON = (3, 11)  # of the images
 CUDA = ("nvidia-", "cuda-", "triton")
-"""Only CUDA builds of torch need these. As constraints they count there and are not installed elsewhere."""
+"""Prefixes of packages that only CUDA builds of torch need: constraints, so that CPU images do not install them."""
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     extras = project["optional-dependencies"]
     base = resolve(project["dependencies"])
     if not any(pin.startswith(CUDA) for pin in base):
-        sys.exit("pip found a CPU build of torch; expected one with CUDA: switch other indexes and link folders off")
+        sys.exit("pip found a CPU build of torch; expected one with CUDA: switch other indexes and find-links off")
     write("requirements-base.txt", "the dependencies", {pin for pin in base if not pin.startswith(CUDA)})
     write("constraints-cuda.txt", "the dependencies", {pin for pin in base if pin.startswith(CUDA)})
     write("requirements-trainer.txt", "the extra 'train'", resolve(sorted(base) + extras["train"]) - base)
@@ -31,11 +32,11 @@ def main() -> None:
 
 
 def resolve(requirements: list[str]) -> set[str]:
-    """`name==version` of everything that pip would install for these."""
+    """Pins, `name==version`, of everything that pip would install for these requirements."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
     answer = subprocess.run([*command, *requirements], check=True, stdout=subprocess.PIPE)
     packages = [item["metadata"] for item in json.loads(answer.stdout)["install"]]
-    # 2.13.0+cu130 is one build of 2.13.0; the pin fits all of them
+    # without the local part: 2.13.0 fits every build, such as 2.13.0+cu130
     return {f"{package['name'].lower()}=={package['version'].partition('+')[0]}" for package in packages}
 
 

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Trains on /data; on the embedded sample when /data holds no image at all. Anything else that is wrong with /data
-# (labels missing, not readable) is for the trainer to report.
+# Trains on /data, or on the embedded sample when /data holds no image at all. The trainer reports any other problem
+# with /data, such as missing labels.
 set -eu
 if [ "${TRAINER_DATA-}" = /data ] &&
-  image=$(find -L /data -type f -regextype posix-extended -iregex '.*\.(png|jpe?g|tiff?|bmp|webp)' -print -quit) &&
+  image=$(find -L /data -type f -regextype posix-extended -iregex '.*\.(png|jpe?g|tiff?|bmp|webp|gif)' -print -quit) &&
   [ -z "$image" ]; then
-  echo "no images in /data: the data set is the embedded sample, unless --data says otherwise"
+  echo "no images in /data: training on the embedded sample, unless --data is given"
   export TRAINER_DATA=sample
 fi
-exec python -m trainer "$@" # PID 1 from here on, so that signals arrive
+exec python -m trainer "$@" # as process 1, which receives the signals

@@ -11,28 +11,27 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import uvicorn
-from fastapi.testclient import TestClient
 from PIL import Image
 
-from service.app import create_app
-from service.queue import Queue
-from service.server import server_config
-from service.settings import ServeSettings
 from unet import NetworkConfig, Predictor
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.pixels import Preprocessing
 from unet.predictor import Piece, Prediction
 
+if TYPE_CHECKING:  # imported where used: the trainer's tests need none of it
+    from fastapi.testclient import TestClient
+
+    from service.queue import Queue
+
 Make = Callable[..., Path]
-Serve = Callable[..., AbstractContextManager[TestClient]]
+Serve = Callable[..., AbstractContextManager["TestClient"]]
 R = TypeVar("R")
 
 CPU = torch.device("cpu")
@@ -124,6 +123,10 @@ def make_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def serve() -> Serve:
     """`with serve(model=path, max_bytes=1000) as client`: the app with these settings, in this process."""
+    from fastapi.testclient import TestClient
+
+    from service.app import create_app
+    from service.settings import ServeSettings
 
     def start(**settings: Any) -> AbstractContextManager[TestClient]:
         return TestClient(create_app(ServeSettings(device="cpu", **settings)))
@@ -132,7 +135,7 @@ def serve() -> Serve:
 
 
 @pytest.fixture
-def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
+def client(trained: Path, serve: Serve) -> "Iterator[TestClient]":
     """The app, serving the trained model."""
     with serve(model=trained / "best_model.pth") as client:
         yield client
@@ -141,6 +144,11 @@ def client(trained: Path, serve: Serve) -> Iterator[TestClient]:
 @contextmanager
 def listening(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
     """The app on a free port, with uvicorn configured as `unet-serve` does it; yields host and port."""
+    import uvicorn
+
+    from service.server import server_config
+    from service.settings import ServeSettings
+
     config = server_config(ServeSettings(device="cpu", grace_s=1, **settings), app=lambda: app)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -240,8 +248,10 @@ def predictor(make_checkpoint: Make) -> Spy:
 
 
 @pytest.fixture
-def queue() -> Iterator[Queue]:
+def queue() -> "Iterator[Queue]":
     """A queue with one inference thread."""
+    from service.queue import Queue
+
     queue = Queue(CPU, n_threads=1)
     yield queue
     queue.close()

@@ -1,10 +1,12 @@
-"""Broken image files against the decoder:  python tests/benchmarks/fuzz.py [--inputs 100000] [--seed 0] [--json FILE]
+"""Damaged image files against the decoders.
 
-Small valid files of all kinds are damaged at random, and given to `unet.images` with the service's limits, in a
-process of its own: one that dies or does not come back is noticed, named and replaced. What is an image is decoded
-again, in memory that held something else: pixels that nobody has written would be another's. Each input is made from
-`--seed` and its number alone; `--only NUMBER --save FILE` writes one. Exit status 1 for anything but an image or an
-ImageError.
+    python tests/benchmarks/fuzz.py [--inputs 100000] [--seed 0] [--json FILE]
+    python tests/benchmarks/fuzz.py --only NUMBER [--save FILE]
+
+Small valid files of every kind are damaged at random and given to `unet.imaging` with the service's limits, in a
+process of its own with bounded memory: one that dies or hangs is noticed, named and replaced. What decodes is decoded
+again in memory that held another byte: uninitialised pixels would differ. Each input follows from `--seed` and its
+number alone; `--only NUMBER --save FILE` writes one. Exit status 1 for anything but an image or an ImageError.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import ctypes
 import json
 import multiprocessing
 import random
+import resource
 import struct
 import sys
 import time
@@ -28,20 +31,24 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from unet.images import ImageError, ImageTooLargeError, count_pixels, decode
+from unet.imaging import ImageError, ImageTooLargeError, Limits, measure, read
 
-MAX_PIXELS, MAX_PAGES = 2**24, 64  # as the service's defaults
+LIMITS = Limits(max_bytes=2**26, max_pixels=2**24, max_pages=64)  # as the service's defaults
+ADDRESS_SPACE = 2**31
+"""Bytes that a worker may take beyond what it has at its start."""
 HANG_S = 20.0
 _M_PERTURB = -6  # malloc.h of glibc
 WARM_UP = 1000
-"""Inputs after which the memory is looked at first."""
+"""Inputs before the first look at the memory."""
+PIXEL_BYTES, SPARE_KIB = 3 * 16, 2**16
+"""Memory that an input may take: for each pixel that `measure` counts (16 bytes and two copies), and beside."""
 
 GREY = cv2.resize(np.arange(30, 250, 5, dtype=np.uint8).reshape(4, 11), (37, 23), interpolation=cv2.INTER_CUBIC)
 RGB = np.stack([GREY, GREY[::-1], 255 - GREY], axis=2)
 
 
 def seeds() -> dict[str, bytes]:
-    """Valid files: every format, in the kinds that its decoder has code of its own for."""
+    """Valid files by name: every format, in each kind that has code of its own in a decoder."""
 
     def pil(image: Image.Image, kind: str, **options: Any) -> bytes:
         file = BytesIO()
@@ -57,6 +64,12 @@ def seeds() -> dict[str, bytes]:
                 writer.write(page, metadata=None, **options)
         return file.getvalue()
 
+    def described(pages: Any, *, ome: bool = False, imagej: bool = False, **options: Any) -> bytes:
+        file = BytesIO()
+        tifffile.imwrite(file, pages, ome=ome, imagej=imagej, photometric="minisblack", **options)
+        return file.getvalue()
+
+    stack = np.stack([GREY] * 6).reshape(3, 2, *GREY.shape)  # Z, C
     grey, rgb = Image.fromarray(GREY), Image.fromarray(RGB)
     bits, deep = Image.fromarray(GREY > 120), Image.fromarray(GREY.astype(np.uint16) * 257)
     palette, alpha = rgb.quantize(16), rgb.copy()
@@ -77,21 +90,37 @@ def seeds() -> dict[str, bytes]:
         "jpeg-progressive": pil(rgb, "JPEG", progressive=True),
         "jpeg-cmyk": pil(rgb.convert("CMYK"), "JPEG"),
         "jpeg-restart": pil(rgb, "JPEG", restart_marker_blocks=1),
+        "gif": pil(palette, "GIF"),
+        "gif-animated": pil(palette, "GIF", **frames),
         "tiff": tiff(RGB),
         "tiff-float": tiff(GREY.astype(np.float32) / 255),
+        "tiff-half": tiff(GREY.astype(np.float16), compression="zlib", predictor=True),
         "tiff-16": tiff(RGB.astype(np.uint16) * 257, order=">"),
+        "tiff-signed": tiff(GREY.astype(np.int16) - 99, compression="lzw", predictor=True),
+        "tiff-bands": tiff(np.dstack([RGB, RGB]), photometric="minisblack", planarconfig="contig"),
+        "tiff-alpha": tiff(np.dstack([RGB, GREY]), photometric="rgb", extrasamples=["unassalpha"], compression="lzw"),
+        "tiff-white": tiff(GREY, photometric="miniswhite"),
+        "tiff-12": tiff(GREY.astype(np.uint16), bitspersample=12),
         "tiff-tiles": tiff(GREY, tile=(16, 16), compression="zlib"),
         "tiff-big": tiff(GREY, bigtiff=True, rowsperstrip=4),
         "tiff-pages": tiff(GREY, RGB, GREY[:5]),
         "tiff-planar": tiff(np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate"),
+        "tiff-cmyk": pil(rgb.convert("CMYK"), "TIFF"),
         "tiff-palette": pil(palette, "TIFF"),
         "tiff-turned": pil(grey, "TIFF", exif=turned),
+        "tiff-shaped": described(stack, metadata={"axes": "ZCYX"}, compression="zlib"),
+        "tiff-shaped-one": described(stack, metadata={"axes": "ZCYX"}),
+        "tiff-imagej": described(stack, imagej=True, metadata={"axes": "ZCYX", "spacing": 2.0, "unit": "um"}),
+        "tiff-imagej-lzw": described(stack, imagej=True, metadata={"axes": "ZCYX"}, compression="lzw"),
+        "tiff-ome": described(stack, ome=True, metadata={"axes": "ZCYX", "PhysicalSizeX": 0.5}),
+        "tiff-ome-tiles": described(stack, ome=True, metadata={"axes": "ZCYX"}, tile=(16, 16), compression="zstd"),
+        "tiff-jpeg-tiles": tiff(RGB, tile=(16, 16), compression="jpeg", photometric="ycbcr"),
+        **{f"tiff-{name}": tiff(RGB, compression=name) for name in ("lzma", "zstd", "webp", "packbits")},
         **{
             f"tiff-{name}": pil(image, "TIFF", compression=name)
             for name, image in [
                 ("tiff_lzw", rgb),
                 ("tiff_adobe_deflate", deep),
-                ("packbits", grey),
                 ("jpeg", rgb),
                 ("group3", bits),
                 ("group4", bits),
@@ -110,7 +139,7 @@ def seeds() -> dict[str, bytes]:
 
 
 def _run_lengths(image: Any) -> bytes:
-    """A BMP as nobody writes it any more: 8-bit, run lengths."""
+    """An 8-bit BMP with run lengths, which no library here writes."""
     rows = b"".join(b"".join(bytes([1, value]) for value in row.tolist()) + b"\0\0" for row in image[::-1]) + b"\0\1"
     palette = b"".join(bytes([i, i, i, 0]) for i in range(256))
     height, width = image.shape
@@ -120,7 +149,7 @@ def _run_lengths(image: Any) -> bytes:
 
 
 def damaged(seed: int, number: int, whole: dict[str, bytes]) -> tuple[str, bytes]:
-    """One of the files, with one to four things done to it. A PNG's checksums are mostly right again."""
+    """Name and bytes of one of the files with one to four damages. The checksums of a PNG are mostly mended."""
     rng = random.Random(f"{seed} {number}")  # noqa: S311  (no secret)
     name = rng.choice(list(whole))
     data = bytearray(whole[name])
@@ -135,7 +164,7 @@ Damage = Callable[[random.Random, bytearray, bytes], None]
 
 
 def _somewhere(rng: random.Random, data: bytearray) -> int:
-    """Mostly in the header."""
+    """A position, mostly in the header."""
     return rng.randrange(min(len(data), rng.choice([64, 256, 1 << 30])) + 1)
 
 
@@ -194,42 +223,52 @@ def _fix_checksums(data: bytearray) -> None:
 
 
 def attempt(data: bytes) -> str:
-    """What became of it."""
+    """What became of an input. Raises AssertionError for memory beyond what `measure` counted."""
+    before, n_pixels = _peak(), 0
     try:
-        count_pixels(data, max_pixels=MAX_PIXELS, max_pages=MAX_PAGES)
-        pages = decode(data)
+        n_pixels = measure(data, LIMITS)
+        pages = read(data, LIMITS).pages
+        outcome = "decoded"
+        assert 0 < sum(page.shape[0] * page.shape[1] for page in pages) <= n_pixels <= 2**24
     except ImageTooLargeError:
-        return "too large"
+        outcome = "too large"
     except ImageError:
-        return "refused"
-    assert 0 < sum(page.shape[0] * page.shape[1] for page in pages) <= MAX_PIXELS
-    return "decoded"
+        outcome = "refused"
+    taken = _peak() - before
+    assert taken <= n_pixels * PIXEL_BYTES // 1024 + SPARE_KIB, f"{taken} KiB taken for {n_pixels} pixels"
+    return outcome
+
+
+def _peak() -> int:
+    """Largest resident memory of this process so far, KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check_written(data: bytes) -> None:
-    """Decodes twice, in memory that glibc has filled with another byte. Raises AssertionError for pixels that nobody
-    has written."""
-    if count_pixels(data, max_pixels=MAX_PIXELS, max_pages=MAX_PAGES) > 2**18:
-        return  # no other code decodes them, and their memory would hide what leaks
+    """Decodes twice, in memory that glibc has filled with another byte. Raises AssertionError where that shows."""
+    if measure(data, LIMITS) > 2**18:
+        return  # no other code decodes them, and large blocks come zeroed from the system
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
     found = []
     for held in (0x5A, 0xA5):
         mallopt(_M_PERTURB, held)
         try:
-            found.append([page.tobytes() for page in decode(data)])
+            found.append([page.tobytes() for page in read(data).pages])
         finally:
             mallopt(_M_PERTURB, 0)
-    assert found[0] == found[1], "pixels that nobody has written"
+    assert found[0] == found[1], "uninitialised pixels"
 
 
 def _work(whole: dict[str, bytes], seed: int, first: int, last: int, at: "Synchronized[int]", results: Any) -> None:
-    """A process: tries inputs, and says at which it is."""
+    """A worker process: tries inputs and keeps the number of the current one in `at`."""
     counts: Counter[str] = Counter()
     slowest, before = (0.0, 0), 0
+    bound = 1024 * _status("VmSize") + ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     for number in range(first, last):
         at.value = number
         if number == first + WARM_UP:
-            before = resident()
+            before = _status("VmRSS")
         _, data = damaged(seed, number, whole)
         started = time.perf_counter()
         try:
@@ -242,18 +281,17 @@ def _work(whole: dict[str, bytes], seed: int, first: int, last: int, at: "Synchr
             outcome = "errors"
         counts[outcome] += 1
         if number % 1000 == 999 or number == last - 1:
-            results.send((dict(counts), slowest, before, resident()))
+            results.send((dict(counts), slowest, before, _status("VmRSS")))
             counts.clear()
 
 
-def resident() -> int:
-    """Of this process, KiB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
+def _status(name: str) -> int:
+    """A figure of this process, KiB."""
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 
 def run(inputs: int, seed: int = 0, hang_s: float = HANG_S) -> dict[str, Any]:
-    """The report. Counts of a process that died are lost since its last thousand."""
+    """The report. A process that dies takes the counts since its last thousand with it."""
     whole = seeds()
     context = multiprocessing.get_context("spawn")
     at = context.Value("l", 0)
@@ -270,7 +308,7 @@ def run(inputs: int, seed: int = 0, hang_s: float = HANG_S) -> dict[str, Any]:
 
 
 def _watch(worker: Any, receiver: Any, at: "Synchronized[int]", report: dict[str, Any], hang_s: float) -> bool:
-    """Until the process ends. Whether it came to its end."""
+    """Waits until the process ends. Returns whether it finished its inputs."""
     seen, since = -1, time.monotonic()
     while True:
         try:

@@ -117,7 +117,7 @@ def check_tiff(data: bytes, max_directories: int | None) -> None:
             if pointed > 2 * len(data) or strips > MAX_STRIPS:  # tags that share their values are read again and again
                 raise ImageError("the image is damaged: the tags of the TIFF hold more than the file")
             (position,) = struct.unpack_from(order + pointer, data, position + n_tags * size)
-    except struct.error as error:  # a number beyond the end
+    except (struct.error, OverflowError) as error:  # a position beyond the end
         raise ImageError("the image is truncated or damaged") from error
     if not seen:
         raise ImageError("the image is damaged: the TIFF has no page")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,15 @@ class Limits:
     max_pages: int | None = None
 
 
+class Claim(NamedTuple):
+    """A page as the headers have it."""
+
+    width: int
+    height: int
+    pixels: int
+    """Pixels that decoding takes memory for: a tile may be larger than its image."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """Calibration as the file states it: plain values, None or empty where it says nothing."""
@@ -41,7 +50,6 @@ class Metadata:
     """Unit of `resolution` and `spacing`: "inch", "cm", or as ImageJ and OME spell it ("micron", "µm")."""
     spacing: float | None = None
     """Distance of two slices of a z-stack."""
-    page_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, ImageOps, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
 from unet.imaging import headers
-from unet.imaging.picture import Array, ImageError, decoding
+from unet.imaging.picture import Array, Claim, ImageError, decoding
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a file, the exception says
 
@@ -40,9 +40,9 @@ class RasterFile:
             size = headers.webp_size if data.startswith(b"RIFF") else headers.jpeg_size
             self.width, self.height = size(data)
 
-    def claims(self) -> Iterator[tuple[int, int, int]]:
-        """(width, height, pixels to be allocated) of its one page."""
-        yield self.width, self.height, self.width * self.height
+    def claims(self) -> Iterator[Claim]:
+        """What its one page claims."""
+        yield Claim(self.width, self.height, self.width * self.height)
 
     def decode(self, as_stored: bool) -> Array:
         """(H, W) grey or (H, W, 3) RGB as in the file, without alpha, EXIF orientation applied; of an animation the

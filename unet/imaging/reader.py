@@ -23,9 +23,9 @@ def measure(data: bytes, limits: Limits = UNLIMITED) -> int:
 def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: bool = False) -> Picture:
     """The picture in a file, or in its bytes. Raises ImageTooLargeError, ImageError, OSError.
 
-    Pages are (H, W) grey, (H, W, 3) RGB or (H, W, C), integers and floats as in the file; 1 bit becomes 0 and 255, alpha
-    is dropped, the orientation is applied, of an animation the first picture counts. Palettes are looked up, and black
-    is 0; `as_stored`, for labels: indices of the palette, and samples as they are.
+    Pages are (H, W) grey, (H, W, 3) RGB or (H, W, C), integers and floats as in the file; 1 bit becomes 0 and 255,
+    alpha is dropped, the orientation is applied, of an animation the first picture counts. Palettes are looked up, and
+    black is 0; `as_stored`, for labels: indices of the palette, and samples as they are.
     """
     image, _ = _opened(_bytes(source, limits), limits)
     if isinstance(image, TiffImage):

@@ -3,16 +3,17 @@
 import io
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries
+from tifffile import PHOTOMETRIC, TIFF, TiffFile
 
 from unet.imaging import headers
-from unet.imaging.picture import Array, ImageError, Metadata, decoding
+from unet.imaging.picture import Array, Claim, ImageError, Metadata, decoding
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong with a file, the exception says
 
@@ -29,31 +30,33 @@ _STATED_SIZES = {7: headers.jpeg_size, 50001: headers.webp_size}
 """JPEG and WebP: their strips and tiles state a size of their own, for which the decoder allocates memory."""
 _COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000, *_STATED_SIZES}
 """None, fax, LZW, deflate, PackBits, LZMA, ZSTD: never decoded into more bytes than the page claims."""
-_SAMPLES = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3}
-"""Samples of a pixel, without extra ones, by photometric interpretation. Others have one."""
-_PHOTOMETRICS = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.PALETTE, *_SAMPLES)
+_SAMPLES = {
+    **dict.fromkeys((PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.PALETTE), 1),
+    **{PHOTOMETRIC.RGB: 3, PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3},
+}
+"""Samples of a pixel, without extra ones, by the photometric interpretations that are read."""
 _ALPHA = (1, 2)
 """ExtraSamples: associated and unassociated alpha."""
 _UNITS = {2: "inch", 3: "cm"}
-_ORIENTATION = 274
-_XML_BYTES = 2**24
-"""Longest OME description that is parsed."""
+_RESOLUTION, _ORIENTATION = {282, 283}, 274
+_MAX_XML = 2**24
+"""Bytes of an OME description that is parsed."""
 
 
 class Block(NamedTuple):
     """Pages that are decoded together."""
 
-    page: TiffPage
-    """The one that describes the samples of all."""
-    source: TiffPage | TiffPageSeries
+    page: Any
+    """The TiffPage that describes the samples of all. In a damaged file its attributes may have any type."""
     directories: list[Any]
-    """A TiffPage or TiffFrame each."""
+    """A TiffPage or TiffFrame for each; the first alone where all samples lie in a row."""
     axes: str
     shape: tuple[int, ...]
+    load: Callable[[], Array]
 
-    def length(self, axes: str, others: bool = False) -> int:
-        """Number of values along these axes together, or along all others."""
-        return math.prod(n for axis, n in zip(self.axes, self.shape, strict=True) if (axis in axes) != others)
+    def length(self, axes: str) -> int:
+        """Number of values along these axes together."""
+        return math.prod(n for axis, n in zip(self.axes, self.shape, strict=True) if axis in axes)
 
 
 class TiffImage:
@@ -65,128 +68,119 @@ class TiffImage:
         with decoding():
             flags: dict[str, Any] = {f"is_{kind}": False for kind in _IGNORED & TIFF.FILE_FLAGS}
             self.file = TiffFile(io.BytesIO(data), **flags)
-            directories = list(self.file.pages)
+            directories: list[Any] = list(self.file.pages)
             pages = [page for page in directories if not (page.is_reduced or page.is_mask)] or directories
-            self.ome = _ome(pages[0].description) if self.file.is_ome else {}
-        self.blocks = [
-            Block(s.keyframe, s, list(s), s.get_axes(False), s.get_shape(False)) for s in self._series(data, len(pages))
-        ] or [Block(page, page, [page], page.axes, page.shape) for page in pages]
+            self.ome = _ome(pages[0].description, len(pages)) if self.file.is_ome else None
+        self.axes = pages[0].axes if len(pages) == 1 else "I" + pages[0].axes
+        self.blocks = self._described(len(data)) or [
+            Block(page, [page], page.axes, page.shape, partial(page.asarray, maxworkers=1)) for page in pages
+        ]
         for block in self.blocks:
             _check(block)
         if sum(sum(page.databytecounts) for block in self.blocks for page in block.directories) > 2 * len(data):
             raise ImageError("the image is damaged: strips or tiles of the TIFF overlap")
 
-    def _series(self, data: bytes, n_pages: int) -> list[TiffPageSeries]:
-        """Stacks and channels by the file's own description; none without one, or if it contradicts the pages."""
-        series: list[TiffPageSeries] = []
-        with suppress(Exception):  # tifffile's, on descriptions that are damaged
-            if any(getattr(self.file, f"is_{kind}", False) for kind in _DESCRIBED) and _plausible(self.ome, n_pages):
+    def _described(self, n_bytes: int) -> list[Block]:
+        """Stacks and channels by the file's own description; none without one, or where it contradicts the pages."""
+        found: list[tuple[Any, list[Any]]] = []
+        blocks = []
+        with suppress(Exception):  # tifffile's, on damaged descriptions
+            if self.ome != {} and any(getattr(self.file, f"is_{kind}", False) for kind in _DESCRIBED):
                 series = [s for s in self.file.series if s.kind in _DESCRIBED]
                 series = series[:1] if self.file.is_svs else series  # further ones: thumbnail, label, overview
-                for s in series:
-                    size = math.prod(s.get_shape(False))
-                    if s.dataoffset is None:
-                        fits = size == sum(math.prod(page.shape) for page in s)
-                    else:
-                        fits = s.dataoffset + size * s.dtype.itemsize <= len(data)
-                    if not fits or not {"Y", "X"} <= set(s.get_axes(False)):
-                        return []
-        return series
+                found = [(s, list(s) if s.dataoffset is None else [s.keyframe]) for s in series]
+        for s, directories in found:
+            axes, shape, known = (
+                s.get_axes(False),
+                s.get_shape(False),
+                [axis for axis in s.get_axes(False) if axis in "YXCS"],
+            )
+            if s.dataoffset is None:
+                fits = None not in directories and math.prod(shape) == sum(
+                    math.prod(page.shape) for page in directories
+                )
+            else:
+                fits = s.dataoffset + math.prod(shape) * s.dtype.itemsize <= n_bytes
+            if not fits or not {"Y", "X"} <= set(known) or len(known) > len(set(known)):
+                return []
+            self.axes = s.axes
+            blocks.append(Block(s.keyframe, directories, axes, shape, partial(s.asarray, squeeze=False, maxworkers=1)))
+        return blocks
 
-    @property
-    def axes(self) -> str:
-        """Axes of the first pages, in tifffile's letters."""
-        block = self.blocks[0]
-        plain = len(self.blocks) == 1 or isinstance(block.source, TiffPageSeries)
-        return block.source.axes if plain else "I" + block.axes
-
-    def claims(self) -> Iterator[tuple[int, int, int]]:
-        """(width, height, pixels to be allocated) of each page. A tile may be larger than its image, and a pixel of
-        many channels counts as one for every 16 bytes."""
+    def claims(self) -> Iterator[Claim]:
+        """What each page claims. A tile may be larger than its image, and a pixel of many channels counts as one for
+        every 16 bytes."""
         for block in self.blocks:
             page, height, width = block.page, block.length("Y"), block.length("X")
             tile = page.tilewidth * page.tilelength * page.tiledepth
             weight = math.ceil(block.length("CS") * page.dtype.itemsize / 16)
-            for _ in range(block.length("YXCS", others=True)):
-                yield width, height, max(height * width, tile) * weight
+            for _ in range(math.prod(block.shape) // block.length("YXCS")):
+                yield Claim(width, height, max(height * width, tile) * weight)
 
     def decode(self, as_stored: bool) -> list[Array]:
         """Pages, (H, W) or (H, W, C). Raises ImageError."""
-        pages = []
+        pages: list[Array] = []
         for block in self.blocks:
             for directory in block.directories:
                 self._check_stated_sizes(block.page, directory)
             with decoding():
-                if isinstance(block.source, TiffPage):
-                    array = block.source.asarray(maxworkers=1).reshape(block.shape)
-                else:
-                    array = block.source.asarray(squeeze=False, maxworkers=1).reshape(block.shape)
+                array = block.load().reshape(block.shape)
             pages += [_image(samples, block.page, as_stored) for samples in _split(array, block.axes)]
         return pages
 
     def metadata(self) -> Metadata:
         """Resolution and calibration: OME's or ImageJ's, else as the tags of the first page have it."""
-        page = self.blocks[0].page
+        page, ome = self.blocks[0].page, self.ome or {}
         with decoding():
-            resolution = page.resolution if {282, 283} <= set(page.tags.keys()) else None
             imagej = (self.file.imagej_metadata if self.file.is_imagej else None) or {}
-            unit = str(imagej.get("unit", _UNITS.get(page.resolutionunit, "")))
-            spacing = float(imagej["spacing"]) if "spacing" in imagej else None
-            if "PhysicalSizeX" in self.ome and "PhysicalSizeY" in self.ome:
-                resolution = 1 / float(self.ome["PhysicalSizeX"]), 1 / float(self.ome["PhysicalSizeY"])
-                unit = self.ome.get("PhysicalSizeXUnit", "µm")
-                spacing = float(self.ome["PhysicalSizeZ"]) if "PhysicalSizeZ" in self.ome else None
-        return Metadata(resolution, unit, spacing)
+            resolution = page.resolution if set(page.tags.keys()) >= _RESOLUTION else None
+            unit, spacing = imagej.get("unit", _UNITS.get(page.resolutionunit, "")), imagej.get("spacing")
+            if "PhysicalSizeX" in ome and "PhysicalSizeY" in ome:
+                resolution = 1 / float(ome["PhysicalSizeX"]), 1 / float(ome["PhysicalSizeY"])
+                unit, spacing = ome.get("PhysicalSizeXUnit", "µm"), ome.get("PhysicalSizeZ")
+            return Metadata(resolution, str(unit), None if spacing is None else float(spacing))
 
-    def _check_stated_sizes(self, page: TiffPage, directory: Any) -> None:
+    def _check_stated_sizes(self, page: Any, directory: Any) -> None:
         """Raises ImageError for a JPEG or WebP strip or tile that says it is larger than the page has it."""
-        if page.jpegheader is not None:
-            raise ImageError("expected a TIFF with JPEG tiles, found Hamamatsu's NDPI")
         if not (size_of := _STATED_SIZES.get(page.compression)):
             return
         if directory.jpegtables and headers.jpeg_size(directory.jpegtables) != (0, 0):
             raise ImageError("the image is damaged: the JPEG tables of the TIFF hold an image")
-        most = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        largest = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
         for offset, count in zip(directory.dataoffsets, directory.databytecounts, strict=True):
             self.file.filehandle.seek(offset)
             width, height = size_of(self.file.filehandle.read(count)) if count else (0, 0)
-            if width > most[0] or height > most[1]:
-                found = f"found one that says {width} x {height}"
-                raise ImageError(f"expected strips or tiles of {most[0]} x {most[1]} pixels, {found}")
+            if width > largest[0] or height > largest[1]:
+                expected = f"expected strips or tiles of {largest[0]} x {largest[1]} pixels"
+                raise ImageError(f"{expected}, found one that says {width} x {height}")
 
 
-def _ome(xml: str) -> dict[str, str]:
-    """Attributes of the first Pixels element, and "planes": the most planes of an image. Empty for other XML."""
-    if len(xml) > _XML_BYTES:
-        return {}
-    elements = list(ElementTree.fromstring(xml).iter())  # noqa: S314  (expat bounds the expansion of entities)
-    pixels = [dict(element.attrib) for element in elements if element.tag.endswith("Pixels")]
-    if not pixels or any(element.get("Namespace", "").endswith("modulo") for element in elements):
-        return {}
+def _ome(xml: str, n_pages: int) -> dict[str, str]:
+    """Attributes of the first image's Pixels in OME-XML. Empty for other XML, and for more planes than there are pages
+    (tifffile takes memory for as many as are claimed)."""
+    elements = list(ElementTree.fromstring(xml[:_MAX_XML]).iter())  # noqa: S314  (expat bounds entities)
+    pixels = [element.attrib for element in elements if element.tag.endswith("Pixels")]
     planes = [math.prod(int(image["Size" + axis]) for axis in "ZCT") for image in pixels]
-    counts = [int(element.get(name, 0)) for element in elements for name in ("PlaneCount", "NumPlanes")]
-    return {**pixels[0], "planes": str(max(planes + counts))}
-
-
-def _plausible(ome: dict[str, str], n_pages: int) -> bool:
-    """Whether no image claims more planes than the file has pages (tifffile allocates lists for what is claimed)."""
-    return not ome or int(ome["planes"]) <= n_pages
+    planes += [int(element.get(name, 0)) for element in elements for name in ("PlaneCount", "NumPlanes")]
+    modulo = any(element.get("Namespace", "").endswith("modulo") for element in elements)  # axes of any length
+    return {} if not pixels or modulo or max(planes) > n_pages else pixels[0]
 
 
 def _check(block: Block) -> None:
     """Raises ImageError for samples that are not read, by their usual names, and for damaged directories."""
     page = block.page
-    numbers = (*block.shape, page.samplesperpixel, page.compression, page.photometric, page.planarconfig)
     tile = (page.tilewidth, page.tilelength, page.tiledepth, page.rowsperstrip)
-    if not all(isinstance(number, int) and number >= 0 for number in (*numbers, *tile)):
+    numbers = (*block.shape, *tile, page.samplesperpixel, page.compression, page.photometric, page.bitspersample)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ImageError("the image is damaged: expected numbers as tags of the TIFF")
     if 0 in block.shape or not block.shape:
         raise ImageError(f"expected an image, found {page.imagewidth} x {page.imagelength} pixels")
-    if page.compression not in _COMPRESSIONS:
-        raise ImageError(f"TIFF compression {_name(COMPRESSION, page.compression)} is not read: use deflate or LZW")
+    if page.compression not in _COMPRESSIONS or page.jpegheader is not None:  # Hamamatsu's JPEG
+        name = getattr(page.compression, "name", page.compression)
+        raise ImageError(f"TIFF compression {name} is not read: save with deflate, LZW or ZSTD")
     subsampled = page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _STATED_SIZES
-    if page.photometric not in _PHOTOMETRICS or subsampled:
-        found = _name(PHOTOMETRIC, page.photometric)
+    if page.photometric not in _SAMPLES or subsampled or page.samplesperpixel < _SAMPLES[page.photometric]:
+        found = f"{page.samplesperpixel} x {getattr(page.photometric, 'name', page.photometric)}"
         raise ImageError(f"expected a TIFF of grey values, RGB, CMYK, a palette or JPEG's YCbCr, found {found}")
     if page.dtype is None or page.dtype.kind not in "biuf":
         found = f"{page.bitspersample} bits of sample format {page.sampleformat}"
@@ -201,69 +195,52 @@ def _check(block: Block) -> None:
             raise ImageError(f"expected strips or tiles of 64 pixels or more, found {n_segments} for the page")
 
 
-def _name(names: Any, number: int) -> str:
-    """TIFF's name for a number."""
-    try:
-        return str(names(number).name)
-    except ValueError:
-        return str(int(number))
-
-
 def _split(array: Array, axes: str) -> Iterator[Array]:
-    """Views (H, W, C, S) of each page: C and S are channels and samples, axes other than Y and X are pages."""
-    order = sorted(range(len(axes)), key=lambda i: "YXCS".find(axes[i]))  # -1, and therefore first: others
-    array = array.transpose(order)
-    n_others = sum(axis not in "YXCS" for axis in axes)
-    shape = array.shape[n_others:]
-    if "C" not in axes:
-        shape = (*shape[:2], 1, *shape[2:])
-    if "S" not in axes:
-        shape = (*shape, 1)
-    for index in np.ndindex(array.shape[:n_others]):
-        yield array[index].reshape(shape)
+    """Views (H, W, C, S), one for each page: C and S are channels and samples; axes other than Y and X are pages."""
+    for axis in "CS":
+        if axis not in axes:
+            array, axes = array[..., None], axes + axis
+    pages = [i for i, axis in enumerate(axes) if axis not in "YXCS"]
+    array = array.transpose(*pages, *(axes.index(axis) for axis in "YXCS"))
+    for index in np.ndindex(array.shape[: len(pages)]):
+        yield array[index]
 
 
-def _image(samples: Array, page: TiffPage, as_stored: bool) -> Array:
-    """(H, W, C, S) of samples -> (H, W) or (H, W, C x S): without alpha, upright, 1 bit as 0 and 255; unless
-    `as_stored`, with the colours of palettes, CMYK as RGB, black as 0, and less than 8 bits as 8."""
-    extra = page.extrasamples or ()
-    n_colours = max(_SAMPLES.get(page.photometric, 1), samples.shape[-1] - len(extra))
+def _image(samples: Array, page: Any, as_stored: bool) -> Array:
+    """(H, W, C, S) samples -> (H, W) or (H, W, C x S): without alpha, upright, 1 bit as 0 and 255; unless `as_stored`,
+    with palettes looked up, CMYK as RGB, black as 0, and less than 8 bits scaled to 8."""
+    extra = tuple(page.extrasamples)
+    n_colours = max(_SAMPLES[page.photometric], samples.shape[-1] - len(extra))
     kept = [i for i in range(samples.shape[-1]) if i < n_colours or extra[i - n_colours] not in _ALPHA]
-    if len(kept) < samples.shape[-1]:
-        samples = samples[..., kept]
+    samples = samples if len(kept) == samples.shape[-1] else samples[..., kept]
     if samples.dtype == bool:
-        samples = samples.view(np.uint8) * np.uint8(255)
+        samples = samples.astype(np.uint8) * np.uint8(255)
     if not as_stored:
         samples = _rendered(samples, page)
     image = samples.reshape(*samples.shape[:2], -1)
     orientation = page.tags.valueof(_ORIENTATION)
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
+    image = image.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else image
+    image = image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+    image = image[::-1] if orientation in (3, 4, 7, 8) else image
     return np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def _rendered(samples: Array, page: TiffPage) -> Array:
+def _rendered(samples: Array, page: Any) -> Array:
     """Samples (..., S) as they are to be seen."""
     bits = page.bitspersample
     if page.photometric == PHOTOMETRIC.PALETTE:
         colours = np.asarray(page.colormap)
         if colours.shape != (3, 2**bits) or samples.dtype.kind != "u":
             raise ImageError("the image is damaged: the TIFF has no palette of its size")
-        table = (colours.T >> 8 if colours.max() > 255 else colours.T).astype(np.uint8)
+        table = (colours.T >> 8 if colours.max() > 255 else colours.T).astype(np.uint8)  # of 16 bits, or (rarely) of 8
         return table[samples[..., 0]]
+    if 1 < bits < 8:
+        samples = (np.arange(2**bits) * 255 // (2**bits - 1)).astype(np.uint8)[samples]
     if page.photometric == PHOTOMETRIC.MINISWHITE:
-        if samples.dtype.kind == "f":
-            samples = 1 - samples
-        else:
-            samples = np.invert(samples) if bits in (1, 8, 16, 32, 64) else 2**bits - 1 - samples
-    if page.photometric == PHOTOMETRIC.SEPARATED and samples.dtype.kind == "u":
+        top = {"f": 1, "i": -1}.get(samples.dtype.kind, 2 ** max(bits, 8) - 1)
+        samples = samples.dtype.type(top) - samples
+    if page.photometric == PHOTOMETRIC.SEPARATED:
         top = np.iinfo(samples.dtype).max
         ink, black = samples[..., :3].astype(np.uint64), samples[..., 3:4].astype(np.uint64)
         samples = ((top - ink) * (top - black) // top).astype(samples.dtype)
-    if 1 < bits < 8:
-        samples = (np.arange(2**bits) * 255 // (2**bits - 1)).astype(np.uint8)[samples]
     return samples

@@ -21,8 +21,10 @@ def write_png(image: Array) -> bytes:
 
 
 def write_tiff(pages: Sequence[Array], like: Picture | None = None) -> bytes:
-    """Pages as for `write_png` -> one TIFF (LZW), with the resolution of `like`; with ImageJ's calibration if that has a unit
-    of its own and all pages have one size."""
+    """Pages as for `write_png` -> one TIFF (LZW) with the resolution of `like`.
+
+    With ImageJ's calibration if the unit is neither inch nor cm, and all pages have one size.
+    """
     options: dict[str, Any] = {"compression": "lzw", "photometric": "rgb" if pages[0].ndim == 3 else "minisblack"}
     metadata = like.metadata if like else None
     if metadata and metadata.resolution:
@@ -30,11 +32,8 @@ def write_tiff(pages: Sequence[Array], like: Picture | None = None) -> bytes:
     calibrated = bool(metadata and metadata.unit and metadata.unit not in _UNITS)
     file = io.BytesIO()
     if metadata and calibrated and len({page.shape for page in pages}) == 1:
-        described = {
-            "axes": "TYX" if like and "T" in like.axes and "Z" not in like.axes else "ZYX",
-            "unit": metadata.unit,
-        }
-        described |= {} if metadata.spacing is None else {"spacing": metadata.spacing}
+        time = like is not None and "T" in like.axes and "Z" not in like.axes
+        described = {"axes": "TYX" if time else "ZYX", "unit": metadata.unit, "spacing": metadata.spacing or 1.0}
         with TiffWriter(file, imagej=True) as writer:
             writer.write(np.stack(pages), metadata=described, **options)
     else:

@@ -205,16 +205,15 @@ class Queue:
         self.failure = f"{type(error).__name__} at {datetime.now(UTC).isoformat(timespec='seconds')}"
         if not answers(self._device):
             self._lose()
-        for job in batch:
-            if memory or self.lost:
-                log.error("inference failed", exc_info=error, extra={"request_id": job.request_id})
-        # without this frame, whose variables know the jobs: a reference cycle would keep their images
-        shown: Exception = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        ids = " ".join(job.request_id for job in batch)
+        log.error("inference failed", exc_info=error, extra={"request_id": ids})
+        # its frames know the jobs, which are to have it: a reference cycle would keep their images
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         if memory or self.lost:
-            shown = InferenceError("not enough memory to compute this image" if memory else "the device has failed")
+            error = InferenceError("not enough memory to compute this image" if memory else "the device has failed")
         for job in batch:
             if job.set_running_or_notify_cancel():
-                job.set_exception(shown)
+                job.set_exception(error)
         return []
 
     def _halve(self, predictor: Predictor, n_jobs: int, side: int) -> bool:

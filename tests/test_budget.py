@@ -1,11 +1,10 @@
-"""Memory for large images, in turn."""
+"""The budget of pixels for large images."""
 
-import gc
-import weakref
-from concurrent.futures import Future
-from typing import Any
+import asyncio
+from contextlib import suppress
 
 import pytest
+from conftest import run
 
 from service.budget import SMALL, PixelBudget
 from service.problems import ProblemError
@@ -13,103 +12,120 @@ from service.problems import ProblemError
 LARGE = 2 * SMALL
 
 
-@pytest.fixture
-def budget() -> PixelBudget:
-    return PixelBudget(2 * LARGE, max_waiting=4)
+class Image:
+    """A request with an image of so many pixels; `inside` while it has room."""
+
+    def __init__(self, budget: PixelBudget, pixels: int) -> None:
+        self.inside = False
+        self._leave = asyncio.Event()
+        self.task = asyncio.create_task(self._process(budget, pixels))
+
+    async def _process(self, budget: PixelBudget, pixels: int) -> None:
+        async with budget.room(pixels):
+            self.inside = True
+            await self._leave.wait()
+        self.inside = False
+
+    async def finish(self) -> None:
+        self._leave.set()
+        await self.task
+        await settle()
+
+    async def cancel(self) -> None:
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+        await settle()
 
 
-def work() -> "Future[Any]":
-    return Future()
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
-def test_so_many_at_a_time_in_their_order(budget: PixelBudget) -> None:
-    works = [work() for _ in range(5)]
-    turns = [budget.take(LARGE, until=each) for each in works]
-    assert [turn.done() for turn in turns] == [True, True, False, False, False]
-    works[1].set_result(None)
-    assert [turn.done() for turn in turns] == [True, True, True, False, False]
-    works[0].set_exception(ValueError())
-    works[2].cancel()
-    assert all(turn.done() for turn in turns)
+async def come(budget: PixelBudget, *pixels: int) -> list[Image]:
+    images = [Image(budget, each) for each in pixels]
+    await settle()
+    return images
 
 
-def test_small_ones_do_not_wait(budget: PixelBudget) -> None:
-    for _ in range(3):
-        budget.take(2 * LARGE, until=work())
-    assert budget.take(SMALL, until=work()).done()
+def test_images_are_admitted_in_order_while_there_is_room() -> None:
+    async def work() -> None:
+        images = await come(PixelBudget(2 * LARGE, max_waiting=4), *[LARGE] * 5)
+        assert [image.inside for image in images] == [True, True, False, False, False]
+        await images[1].finish()
+        assert [image.inside for image in images] == [True, False, True, False, False]
+
+    run(work())
 
 
-def test_many_do_not_keep_a_large_one_waiting_for_ever(budget: PixelBudget) -> None:
-    first, second = work(), work()
-    budget.take(LARGE, until=first)
-    largest = budget.take(2 * LARGE, until=second)
-    after = budget.take(LARGE, until=work())  # there would be room
-    assert not largest.done()
-    assert not after.done()
-    first.set_result(None)
-    assert largest.done()
-    assert not after.done()
-    second.set_result(None)
-    assert after.done()
+def test_a_small_image_never_waits() -> None:
+    async def work() -> None:
+        budget = PixelBudget(2 * LARGE, max_waiting=4)
+        *_, small = await come(budget, 2 * LARGE, LARGE, SMALL)
+        assert small.inside
+
+    run(work())
 
 
-def test_what_is_larger_than_all_has_it_for_itself(budget: PixelBudget) -> None:
-    whole = work()
-    assert budget.take(100 * LARGE, until=whole).done()
-    other = budget.take(LARGE, until=work())
-    assert not other.done()
-    whole.set_result(None)
-    assert other.done()
+def test_a_larger_image_is_not_overtaken() -> None:
+    async def work() -> None:
+        budget = PixelBudget(2 * LARGE, max_waiting=4)
+        first, second, both, after = await come(budget, LARGE, LARGE, 2 * LARGE, LARGE)
+        await first.finish()
+        assert (both.inside, after.inside) == (False, False)
+        await second.finish()
+        assert (both.inside, after.inside) == (True, False)
+
+    run(work())
 
 
-def test_who_waits_no_longer_takes_nothing(budget: PixelBudget) -> None:
-    first, impatient = work(), work()
-    budget.take(LARGE, until=first)
-    given_up = budget.take(2 * LARGE, until=impatient)
-    after = budget.take(LARGE, until=work())
-    impatient.cancel()
-    assert given_up.cancelled()
-    assert after.done()
-    first.set_result(None)
-    assert budget.take(LARGE, until=work()).done()
+def test_an_image_above_the_whole_budget_is_processed_alone() -> None:
+    async def work() -> None:
+        budget = PixelBudget(2 * LARGE, max_waiting=4)
+        huge, other = await come(budget, 100 * LARGE, LARGE)
+        assert (huge.inside, other.inside) == (True, False)
+        await huge.finish()
+        assert other.inside
+
+    run(work())
 
 
-def test_a_turn_that_is_given_up_itself_takes_nothing(budget: PixelBudget) -> None:
-    first = work()
-    budget.take(2 * LARGE, until=first)
-    given_up = budget.take(LARGE, until=work())
-    after = [budget.take(LARGE, until=work()) for _ in range(2)]
-    given_up.cancel()
-    first.set_result(None)
-    assert [turn.done() for turn in after] == [True, True]
+def test_cancelled_requests_give_back_their_room_or_their_turn() -> None:
+    async def work() -> None:
+        budget = PixelBudget(2 * LARGE, max_waiting=4)
+        first, impatient, after = await come(budget, LARGE, 2 * LARGE, LARGE)
+        await impatient.cancel()
+        assert after.inside
+        await first.cancel()
+        (another,) = await come(budget, LARGE)
+        assert another.inside
+
+    run(work())
 
 
-def test_who_waits_no_longer_is_forgotten_with_the_image(budget: PixelBudget) -> None:
-    budget.take(2 * LARGE, until=work())
-    budget.take(LARGE, until=work())  # the first in the queue
-    impatient = work()
-    given_up = weakref.ref(budget.take(LARGE, until=impatient))
-    impatient.cancel()
-    del impatient
-    gc.collect()
-    assert given_up() is None
+def test_a_request_cancelled_just_when_its_turn_comes_takes_nothing() -> None:
+    async def work() -> None:
+        budget = PixelBudget(2 * LARGE, max_waiting=4)
+        first, second = await come(budget, 2 * LARGE, 2 * LARGE)
+        first._leave.set()
+        await first.task  # the second has its turn, but has not noticed yet
+        await second.cancel()
+        (third,) = await come(budget, 2 * LARGE)
+        assert third.inside
+
+    run(work())
 
 
-def test_too_many_are_refused(budget: PixelBudget) -> None:
-    works = [work() for _ in range(6)]
-    for each in works:
-        budget.take(LARGE, until=each)
-    with pytest.raises(ProblemError, match="4 images above 1048576 pixels are waiting already") as refused:
-        budget.take(LARGE, until=work()).result(0)
-    assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
-    assert budget.take(SMALL, until=work()).done()
-    works[0].set_result(None)
-    assert not budget.take(LARGE, until=work()).done()
+def test_too_many_waiting_images_are_refused() -> None:
+    async def work() -> None:
+        budget = PixelBudget(2 * LARGE, max_waiting=4)
+        images = await come(budget, *[LARGE] * 7)
+        with pytest.raises(ProblemError, match="4 images above 1048576 pixels are waiting already") as refused:
+            await images[-1].task
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
+        await images[0].finish()
+        (another,) = await come(budget, LARGE)
+        assert not another.task.done()
 
-
-def test_closed_it_turns_away_who_waits_and_who_comes(budget: PixelBudget) -> None:
-    budget.take(2 * LARGE, until=work())
-    waiting = budget.take(LARGE, until=work())
-    budget.close()
-    assert waiting.cancelled()
-    assert budget.take(LARGE, until=work()).cancelled()
+    run(work())

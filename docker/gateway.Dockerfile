@@ -5,7 +5,7 @@ FROM python:3.11-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends nginx \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 COPY docker/gateway.conf /etc/nginx/nginx.conf
-RUN nginx -t
+RUN nginx -t && rm -rf /tmp/*
 
 LABEL org.opencontainers.image.title="unet-service gateway" \
       org.opencontainers.image.description="nginx in front of unet-service: buffers uploads and limits requests" \

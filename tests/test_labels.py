@@ -58,6 +58,13 @@ def test_colours_of_equal_luminance_are_refused() -> None:
     ]
 
 
+def test_colours_of_equal_luminance_in_one_label_are_refused() -> None:
+    page = with_colour(10, 0, 5)
+    page[:5] = (8, 1, 6)
+    (problem,) = read(page)[0].problems()
+    assert problem.startswith("a: the colour (10, 0, 5) is as bright as (8, 1, 6) in a")
+
+
 def test_a_grey_value_as_bright_as_a_colour_is_refused() -> None:
     (problem,) = read(with_colour(128, 0, 0), np.where(HALVES > 0, 38, 0).astype(np.uint8))[0].problems()
     assert "(38, 38, 38) is as bright as (128, 0, 0)" in problem

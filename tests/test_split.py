@@ -7,7 +7,8 @@ from unet.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("n", "fraction", "n_val"), [(24, 0.2, 4), (30, 0.2, 6), (2, 0.2, 1), (2, 0.99, 1), (5, 0.01, 1), (10, 0.5, 5)]
+    ("n", "fraction", "n_val"),
+    [(24, 0.2, 4), (30, 0.2, 6), (2, 0.2, 1), (2, 0.99, 1), (5, 0.01, 1), (10, 0.5, 5), (4, 1.0, 3)],
 )
 def test_both_sides_get_samples(n: int, fraction: float, n_val: int) -> None:
     train, val = split(n, fraction, "contiguous", seed=0)

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import uuid
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs, problems
 from service.problems import ProblemError
 
+LINGER_S = 2.0
 _ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -47,6 +49,9 @@ class RequestLimits:
     - 413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has arrived;
     - 431 for headers above `max_header_bytes`;
     - 408 for a body of which less than a KiB arrives in `idle_s` seconds.
+
+    Where the connection closes after the answer, what is left of a body is read first, for `LINGER_S` at most: a client
+    that still sends would see a reset connection instead of its answer.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_header_bytes: int, idle_s: float) -> None:
@@ -58,14 +63,6 @@ class RequestLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
-        if _header_bytes(scope) > self.max_header_bytes:
-            detail = f"expected at most {self.max_header_bytes} bytes of headers (--max-header-bytes), found more"
-            await problems.response(431, detail)(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self.max_bytes:
-            await problems.response(413, self._detail(announced))(scope, receive, send)
             return
         now = asyncio.get_running_loop().time
         received, in_time, deadline = 0, 0, now() + self.idle_s
@@ -87,7 +84,32 @@ class RequestLimits:
                 in_time, deadline = received, now() + self.idle_s
             return message
 
-        await self.app(scope, limited, send)
+        closing = scope.get("http_version") == "1.0" or Headers(scope=scope).get("connection", "").lower() == "close"
+
+        async def lingering(message: Message) -> None:
+            nonlocal closing
+            if message["type"] == "http.response.start":
+                closing = closing or Headers(raw=message["headers"]).get("connection") == "close"
+            if message.get("more_body") or complete or not closing or message["type"] == "http.response.start":
+                await send(message)
+                return
+            await send(message | {"more_body": True})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while (await receive()).get("more_body"):
+                        pass
+            await send({"type": "http.response.body"})
+
+        await (self._refusal(scope) or self.app)(scope, limited, lingering)
+
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
+        if _header_bytes(scope) > self.max_header_bytes:
+            detail = f"expected at most {self.max_header_bytes} bytes of headers (--max-header-bytes), found more"
+            return problems.response(431, detail)
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.max_bytes:
+            return problems.response(413, self._detail(announced))
+        return None
 
     def _detail(self, found: str) -> str:
         return f"expected at most {self.max_bytes} bytes (--max-bytes), found {found}"

@@ -65,7 +65,7 @@ def server_config(settings: ServeSettings, app: Callable[[], Any]) -> uvicorn.Co
         loop="asyncio",
         workers=settings.workers,
         backlog=BACKLOG,
-        limit_concurrency=settings.max_connections,
+        limit_concurrency=settings.max_connections + 1,  # uvicorn refuses the last one, too
         h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_keep_alive=settings.idle_s,  # type: ignore[arg-type]  # a fraction of a second is a delay, too
         timeout_graceful_shutdown=max(1, int(settings.grace_s)),  # for answers that are still being sent

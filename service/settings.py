@@ -90,7 +90,7 @@ class ServeSettings(ProgramSettings):
         description="longest time for a request's headers, for the next KiB of its body (above: 408), and between "
         "requests on a connection",
     )
-    max_connections: int = Field(512, ge=2, description="open connections, in each worker; above: 503")
+    max_connections: int = Field(512, ge=1, description="open connections, in each worker; above: 503")
     watch_s: float = Field(1, ge=0.01, description="seconds between looks at the model file")
     api_keys: Keys = Field(
         [],

@@ -1,6 +1,7 @@
 """The inference queue: fair turns and batches, which do not change any result."""
 
 import gc
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -142,6 +143,7 @@ def test_finished_predictions_are_freed(make_checkpoint: Make, queue: Queue, kin
     """At once, without the garbage collector: their images may be large."""
     predictor = kind.load(make_checkpoint(), device="cpu")
     gc.disable()
+    logging.disable()  # pytest keeps log records with their tracebacks
     try:
         prediction = start(predictor, 40)
         freed = threading.Event()
@@ -152,6 +154,7 @@ def test_finished_predictions_are_freed(make_checkpoint: Make, queue: Queue, kin
         del job
         assert freed.wait(10)
     finally:
+        logging.disable(logging.NOTSET)
         gc.enable()
 
 

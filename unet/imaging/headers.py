@@ -3,6 +3,7 @@
 Uploads may be hostile, and decoders allocate memory and spend time on whatever a header claims.
 """
 
+import io
 import re
 import struct
 
@@ -15,8 +16,6 @@ MAX_SCANS = 100
 """Scans of a progressive JPEG, which has about ten. Each takes the time of a whole image, and may be a few bytes."""
 MAX_MARKERS = 10_000
 """Marker segments of a JPEG."""
-MAX_TAGS = 4096
-"""Tags of a TIFF directory; libtiff's limit, too."""
 MAX_STRIPS = 2**20
 """Offsets and byte counts of strips and tiles, of all pages of a TIFF together."""
 
@@ -26,10 +25,16 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EOI, _SOS = 0xD9, 0xDA
 _STEP = 2**18
 """Bytes of one search for a marker, which holds up other threads: milliseconds at most."""
-_TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of one value, by TIFF's data types."""
 _STRIPS = (273, 279, 324, 325)
-"""Tags: offsets and byte counts of strips, of tiles."""
+"""Offsets and byte counts of strips, of tiles."""
+_TIFF_TAGS = {
+    *(*range(254, 260), 262, 266, 270, 274, 277, 278, *_STRIPS),  # size, samples, description, orientation
+    *(282, 283, 284, 292, 296, 317, 320, 322, 323, 338, 339, 347, 530),  # resolution, planes, predictor, palette, JPEG
+    *(32997, 32998, 42113),  # depth, GDAL_NODATA
+}
+_STK = 33628
 
 
 def plain_png(data: bytes) -> bytes:
@@ -89,35 +94,43 @@ def webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def check_tiff(data: bytes, max_directories: int | None) -> None:
-    """Raises ImageError for directories in a loop, and for tags that take more memory than the file has bytes.
+def plain_tiff(data: bytes, max_directories: int | None) -> io.BytesIO:
+    """The TIFF without tags that its pages do not need: vendors' own, EXIF, sub-directories, repetitions.
 
-    ImageTooLargeError for more than `max_directories`.
+    Raises ImageTooLargeError for more than `max_directories`; ImageError for directories that overlap or form a loop,
+    and for tags that take more memory than the file has bytes.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
-    head, entry, pointer = ("Q", "HHQ8x", "Q") if big else ("H", "HHI4x", "I")
-    size, pointed, strips, seen = struct.calcsize(order + entry), 0, 0, set()
+    head, entry, pointer = (order + code for code in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")))
+    ends: dict[int, int] = {}
+    pointed = strips = 0
+    file = io.BytesIO(data)
     try:
-        (position,) = struct.unpack_from(order + pointer, data, 8 if big else 4)
-        while position:
-            if position in seen:
-                raise ImageError("the image is damaged: the directories of the TIFF form a loop")
-            seen.add(position)
-            if max_directories is not None and len(seen) > max_directories:
+        (start,) = struct.unpack_from(pointer, data, 8 if big else 4)
+        while start and start not in ends:
+            if len(ends) == max_directories:
                 raise ImageTooLargeError(f"expected a TIFF of at most {max_directories} directories, found more")
-            (n_tags,) = struct.unpack_from(order + head, data, position)
-            position += struct.calcsize(order + head)
-            if n_tags > MAX_TAGS:
-                raise ImageError(f"expected a TIFF directory of at most {MAX_TAGS} tags, found {n_tags}")
-            tags = data[position : position + n_tags * size]
-            for tag, kind, count in struct.iter_unpack(order + entry, tags):
-                pointed += count * _TAG_SIZES.get(kind, 0)
-                strips += count if tag in _STRIPS else 0
-            if pointed > 2 * len(data) or strips > MAX_STRIPS:  # tags that share their values are read again and again
+            (n_tags,) = struct.unpack_from(head, data, start)
+            first = start + struct.calcsize(head)
+            end = first + n_tags * struct.calcsize(entry)
+            (following,) = struct.unpack_from(pointer, data, end)
+            kept: dict[int, bytes] = {}
+            for tag, kind, count, value in struct.iter_unpack(entry, data[first:end]):
+                if tag == _STK:
+                    raise ImageError("MetaMorph's STK is not read: save it as a TIFF of several pages")
+                if tag in _TIFF_TAGS and tag not in kept:
+                    kept[tag] = struct.pack(entry, tag, kind, count, value)
+                    pointed += count * _TIFF_TYPES.get(kind, 0)
+                    strips += count if tag in _STRIPS else 0
+            if pointed > 2 * len(data) or strips > MAX_STRIPS:
                 raise ImageError("the image is damaged: the tags of the TIFF hold more than the file")
-            (position,) = struct.unpack_from(order + pointer, data, position + n_tags * size)
+            file.seek(start)
+            file.write(struct.pack(head, len(kept)) + b"".join(kept.values()) + struct.pack(pointer, following))
+            ends[start], start = end + struct.calcsize(pointer), following
     except (struct.error, OverflowError) as error:  # a position beyond the end
         raise ImageError("the image is truncated or damaged") from error
-    if not seen:
-        raise ImageError("the image is damaged: the TIFF has no page")
+    if start or any(end > start for end, start in zip(sorted(ends.values()), sorted(ends)[1:], strict=False)):
+        raise ImageError("the image is damaged: the directories of the TIFF overlap or form a loop")
+    file.seek(0)
+    return file

@@ -1,6 +1,5 @@
 """TIFF files through tifffile: which pages and channels a file has, and its samples as an image or as stored."""
 
-import io
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from tifffile import PHOTOMETRIC, TIFF, TiffFile
+from tifffile import PHOTOMETRIC, TiffFile
 
 from unet.imaging import headers
 from unet.imaging.picture import Array, Claim, ImageError, Metadata, decoding
@@ -19,13 +18,8 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong wi
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_DESCRIBED = ("shaped", "ome", "imagej", "stk", "svs")
-"""Descriptions of axes that are followed: tifffile's own, OME's, ImageJ's, MetaMorph's, Aperio's."""
-_IGNORED = {
-    *("lsm", "mmstack", "ndtiff", "fluoview", "sis", "scn", "qpi", "ndpi", "bif", "avs", "eer", "philips"),
-    *("scanimage", "nih", "mdgel"),
-}
-"""Others, of which only the pages count. (For some of them tifffile looks for further files.)"""
+_DESCRIBED = ("shaped", "ome", "imagej", "svs")
+"""Descriptions of axes that are followed: tifffile's own, OME's, ImageJ's, Aperio's."""
 _STATED_SIZES = {7: headers.jpeg_size, 50001: headers.webp_size}
 """JPEG and WebP: their strips and tiles state a size of their own, for which the decoder allocates memory."""
 _COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000, *_STATED_SIZES}
@@ -64,12 +58,14 @@ class TiffImage:
 
     def __init__(self, data: bytes, max_pages: int | None) -> None:
         # a page may come with a mask, a thumbnail or overviews
-        headers.check_tiff(data, None if max_pages is None else 2 * max_pages + 30)
+        file = headers.plain_tiff(data, None if max_pages is None else 2 * max_pages + 30)
         with decoding():
-            flags: dict[str, Any] = {f"is_{kind}": False for kind in _IGNORED & TIFF.FILE_FLAGS}
-            self.file = TiffFile(io.BytesIO(data), **flags)
+            self.file = TiffFile(file, is_scanimage=False)  # a description that has tifffile guess pages
             directories: list[Any] = list(self.file.pages)
             pages = [page for page in directories if not (page.is_reduced or page.is_mask)] or directories
+        if not pages:
+            raise ImageError("the image is damaged: the TIFF has no page")
+        with decoding():
             self.ome = _ome(pages[0].description, len(pages)) if self.file.is_ome else None
         self.axes = pages[0].axes if len(pages) == 1 else "I" + pages[0].axes
         self.blocks = self._described(len(data)) or [
@@ -169,13 +165,15 @@ def _ome(xml: str, n_pages: int) -> dict[str, str]:
 def _check(block: Block) -> None:
     """Raises ImageError for samples that are not read, by their usual names, and for damaged directories."""
     page = block.page
-    tile = (page.tilewidth, page.tilelength, page.tiledepth, page.rowsperstrip)
-    numbers = (*block.shape, *tile, page.samplesperpixel, page.compression, page.photometric, page.bitspersample)
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise ImageError("the image is damaged: expected numbers as tags of the TIFF")
+    numbers = [*block.shape, page.samplesperpixel, page.compression, page.photometric, page.bitspersample]
+    numbers += [page.tilewidth, page.tilelength, page.tiledepth, page.rowsperstrip]
+    for directory in block.directories:
+        numbers += [*directory.dataoffsets, *directory.databytecounts]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers) or page.planarconfig not in (1, 2):
+        raise ImageError("the image is damaged: expected other numbers as tags of the TIFF")
     if 0 in block.shape or not block.shape:
         raise ImageError(f"expected an image, found {page.imagewidth} x {page.imagelength} pixels")
-    if page.compression not in _COMPRESSIONS or page.jpegheader is not None:  # Hamamatsu's JPEG
+    if page.compression not in _COMPRESSIONS:
         name = getattr(page.compression, "name", page.compression)
         raise ImageError(f"TIFF compression {name} is not read: save with deflate, LZW or ZSTD")
     subsampled = page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _STATED_SIZES
@@ -185,14 +183,13 @@ def _check(block: Block) -> None:
     if page.dtype is None or page.dtype.kind not in "biuf":
         found = f"{page.bitspersample} bits of sample format {page.sampleformat}"
         raise ImageError(f"expected integers of 1 to 64 bits or floats as samples of the TIFF, found {found}")
-    if not page.is_contiguous:
-        with decoding():
-            n_segments = math.prod(page.chunked)
-        for directory in block.directories:
-            if {len(directory.dataoffsets), len(directory.databytecounts)} != {n_segments}:
-                raise ImageError(f"the image is damaged: the TIFF has not the {n_segments} strips or tiles of its size")
-        if n_segments > 1000 + math.prod(page.shape) // 64:
-            raise ImageError(f"expected strips or tiles of 64 pixels or more, found {n_segments} for the page")
+    with decoding():
+        n_segments = 0 if page.is_contiguous else math.prod(page.chunked)
+    for directory in block.directories if n_segments else ():
+        if {len(directory.dataoffsets), len(directory.databytecounts)} != {n_segments}:
+            raise ImageError(f"the image is damaged: expected {n_segments} strips or tiles in the TIFF, found others")
+    if n_segments > 1000 + math.prod(page.shape) // 64:
+        raise ImageError(f"expected strips or tiles of 64 pixels or more, found {n_segments} for the page")
 
 
 def _split(array: Array, axes: str) -> Iterator[Array]:

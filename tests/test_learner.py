@@ -1,0 +1,118 @@
+"""One training step at a time."""
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from trainer import learner as learning
+from trainer.data import Batches, Sample, sample
+from trainer.learner import Learner
+from trainer.recipes import RECIPES
+from unet import Predictor
+from unet.engines.graphs import GraphCache
+from unet.pixels import Preprocessing
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+OPTIMIZERS = ["adamw", "sgd", "rmsprop"]
+
+
+def small_learner(device: str, **settings: object) -> tuple[Learner, Batches]:
+    recipe = replace(RECIPES["default"], base_channels=8, image_size=64, batch_size=2, dropout=0, mixed_precision=False)
+    recipe = replace(recipe, **settings)  # type: ignore[arg-type]
+    drawn = [sample.generate(np.random.default_rng(i), size=96) for i in range(2)]
+    samples = [Sample("", image, label // 255) for image, label in drawn]
+    torch.manual_seed(0)
+    learner = Learner(recipe.build(1, 1).to(device), recipe)
+    batches = Batches(samples, Preprocessing(), 1, 2, recipe, margin=0, seed=0, device=torch.device(device))
+    return learner, batches
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_step_with_a_loss_of_nan_changes_no_weights(device: str, optimizer: str) -> None:
+    learner, batches = small_learner(device, optimizer=optimizer)
+    *fine, last = islice(batches.epoch(1), 4)
+    for batch in fine:
+        assert learner.step(batch, 1e-3).isfinite()
+    before = [parameter.clone() for parameter in learner.network.parameters()]
+    assert learner.step(last._replace(images=last.images * torch.nan), 1e-3).isnan()
+    assert all(torch.equal(*pair) for pair in zip(before, learner.network.parameters(), strict=True))
+    learner.step(fine[0], 1e-3)
+    assert not torch.equal(before[0], next(learner.network.parameters()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_learning_rate_of_zero_moves_no_weights(device: str, optimizer: str) -> None:
+    learner, batches = small_learner(device, optimizer=optimizer)
+    moved = []
+    for batch, lr in zip(batches.epoch(1), (1e-3, 0.0, 1e-3, 0.0, 1e-3), strict=False):
+        before = [parameter.clone() for parameter in learner.network.parameters()]
+        learner.step(batch, lr)
+        moved.append(not all(torch.equal(*pair) for pair in zip(before, learner.network.parameters(), strict=True)))
+    assert moved == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_long_gradients_are_clipped(device: str) -> None:
+    learner, batches = small_learner(device, optimizer="sgd", weight_decay=0.0, clip_norm=0.01)
+    for batch in islice(batches.epoch(1), 3):
+        before = [parameter.clone() for parameter in learner.network.parameters()]
+        learner.step(batch, 0.5)
+        moved = [(b - a).flatten() for a, b in zip(before, learner.network.parameters(), strict=True)]
+        assert float(torch.cat(moved).detach().norm()) == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_step_moves_the_average(device: str) -> None:
+    learner, batches = small_learner(device)
+    expected = None
+    for n, batch in enumerate(islice(batches.epoch(1), 4)):
+        learner.step(batch, 1e-3)
+        now = next(learner.network.parameters()).detach().clone()
+        keep = (1 + n) / (10 + n)
+        expected = now if expected is None else keep * expected + (1 - keep) * now
+        torch.testing.assert_close(next(learner.result.parameters()), expected)
+
+
+def test_memory_format_changes_no_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {}
+    for order in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(learning, "memory_format", lambda device, order=order: order)
+        learner, batches = small_learner("cpu")
+        assert next(islice(learner.network.parameters(), 3, None)).is_contiguous(memory_format=order)
+        losses[order] = [float(learner.step(batch, 1e-3)) for batch in islice(batches.epoch(1), 4)]
+    assert losses[torch.contiguous_format] == pytest.approx(losses[torch.channels_last], rel=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_predictor_of_the_network_in_training_follows_its_weights(device: str) -> None:
+    learner, batches = small_learner(device)
+    predictor = Predictor(learner.result, Preprocessing())  # type: ignore[arg-type]
+    image = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    for batch in islice(batches.epoch(1), 3):
+        learner.step(batch, 1e-2)
+        learner.result.eval()
+        x = predictor.preprocessing(image, 1).tensor()[None].to(device)
+        with torch.inference_mode():
+            expected = learner.result(x).sigmoid()[0, 0].cpu().numpy()
+        np.testing.assert_allclose(predictor(image), expected, atol=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"mixed_precision": True}, {"optimizer": "sgd", "momentum": 0.9, "lr": 0.05}])
+def test_steps_replayed_on_a_gpu_learn_the_same(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for replayed in (False, True):
+        if not replayed:
+            monkeypatch.setattr(learning, "recorded", lambda function, device: function)
+        learner, batches = small_learner("cuda", **settings)
+        monkeypatch.undo()
+        assert isinstance(learner._step, GraphCache) == replayed
+        rates = (torch.linspace(0.5, 1, 12) * learner.recipe.lr).tolist()
+        losses.append([float(learner.step(*each)) for each in zip(batches.epoch(1), rates, strict=False)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1][-1] < losses[1][0]

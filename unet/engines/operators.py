@@ -1,4 +1,8 @@
-"""3x3 convolutions that add another tensor and apply ReLU in the pass that writes the result."""
+"""Convolutions that add another tensor and apply ReLU in the pass that writes the result.
+
+What they buy: see fused_unet.py. Where they apply: CPUs, by oneDNN, and NVIDIA GPUs, by cuDNN, if they agree with plain
+torch on a small example there. How they are tested: with operators that are missing, changed or wrong.
+"""
 
 import logging
 from collections.abc import Callable
@@ -41,6 +45,9 @@ class OneDNNConvolution:
 class CuDNNConvolution:
     """cuDNN, on an NVIDIA GPU: public functions of torch."""
 
+    NARROW = 8
+    """Its fused operators are slow for fewer channels, such as those of an image."""
+
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: int, dtype: torch.dtype) -> None:
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
         self.bias = None if bias is None else bias.to(dtype)
@@ -50,6 +57,8 @@ class CuDNNConvolution:
         return F.conv2d(x, self.weight, self.bias, *self.options)
 
     def relu(self, x: Tensor) -> Tensor:
+        if x.shape[1] < self.NARROW:
+            return self(x).relu_()
         return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.options)
 
     def add_relu(self, total: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The plain engine: a network with batch norm folded into its convolutions, channels last, in bfloat16 or float32.
 
-What it buys: TODO. Where it applies: everywhere (`cuda:1`, `mps`, `xpu`, ...), by public functions of torch alone.
-How it is tested: against the trained network in float32, for each variant.
+What it buys: 1.3 (base 64) to 1.7 times (base 16) the speed of the trained network in float32, 2.5 to 3 times in
+bfloat16, on two cores of a Zen 5. Where it applies: on every device (`cuda:1`, `mps`, `xpu`), by public functions of
+torch alone. How it is tested: for each variant, against the trained network in float32.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The network: its size, its shapes, its parts."""
+"""The network: number of parameters, shapes, initial weights, drop-out."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ from unet.network import NetworkConfig, UNet
         ({"variant": "paper", "bilinear": False}, 31.031),
     ],
 )
-def test_number_of_parameters(config: dict[str, object], millions: float) -> None:
+def test_each_variant_has_the_published_number_of_parameters(config: dict[str, object], millions: float) -> None:
     with torch.device("meta"):
         network = NetworkConfig(**config).build()  # type: ignore[arg-type]
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     assert n_parameters / 1e6 == pytest.approx(millions, abs=0.0005)
 
 
-def test_widths_are_those_of_the_tutorial() -> None:
+def test_channels_per_level_equal_those_of_the_tutorial() -> None:
     with torch.device("meta"):
         convolutions = {n: tuple(m.weight.shape[:2]) for n, m in UNet().named_modules() if isinstance(m, nn.Conv2d)}
     steps = ["inc", "down1", "down2", "down3", "down4", "up1", "up2", "up3", "up4", "outc"]
@@ -34,19 +34,19 @@ def test_widths_are_those_of_the_tutorial() -> None:
 @pytest.mark.parametrize("bilinear", [True, False])
 @pytest.mark.parametrize("variant", ["tutorial", "pytorch-unet"])
 @pytest.mark.parametrize("size", [(16, 16), (17, 33), (47, 64), (572, 16)])
-def test_padded_variants_keep_the_size(bilinear: bool, variant: str, size: tuple[int, int]) -> None:
+def test_padded_variants_keep_height_and_width(bilinear: bool, variant: str, size: tuple[int, int]) -> None:
     network = UNet(3, 2, bilinear, base_channels=2, variant=variant).eval()  # type: ignore[arg-type]
     assert network(torch.randn(2, 3, *size)).shape == (2, 2, *size)
 
 
 @pytest.mark.parametrize(("side", "out"), [(572, 388), (188, 4), (204, 20)])
-def test_the_papers_variant_loses_a_constant_border(side: int, out: int) -> None:
+def test_the_paper_variant_loses_a_constant_border(side: int, out: int) -> None:
     network = UNet(bilinear=False, base_channels=2, variant="paper").eval()
     assert network(torch.randn(1, 1, side, 188)).shape == (1, 1, out, 4)
     assert side - out == 2 * network.margin
 
 
-def test_the_papers_variant_is_the_papers() -> None:
+def test_the_paper_variant_has_he_initialisation_and_no_batch_norm() -> None:
     torch.manual_seed(0)
     network = UNet(bilinear=False, base_channels=16, variant="paper")
     kinds = {type(module) for module in network.modules()}
@@ -55,19 +55,19 @@ def test_the_papers_variant_is_the_papers() -> None:
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)  # type: ignore[union-attr, operator]
 
 
-def test_drop_out_is_at_the_bottom_and_in_training_only() -> None:
+def test_dropout_acts_at_the_bottom_and_only_in_training() -> None:
     torch.manual_seed(0)
     network = UNet(base_channels=2)
     network.dropout.p = 0.5
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    network.dropout.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    network.dropout.register_forward_hook(lambda _, given, out: calls.append((given[0], out)))
     x = torch.randn(4, 1, 64, 64)
     network(x)
     network.eval()(x)
-    (given, dropped), (whole, same) = seen
+    (given, dropped), (in_evaluation, unchanged) = calls
     assert given.shape == (4, 16, 4, 4)
     assert 0.4 < (dropped[given > 0] == 0).float().mean() < 0.6
-    assert same is whole
+    assert unchanged is in_evaluation
 
 
 @pytest.mark.parametrize("bilinear", [True, False])
@@ -88,6 +88,6 @@ def test_every_parameter_gets_a_gradient(bilinear: bool) -> None:
         ({"variant": "paper"}, "bilinear=False"),
     ],
 )
-def test_a_senseless_configuration_is_refused_by_name(config: dict[str, object], named: str) -> None:
+def test_an_invalid_configuration_is_refused_by_field_name(config: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         NetworkConfig(**config)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Overlap-tile: what is put together from pieces is what the whole would have been."""
+"""Tiles of large images: the stitched result equals that of the whole image."""
 
 import numpy as np
 import pytest
@@ -7,37 +7,37 @@ import torch
 from unet import NetworkConfig, Predictor
 from unet.network import Variant
 from unet.pixels import Preprocessing
-from unet.tiles import CONTEXT, Tile, cut
+from unet.tiles import CONTEXT, Span, cut
 
 
-def test_what_fits_is_not_cut() -> None:
-    assert cut(896, 896) == [Tile(0, 896, 0, 896)]
+def test_a_side_that_fits_is_not_cut() -> None:
+    assert cut(896, 896) == [Span(0, 896, 0, 896)]
 
 
-def test_tiles_by_hand() -> None:
-    assert cut(897, 896) == [Tile(0, 896, 0, 800), Tile(704, 897, 800, 897)]
+def test_spans_by_hand() -> None:
+    assert cut(897, 896) == [Span(0, 896, 0, 800), Span(704, 897, 800, 897)]
     assert cut(600, 256) == [
-        Tile(0, 256, 0, 160),
-        Tile(64, 320, 160, 224),
-        Tile(128, 384, 224, 288),
-        Tile(192, 448, 288, 352),
-        Tile(256, 512, 352, 416),
-        Tile(320, 576, 416, 480),
-        Tile(384, 600, 480, 600),
+        Span(0, 256, 0, 160),
+        Span(64, 320, 160, 224),
+        Span(128, 384, 224, 288),
+        Span(192, 448, 288, 352),
+        Span(256, 512, 352, 416),
+        Span(320, 576, 416, 480),
+        Span(384, 600, 480, 600),
     ]
 
 
 @pytest.mark.parametrize(("size", "context"), [(208, 96), (212, 96), (256, 96), (36, 0), (16, 0)])
 @pytest.mark.parametrize("length", [1, 16, 500, 612, 1000])
-def test_every_pixel_is_kept_once_far_from_any_cut(length: int, size: int, context: int) -> None:
-    tiles = cut(length, size, context)
-    kept = [pixel for tile in tiles for pixel in range(tile.keep_start, tile.keep_stop)]
+def test_every_pixel_is_kept_once_and_with_its_context(length: int, size: int, context: int) -> None:
+    spans = cut(length, size, context)
+    kept = [pixel for span in spans for pixel in range(span.keep_start, span.keep_stop)]
     assert kept == list(range(length))
-    for tile in tiles:
-        assert tile.stop - tile.start <= size
-        assert tile.start % 16 == 0  # where the whole image is pooled, too
-        assert tile.start == 0 or tile.keep_start - tile.start >= context
-        assert tile.stop == length or tile.stop - tile.keep_stop >= context
+    for span in spans:
+        assert span.stop - span.start <= size
+        assert span.start % 16 == 0  # on the grid of poolings of the whole image
+        assert span.start == 0 or span.keep_start - span.start >= context
+        assert span.stop == length or span.stop - span.keep_stop >= context
 
 
 def test_a_tile_must_be_larger_than_its_context() -> None:
@@ -47,8 +47,8 @@ def test_a_tile_must_be_larger_than_its_context() -> None:
 
 @pytest.mark.parametrize("variant", ["tutorial", "pytorch-unet"])
 @torch.inference_mode()
-def test_what_lies_between_two_poolings_reaches_as_far_as_the_context(variant: Variant) -> None:
-    """With weights above zero nothing cancels out, and what was not reached stays zero."""
+def test_the_receptive_field_is_the_context(variant: Variant) -> None:
+    """All weights are positive, so nothing cancels out: pixels out of reach of the input stay zero."""
     network = NetworkConfig(bilinear=False, base_channels=1, variant=variant).build().eval()
     for name, parameter in network.named_parameters():
         torch.nn.init.constant_(parameter, 0 if name.endswith("bias") else 1)
@@ -59,18 +59,27 @@ def test_what_lies_between_two_poolings_reaches_as_far_as_the_context(variant: V
     assert 255 + CONTEXT - 16 < reached.max() <= 255 + CONTEXT
 
 
-@pytest.mark.parametrize("variant", ["tutorial", "pytorch-unet", "paper"])
-@pytest.mark.parametrize("size_multiple", [1, 16])
-@pytest.mark.parametrize("tta", [False, True])
-def test_tiles_change_nothing(variant: str, size_multiple: int, tta: bool) -> None:
-    """Transposed up-sampling: every pixel but for rounding, at odd sizes, in more than one class."""
+@pytest.mark.parametrize(
+    ("variant", "size_multiple", "tta"),
+    [
+        ("tutorial", 1, False),
+        ("tutorial", 16, True),
+        ("pytorch-unet", 16, False),
+        ("pytorch-unet", 1, True),
+        ("paper", 16, False),
+        ("paper", 16, True),
+    ],
+)
+def test_tiles_do_not_change_probabilities(variant: str, size_multiple: int, tta: bool) -> None:
+    """Equal to rounding, at odd sizes and for several classes, with transposed up-sampling."""
     torch.manual_seed(0)
     config = NetworkConfig(bilinear=False, base_channels=2, n_classes=2, variant=variant)  # type: ignore[arg-type]
     network = config.build().eval()
-    image = np.random.default_rng(0).integers(0, 256, (333, 500), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (270, 301), dtype=np.uint8)
     preprocessing = Preprocessing(standardise=True, size_multiple=size_multiple)
-    whole, tiled = (
-        Predictor(network, preprocessing, class_values=(0, 255), tile=tile)(image, tta=tta) for tile in (1024, 256)
-    )
+    predictor = Predictor(network, preprocessing)
+    whole = predictor(image, tta=tta)
+    predictor.tile = 256
+    tiled = predictor(image, tta=tta)
     np.testing.assert_allclose(tiled, whole, atol=1e-4)
     assert np.ptp(whole) > 1e-3

@@ -1,6 +1,6 @@
-"""Bare state_dicts of the U-Nets in circulation are served as they are, with the masks that their own network makes.
+"""Files of other U-Nets: bare state_dicts give the probabilities of their own network.
 
-The two networks here are written for this test, after the shapes and names that such files have.
+The two networks here are written for this test, with the shapes and names of published files.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,10 @@ from conftest import Serve, picture, png
 from torch import Tensor, nn
 
 from unet import Predictor
+from unet.checkpoint import CheckpointError
 
 
-class Twice(nn.Module):
+class DoubleConv(nn.Module):
     def __init__(self, first: int, last: int, middle: int, bias: bool) -> None:
         super().__init__()
         self.double_conv = nn.Sequential(
@@ -30,45 +31,45 @@ class Twice(nn.Module):
         )
 
 
-class Pooled(nn.Module):
+class Down(nn.Module):
     def __init__(self, first: int, last: int, bias: bool) -> None:
         super().__init__()
-        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), Twice(first, last, last, bias))
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(first, last, last, bias))
 
 
-class Raised(nn.Module):
-    def __init__(self, up: nn.Module, conv: Twice) -> None:
+class Up(nn.Module):
+    def __init__(self, up: nn.Module, conv: DoubleConv) -> None:
         super().__init__()
         self.up, self.conv = up, conv
 
 
-class Foreign(nn.Module):
-    """The tutorial's network (`modern=False`), or present-day Pytorch-UNet's."""
+class OtherUNet(nn.Module):
+    """U-Net of the tutorials (`modern=False`), or of today's Pytorch-UNet."""
 
     def __init__(self, channels: int, classes: int, bilinear: bool, modern: bool, c: int = 4) -> None:
         super().__init__()
         bias = not modern
         wide = modern and not bilinear  # 16 c at the bottom, halved by each up-convolution
-        self.inc = Twice(channels, c, c, bias)
+        self.inc = DoubleConv(channels, c, c, bias)
         for i, (first, last) in enumerate(
             [(c, 2 * c), (2 * c, 4 * c), (4 * c, 8 * c), (8 * c, (16 if wide else 8) * c)]
         ):
-            setattr(self, f"down{i + 1}", Pooled(first, last, bias))
+            setattr(self, f"down{i + 1}", Down(first, last, bias))
         for i, joined in enumerate([16 * c, 8 * c, 4 * c, 2 * c]):
             last = joined // 2 if wide else max(joined // 4, c)
             up: nn.Module = nn.ConvTranspose2d(joined if wide else joined // 2, joined // 2, 2, stride=2)
             if bilinear:
                 up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
             middle = joined // 2 if modern and bilinear else last
-            setattr(self, f"up{i + 1}", Raised(up, Twice(joined, last, middle, bias)))
+            setattr(self, f"up{i + 1}", Up(up, DoubleConv(joined, last, middle, bias)))
         self.outc = nn.Module()
         self.outc.conv = nn.Conv2d(c, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         levels = [self.inc.double_conv(x)]
         for name in ("down1", "down2", "down3", "down4"):
-            pool, twice = getattr(self, name).maxpool_conv
-            levels.append(twice.double_conv(pool(levels[-1])))
+            pool, conv = getattr(self, name).maxpool_conv
+            levels.append(conv.double_conv(pool(levels[-1])))
         x = levels.pop()
         for name in ("up1", "up2", "up3", "up4"):
             step, skip = getattr(self, name), levels.pop()
@@ -79,18 +80,18 @@ class Foreign(nn.Module):
         return self.outc.conv(x)  # type: ignore[operator, no-any-return]
 
 
-def foreign(channels: int, classes: int, bilinear: bool, modern: bool) -> Foreign:
+def random_network(channels: int, classes: int, bilinear: bool, modern: bool) -> OtherUNet:
     torch.manual_seed(3)
-    network = Foreign(channels, classes, bilinear, modern)
-    with torch.no_grad():  # as after some training: statistics that are not 0 and 1
+    network = OtherUNet(channels, classes, bilinear, modern)
+    with torch.no_grad():  # some steps of batch norm, so that its statistics are not 0 and 1
         for _ in range(3):
             network.train()(torch.rand(2, channels, 48, 48))
         logits = network.eval()(torch.rand(1, channels, 48, 48))
-        network.outc.conv.bias -= logits.flatten(2).median(dim=2).values[0]  # every class gets its share of the mask
+        network.outc.conv.bias -= logits.flatten(2).median(dim=2).values[0]  # so that no class covers the whole mask
     return network
 
 
-def own_probabilities(network: Foreign, image: np.ndarray, scale: float) -> np.ndarray:
+def expected_probabilities(network: OtherUNet, image: np.ndarray, scale: float) -> np.ndarray:
     x = torch.from_numpy(image.astype(np.float32) / 255 * scale)
     x = x[None, None] if x.ndim == 2 else x.permute(2, 0, 1)[None]
     with torch.no_grad():
@@ -103,7 +104,7 @@ def own_probabilities(network: Foreign, image: np.ndarray, scale: float) -> np.n
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bilinear", [True, False])
 @pytest.mark.parametrize("modern", [False, True], ids=["tutorial", "pytorch-unet"])
-def test_equal_to_the_networks_own_forward_pass(
+def test_probabilities_equal_those_of_the_networks_own_forward_pass(
     tmp_path: Path,
     rng: np.random.Generator,
     modern: bool,
@@ -112,50 +113,50 @@ def test_equal_to_the_networks_own_forward_pass(
     classes: int,
     size: tuple[int, int],
 ) -> None:
-    network = foreign(channels, classes, bilinear, modern)
+    network = random_network(channels, classes, bilinear, modern)
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     image = rng.integers(0, 256, size if channels == 1 else (*size, 3), dtype=np.uint8)
     predictor = Predictor.load(tmp_path / "bare.pth", device="cpu", precision="fp32")
-    expected = own_probabilities(network, image, scale=1)
+    expected = expected_probabilities(network, image, scale=1)
     np.testing.assert_allclose(predictor(image), expected, atol=1e-5)
     mask = np.where(expected > 0.5, 255, 0) if classes == 1 else expected.argmax(0)
-    assert (predictor.mask(image) != mask).mean() < 0.001  # a probability of exactly a half may fall on either side
+    assert (predictor.mask(image) != mask).mean() < 0.001  # rounding at probabilities near 0.5
 
 
-def wrapped(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def prefixed(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda weights: {prefix + name: tensor for name, tensor in weights.items()}
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        wrapped("module."),
-        wrapped("_orig_mod."),
-        wrapped("module._orig_mod."),
-        wrapped("_orig_mod.module."),
+        prefixed("module."),
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod."),
+        prefixed("_orig_mod.module."),
         lambda weights: {**weights, "mask_values": [0, 255]},
         lambda weights: {
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
         },
     ],
-    ids=["DataParallel", "compiled", "both", "both otherwise", "mask_values", "half precision"],
+    ids=["DataParallel", "compiled", "both", "both, swapped", "mask_values", "half precision"],
 )
-def test_wrappings(
+def test_prefixes_mask_values_and_half_precision_are_accepted(
     tmp_path: Path, rng: np.random.Generator, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
-    network = foreign(1, 1, bilinear=True, modern=True)
+    network = random_network(1, 1, bilinear=True, modern=True)
     torch.save(change(network.state_dict()), tmp_path / "bare.pth")
     image = rng.integers(0, 256, (48, 48), dtype=np.uint8)
     predictor = Predictor.load(tmp_path / "bare.pth", device="cpu", precision="fp32")
-    np.testing.assert_allclose(predictor(image), own_probabilities(network, image, 1), atol=0.01)
+    np.testing.assert_allclose(predictor(image), expected_probabilities(network, image, 1), atol=0.01)
 
 
-def test_mask_values_are_the_values_of_the_mask(tmp_path: Path, rng: np.random.Generator) -> None:
-    network = foreign(1, 2, bilinear=True, modern=True)
+def test_masks_have_the_values_of_mask_values(tmp_path: Path, rng: np.random.Generator) -> None:
+    network = random_network(1, 2, bilinear=True, modern=True)
     torch.save({**network.state_dict(), "mask_values": [0, 200]}, tmp_path / "bare.pth")
     image = rng.integers(0, 256, (48, 48), dtype=np.uint8)
     predictor = Predictor.load(tmp_path / "bare.pth", device="cpu", precision="fp32")
-    expected = np.array([0, 200])[own_probabilities(network, image, 1).argmax(0)]
+    expected = np.array([0, 200])[expected_probabilities(network, image, 1).argmax(0)]
     assert (predictor.mask(image) != expected).mean() < 0.001
     assert len(np.unique(expected)) == 2
 
@@ -170,22 +171,24 @@ def test_mask_values_are_the_values_of_the_mask(tmp_path: Path, rng: np.random.G
         ([[0, 0], [9, 9]], (0, 1)),
     ],
 )
-def test_mask_values_count_if_a_mask_can_have_them(
+def test_mask_values_that_do_not_fit_8_bits_are_ignored(
     tmp_path: Path, mask_values: list[Any], class_values: tuple[int, int]
 ) -> None:
-    network = foreign(1, 2, bilinear=True, modern=True)
+    network = random_network(1, 2, bilinear=True, modern=True)
     torch.save({**network.state_dict(), "mask_values": mask_values}, tmp_path / "bare.pth")
     assert Predictor.load(tmp_path / "bare.pth", device="cpu").class_values == class_values
 
 
-def test_files_of_the_tutorial_see_0_to_255_when_the_setting_says_so(
+def test_the_service_scales_pixels_to_the_input_range_setting(
     tmp_path: Path, rng: np.random.Generator, serve: Serve
 ) -> None:
-    network = foreign(1, 1, bilinear=True, modern=False)
+    network = random_network(1, 1, bilinear=True, modern=False)
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     image = rng.integers(0, 256, (48, 48), dtype=np.uint8)
-    expected = np.rint(own_probabilities(network, image, scale=255) * 255)
-    assert np.abs(expected - np.rint(own_probabilities(network, image, scale=1) * 255)).max() > 5  # it matters
+    expected = np.rint(expected_probabilities(network, image, scale=255) * 255)
+    assert (
+        np.abs(expected - np.rint(expected_probabilities(network, image, scale=1) * 255)).max() > 5
+    )  # the setting makes a difference
     with serve(model=tmp_path / "bare.pth", input_range="0-255", precision="fp32") as client:
         answer = client.post("/segment?output=probability", content=png(image))
         assert answer.status_code == 200
@@ -193,3 +196,34 @@ def test_files_of_the_tutorial_see_0_to_255_when_the_setting_says_so(
         health = client.get("/health").json()
     assert health["model"]["epoch"] is None
     assert health["model"]["classes"] == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda _: {}, "not a U-Net .* found 'nothing'"),
+        (lambda _: {"epoch": 3}, "'epoch' is no tensor"),
+        (lambda weights: {"epoch": 3, "model": weights}, "perhaps its entry 'model' is one: torch.save"),
+        (prefixed("net."), "found 'net.inc.double_conv.0.weight'"),
+        (lambda weights: {**weights, "outc.conv.weight": torch.zeros(7)}, r"expected 4 dimensions, found \(7,\)"),
+        (lambda weights: {**weights, "outc.conv.weight": torch.zeros(300, 4, 1, 1)}, "at most 256.* found 300"),
+        (lambda _: nn.Conv2d(1, 1, 1).state_dict(), "not a U-Net"),
+        (lambda weights: {name: weight.to(torch.complex64) for name, weight in weights.items()}, "found .* complex"),
+    ],
+)
+def test_weights_that_fit_no_network_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], reason: str
+) -> None:
+    torch.save(change(random_network(1, 1, bilinear=True, modern=True).state_dict()), tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError, match=reason):
+        Predictor.load(tmp_path / "bare.pth", device="cpu")
+
+
+def test_8_bit_float_weights_become_float32(tmp_path: Path) -> None:
+    weights = random_network(1, 1, bilinear=True, modern=True).state_dict()
+    stored = {
+        name: each.to(torch.float8_e4m3fn) if each.is_floating_point() else each for name, each in weights.items()
+    }
+    torch.save(stored, tmp_path / "bare.pth")
+    network = Predictor.load(tmp_path / "bare.pth", device="cpu").network
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}

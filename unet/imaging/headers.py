@@ -94,11 +94,11 @@ def webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def plain_tiff(data: bytes, max_directories: int | None) -> io.BytesIO:
+def plain_tiff(data: bytes, max_pages: int | None) -> io.BytesIO:
     """The TIFF without tags that its pages do not need: vendors' own, EXIF, sub-directories, repetitions.
 
-    Raises ImageTooLargeError for more than `max_directories`; ImageError for directories that overlap or form a loop,
-    and for tags that take more memory than the file has bytes.
+    Raises ImageTooLargeError for many more directories than pages may be; ImageError for directories that overlap or
+    form a loop, and for tags that take more memory than the file has bytes.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
@@ -109,8 +109,10 @@ def plain_tiff(data: bytes, max_directories: int | None) -> io.BytesIO:
     try:
         (start,) = struct.unpack_from(pointer, data, 8 if big else 4)
         while start and start not in ends:
-            if len(ends) == max_directories:
-                raise ImageTooLargeError(f"expected a TIFF of at most {max_directories} directories, found more")
+            if (
+                max_pages is not None and len(ends) > 2 * max_pages + 30
+            ):  # a page may have a mask, a thumbnail, overviews
+                raise ImageTooLargeError(f"expected at most {max_pages} pages (--max-pages), found more")
             (n_tags,) = struct.unpack_from(head, data, start)
             first = start + struct.calcsize(head)
             end = first + n_tags * struct.calcsize(entry)

@@ -49,11 +49,11 @@ class RasterFile:
         first picture. `as_stored`: indices of a palette, uint8, instead of its colours. Raises ImageError."""
         if self.lazy and as_stored and self.lazy.mode == "P":
             with decoding():
-                return np.asarray(ImageOps.exif_transpose(self.lazy))
+                return np.array(ImageOps.exif_transpose(self.lazy))
         if self.lazy and (self.data.startswith(b"GIF8") or _misread(self.data)):
             with decoding():
-                colours = np.asarray(self.lazy.convert("RGB"))
-            return colours if np.ptp(colours, axis=-1).any() else np.ascontiguousarray(colours[..., 0])  # no grey mode
+                colours = np.array(self.lazy.convert("RGB"))
+            return colours if np.ptp(colours, axis=-1).any() else np.ascontiguousarray(colours[..., 0])
         with decoding():
             page = cv2.imdecode(np.frombuffer(self.data, np.uint8), _FLAGS)
         if page is None:

@@ -33,8 +33,8 @@ _ALPHA = (1, 2)
 """ExtraSamples: associated and unassociated alpha."""
 _UNITS = {2: "inch", 3: "cm"}
 _RESOLUTION, _ORIENTATION = {282, 283}, 274
-_MAX_XML = 2**24
-"""Bytes of an OME description that is parsed."""
+_MAX_JSON, _MAX_XML = 2**16, 2**24
+"""Characters of a description that is parsed: tifffile's or ImageJ's, OME's."""
 
 
 class Block(NamedTuple):
@@ -57,8 +57,7 @@ class TiffImage:
     """A TIFF in memory: its directories read, nothing decoded. Raises ImageError or ImageTooLargeError."""
 
     def __init__(self, data: bytes, max_pages: int | None) -> None:
-        # a page may come with a mask, a thumbnail or overviews
-        file = headers.plain_tiff(data, None if max_pages is None else 2 * max_pages + 30)
+        file = headers.plain_tiff(data, max_pages)
         with decoding():
             self.file = TiffFile(file, is_scanimage=False)  # a description that has tifffile guess pages
             directories: list[Any] = list(self.file.pages)
@@ -68,7 +67,7 @@ class TiffImage:
         with decoding():
             self.ome = _ome(pages[0].description, len(pages)) if self.file.is_ome else None
         self.axes = pages[0].axes if len(pages) == 1 else "I" + pages[0].axes
-        self.blocks = self._described(len(data)) or [
+        self.blocks = self._described(pages[0].description, len(data)) or [
             Block(page, [page], page.axes, page.shape, partial(page.asarray, maxworkers=1)) for page in pages
         ]
         for block in self.blocks:
@@ -76,28 +75,20 @@ class TiffImage:
         if sum(sum(page.databytecounts) for block in self.blocks for page in block.directories) > 2 * len(data):
             raise ImageError("the image is damaged: strips or tiles of the TIFF overlap")
 
-    def _described(self, n_bytes: int) -> list[Block]:
+    def _described(self, description: str, n_bytes: int) -> list[Block]:
         """Stacks and channels by the file's own description; none without one, or where it contradicts the pages."""
-        found: list[tuple[Any, list[Any]]] = []
-        blocks = []
+        series: list[Any] = []
         with suppress(Exception):  # tifffile's, on damaged descriptions
-            if self.ome != {} and any(getattr(self.file, f"is_{kind}", False) for kind in _DESCRIBED):
-                series = [s for s in self.file.series if s.kind in _DESCRIBED]
-                series = series[:1] if self.file.is_svs else series  # further ones: thumbnail, label, overview
-                found = [(s, list(s) if s.dataoffset is None else [s.keyframe]) for s in series]
-        for s, directories in found:
-            axes, shape, known = (
-                s.get_axes(False),
-                s.get_shape(False),
-                [axis for axis in s.get_axes(False) if axis in "YXCS"],
-            )
-            if s.dataoffset is None:
-                fits = None not in directories and math.prod(shape) == sum(
-                    math.prod(page.shape) for page in directories
-                )
-            else:
-                fits = s.dataoffset + math.prod(shape) * s.dtype.itemsize <= n_bytes
-            if not fits or not {"Y", "X"} <= set(known) or len(known) > len(set(known)):
+            described = any(getattr(self.file, f"is_{kind}") for kind in _DESCRIBED) and self.ome != {}
+            if described and (self.file.is_ome or len(description) < _MAX_JSON):
+                series = [(s, [s.keyframe] if s.dataoffset else list(s)) for s in self.file.series]
+        blocks = []
+        for s, directories in series[:1] if self.file.is_svs else series:  # SVS: then thumbnail, label, overview
+            axes, shape = s.get_axes(False), s.get_shape(False)
+            n_samples = sum(math.prod(page.shape) if page else 0 for page in directories)
+            if s.dataoffset:  # all samples in a row, whatever the number of directories
+                n_samples = min(math.prod(shape), (n_bytes - s.dataoffset) // s.dtype.itemsize)
+            if math.prod(shape) != n_samples or not all(axes.count(axis) == 1 for axis in "YX") or axes.count("C") > 1:
                 return []
             self.axes = s.axes
             blocks.append(Block(s.keyframe, directories, axes, shape, partial(s.asarray, squeeze=False, maxworkers=1)))
@@ -126,15 +117,18 @@ class TiffImage:
 
     def metadata(self) -> Metadata:
         """Resolution and calibration: OME's or ImageJ's, else as the tags of the first page have it."""
-        page, ome = self.blocks[0].page, self.ome or {}
-        with decoding():
+        page, ome, imagej = self.blocks[0].page, self.ome or {}, {}
+        numbers, unit = [0.0, 0.0, 0.0], ""
+        with suppress(Exception):  # tifffile's, and of numbers that are none: no reason to refuse the pixels
             imagej = (self.file.imagej_metadata if self.file.is_imagej else None) or {}
-            resolution = page.resolution if set(page.tags.keys()) >= _RESOLUTION else None
-            unit, spacing = imagej.get("unit", _UNITS.get(page.resolutionunit, "")), imagej.get("spacing")
-            if "PhysicalSizeX" in ome and "PhysicalSizeY" in ome:
-                resolution = 1 / float(ome["PhysicalSizeX"]), 1 / float(ome["PhysicalSizeY"])
-                unit, spacing = ome.get("PhysicalSizeXUnit", "µm"), ome.get("PhysicalSizeZ")
-            return Metadata(resolution, str(unit), None if spacing is None else float(spacing))
+            unit = str(imagej.get("unit", _UNITS.get(page.resolutionunit, ""))).replace(r"\u00B5", "µ")
+            numbers = [*page.resolution, float(imagej.get("spacing", 0))]
+            if "PhysicalSizeX" in ome:
+                x, y, z = (float(ome.get(f"PhysicalSize{axis}", 0)) for axis in "XYZ")
+                numbers, unit = [1 / x, 1 / y, z], ome.get("PhysicalSizeXUnit", "µm")
+        right = [1e-9 < number < 1e9 for number in numbers]
+        resolution = (numbers[0], numbers[1]) if right[0] and right[1] and unit else None
+        return Metadata(resolution, unit, numbers[2] if right[2] else None)
 
     def _check_stated_sizes(self, page: Any, directory: Any) -> None:
         """Raises ImageError for a JPEG or WebP strip or tile that says it is larger than the page has it."""
@@ -154,10 +148,14 @@ class TiffImage:
 def _ome(xml: str, n_pages: int) -> dict[str, str]:
     """Attributes of the first image's Pixels in OME-XML. Empty for other XML, and for more planes than there are pages
     (tifffile takes memory for as many as are claimed)."""
-    elements = list(ElementTree.fromstring(xml[:_MAX_XML]).iter())  # noqa: S314  (expat bounds entities)
-    pixels = [element.attrib for element in elements if element.tag.endswith("Pixels")]
-    planes = [math.prod(int(image["Size" + axis]) for axis in "ZCT") for image in pixels]
-    planes += [int(element.get(name, 0)) for element in elements for name in ("PlaneCount", "NumPlanes")]
+    try:
+        elements = list(ElementTree.fromstring(xml[:_MAX_XML]).iter())  # noqa: S314  (expat bounds entities)
+        pixels = [element.attrib for element in elements if element.tag.endswith("Pixels")]
+        planes = [math.prod(int(image["Size" + axis]) for axis in "ZCT") for image in pixels]
+        planes += [int(element.get(name, 0)) for element in elements for name in ("PlaneCount", "NumPlanes")]
+        planes += [sum(element.tag.endswith("TiffData") for element in elements)]
+    except (ElementTree.ParseError, KeyError, ValueError):
+        return {}
     modulo = any(element.get("Namespace", "").endswith("modulo") for element in elements)  # axes of any length
     return {} if not pixels or modulo or max(planes) > n_pages else pixels[0]
 

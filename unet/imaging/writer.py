@@ -33,7 +33,8 @@ def write_tiff(pages: Sequence[Array], like: Picture | None = None) -> bytes:
     file = io.BytesIO()
     if metadata and calibrated and len({page.shape for page in pages}) == 1:
         time = like is not None and "T" in like.axes and "Z" not in like.axes
-        described = {"axes": "TYX" if time else "ZYX", "unit": metadata.unit, "spacing": metadata.spacing or 1.0}
+        unit = metadata.unit.replace("µ", r"\u00B5").encode("ascii", "replace").decode()  # as ImageJ writes it
+        described = {"axes": "TYX" if time else "ZYX", "unit": unit, "spacing": metadata.spacing or 1.0}
         with TiffWriter(file, imagej=True) as writer:
             writer.write(np.stack(pages), metadata=described, **options)
     else:

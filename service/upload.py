@@ -1,5 +1,6 @@
 """The image and the options in a request: a multipart form with a field `file`, or the image as the body."""
 
+from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -28,9 +29,13 @@ class Upload(NamedTuple):
     """The form's other fields."""
 
 
-class _InMemoryParser(MultiPartParser):
+class _FormParser(MultiPartParser):
     spool_max_size = 2**32
     """Never on disk, which may be read-only, full, or memory anyway: RequestLimits bounds the whole body."""
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 async def read_upload(request: Request, max_parts: int) -> Upload:
@@ -50,23 +55,33 @@ async def read_upload(request: Request, max_parts: int) -> Upload:
 async def _read_form(request: Request, content_type: str, max_parts: int) -> Upload:
     # bytes of a part without a file name come as text: in Latin-1, which every byte is a character of
     headers = Headers({"content-type": f"{content_type}; charset=latin-1"})
-    limits = {"max_files": max_parts, "max_fields": max_parts, "max_part_size": 2**32}
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        async for piece in request.stream():
+            yield piece
+        if not parser.complete:
+            raise MultiPartException("Its end is missing.")
+
+    parser = _FormParser(headers, stream(), max_files=max_parts, max_fields=max_parts, max_part_size=2**32)
     try:
-        form = await _InMemoryParser(headers, request.stream(), **limits).parse()
+        form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many"):
             raise ProblemError(413, f"expected at most {max_parts} parts (--max-parts), found more") from error
         raise ProblemError(400, f"expected a form with a field `file` that holds an image: {error.message}") from error
-    parts = form.multi_items()
-    if len(parts) > max_parts:
-        raise ProblemError(413, f"expected at most {max_parts} parts (--max-parts), found {len(parts)}")
-    files = [value for name, value in parts if name == "file"]
-    if len(files) != 1:
-        found = f"{len(files)}" if files else "none"
-        raise ProblemError(422, f"file: expected one multipart field `file` that holds an image, found {found}")
-    image = files[0].encode("latin-1") if isinstance(files[0], str) else await files[0].read()
-    fields = {name: value for name, value in parts if isinstance(value, str) and name != "file"}
-    others = {name for name, _ in parts} - {"file"} - set(fields)
-    if others:
-        raise ProblemError(422, f"{', '.join(sorted(others))}: expected text, found a file")
-    return Upload(image, fields)
+    try:
+        parts = form.multi_items()
+        if len(parts) > max_parts:
+            raise ProblemError(413, f"expected at most {max_parts} parts (--max-parts), found {len(parts)}")
+        files = [value for name, value in parts if name == "file"]
+        if len(files) != 1:
+            raise ProblemError(
+                422, f"file: expected one multipart field `file` that holds an image, found {len(files)}"
+            )
+        image = files[0].encode("latin-1") if isinstance(files[0], str) else await files[0].read()
+        fields = {name: value for name, value in parts if isinstance(value, str) and name != "file"}
+        if others := {name for name, _ in parts} - {"file"} - set(fields):
+            raise ProblemError(422, f"{', '.join(sorted(others))}: expected text, found a file")
+        return Upload(image, fields)
+    finally:
+        await form.close()

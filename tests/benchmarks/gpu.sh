@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All that wants a GPU, in parts of a few minutes each:  bash tests/benchmarks/gpu.sh DATA OUT [part ...]
-# DATA holds isbi2012/ and drive/; JSON and models go to OUT. MINUTES is how long to train, 8 by default. Wants what
-# `pip install '.[train,serve]'` installs, and pytest with pytest-timeout and httpx; not the package itself.
+# Tests and benchmarks for a GPU, in parts of a few minutes each:  bash tests/benchmarks/gpu.sh DATA OUT [part ...]
+# DATA contains isbi2012/ and drive/; JSON files and models are written to OUT. MINUTES: length of a training run
+# (default 8). Needs the dependencies of `pip install '.[train,serve]'`, pytest, pytest-timeout and httpx.
 set -euo pipefail
 data=$(realpath "$1") && mkdir -p "$2" && out=$(realpath "$2")
 shift 2
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-gpu_tests() { python3 -m pytest -m gpu tests/test_{replay,fused,kernels,predictor,metrics_endpoint,batches,trainer_fused,skeleton}.py; }
+gpu_tests() { python3 -m pytest -m gpu $(grep -l mark.gpu tests/test_*.py); }
 
 train_isbi() { train isbi2012 0.17; }
 train_drive() { train drive 0.2; }
@@ -23,14 +23,14 @@ steps() {
     --json "$out/training-default-gpu.json"
 }
 
-# of the model that train_isbi has made
+# these measure the model that train_isbi has trained
 model() { measure model model; }
 serving() {
   local often="serving --seconds 1 --clients 1 32 128 200"
   measure serving $often
   for n in 6 8; do measure "serving-$n-workers" $often --workers "$n"; done
 }
-large() { measure large large --whole 3072; }  # larger than a tile
+large() { measure large large --whole 3072; }  # several tiles
 measure() {
   python3 "tests/benchmarks/$2.py" "$out/isbi2012/best_model.pth" "$data/isbi2012" --json "$out/$1-base64-gpu.json" "${@:3}"
 }

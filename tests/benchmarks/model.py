@@ -1,25 +1,24 @@
-"""How fast a model predicts here:  python tests/benchmarks/model.py MODEL DATA [--json FILE]
+"""Speed, memory and masks of a model on this machine:
 
-Each variant runs in a process of its own, and the variants take turns, so that what else the machine does hits all of
-them. `eager` is what a user's script would do: the network as saved, in float32, with threads and allocator as they
-are; ONNX Runtime and OpenVINO, if they are installed (`pip install '.[peers]'`), run the same network instead of torch.
-Prints for one image of DATA at a time: the fastest and the median time; the gain over eager, median by median; at the
-fastest, arithmetic per second and its share of what torch does on the device in the same precision in one large matrix
-product or convolution, whichever is faster; the time to load the model, memory, and of the masks of all images of DATA
-the share of the pixels that differ from eager's, and the IoU with them. On a GPU then, for several images at a time:
-images per second, upload and masks included, and the same share.
+    python tests/benchmarks/model.py MODEL DATA [--json FILE]
+
+Variants: `eager` is the network as saved, in float32, as a plain torch script would run it, with torch's own threads
+and allocator; `fp32` and `auto` are `Predictor` at these precisions. Each variant runs in a process of its own, and they
+take turns, so that other load on the machine slows down all of them.
+
+Columns, for one image of DATA at a time: fastest and median time; gain over eager (ratio of medians); at the fastest,
+arithmetic per second and its share of the peak, the faster of one large matrix product and one large convolution in the
+same precision; time to load the model; resident memory; and for the masks of all images of DATA the share of pixels
+that differ from eager's and the IoU with them. On a GPU also images per second in batches, from upload to mask.
 """
 
 import argparse
-import io
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -27,8 +26,7 @@ from typing import Any
 
 ROUNDS, SHOTS = 4, 4
 BATCHES = (1, 8, 32)
-OURS = ("eager", "fp32", "auto", "int8")
-ENGINES = ("onnxruntime", "openvino")
+VARIANTS = ("eager", "fp32", "auto")
 
 
 def main() -> None:
@@ -36,15 +34,14 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", choices=(*OURS, *ENGINES), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker, arguments.model, arguments.data)
         return
-    variants = compared()
-    workers = {name: Worker(name, arguments.model, arguments.data) for name in variants}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    peaks: dict[str, list[float]] = {name: [] for name in variants}
+    workers = {name: Worker(name, arguments.model, arguments.data) for name in VARIANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    peaks: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(ROUNDS):
         for name, worker in workers.items():
             seconds[name] += worker.ask("time")
@@ -70,7 +67,7 @@ def main() -> None:
             "differ %": 100 * differing(masks[name], masks["eager"]),
             "IoU": iou(masks[name], masks["eager"]),
         }
-        for name in variants
+        for name in VARIANTS
     }
     print(f"{about['auto']['device']}, {about['auto']['network']}")
     print(" " * 12 + "".join(f"{column:>12}" for column in rows["eager"]))
@@ -79,18 +76,13 @@ def main() -> None:
     for name, row in batches.items():
         print(f"{name:12}" + "".join(f"{value:12.4g} {column}" for column, value in row.items()))
     if arguments.json:
-        found = {"about": about["auto"], "rows": rows} | ({"batches": batches} if batches else {})
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def compared() -> tuple[str, ...]:
-    """The other engines, and int8, are compared on CPUs only."""
-    import torch
-
-    return OURS[:3] if torch.cuda.is_available() else (*OURS, *(name for name in ENGINES if find_spec(name)))
+        results = {"about": about["auto"], "rows": rows} | ({"batches": batches} if batches else {})
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 class Worker:
+    """Process of one variant."""
+
     def __init__(self, name: str, model: Path, data: Path) -> None:
         command = [sys.executable, __file__, str(model), str(data), "--worker", name]
         path = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
@@ -99,52 +91,45 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def ask(self, what: str) -> Any:
+    def ask(self, question: str) -> Any:
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(what + "\n")
+        self.process.stdin.write(question + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
 
 def work(name: str, model: Path, data: Path) -> None:
-    """Answers a JSON line to each line: time, masks, batches, peak, about."""
-    if name == "eager":
-        sys.modules["unet.process"] = ModuleType("unet.process")  # threads and memory as in anybody's script
+    """Main loop of a worker: answers each line on stdin (time, masks, batches, peak or about) with a line of JSON."""
+    if name == "eager":  # without the settings of OpenMP and malloc
+        sys.modules["unet.engines.process"] = ModuleType("unet.engines.process")
     else:
-        import unet.process  # noqa: F401  (before torch)
+        import unet.engines.process  # noqa: F401  (before torch)
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from trainer.data import read_folder
     from unet import Predictor
     from unet import checkpoint as checkpoints
-    from unet.device import device_name
+    from unet.device import DTYPES, device_name
 
     images = [sample.image for sample in read_folder(data).samples]
     started = time.perf_counter()
     checkpoint = checkpoints.load(model)
     network = checkpoint.build()
-    predictor = Predictor.from_checkpoint(checkpoint, precision=name if name in ("fp32", "int8") else "auto")
+    predictor = Predictor.from_checkpoint(checkpoint, precision="auto" if name == "auto" else "fp32")
     load = time.perf_counter() - started
-    dtype = torch.float32 if name in ("eager", "onnxruntime") else predictor.dtype  # OpenVINO chooses as `auto` does
-    if name == "int8":
-        dtype = torch.uint8
 
     @torch.inference_mode()
-    def eager(image: Any, compute: Any = network) -> Any:
+    def eager(image: Any) -> Any:
         x = checkpoint.preprocessing(image, checkpoint.network.n_channels).tensor().contiguous()[None]
         height, width = checkpoint.preprocessing.padded_size(*image.shape[:2])
         x = torch.nn.functional.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="reflect")
-        probabilities = compute(x.to(predictor.device)).sigmoid()[0, 0, : image.shape[0], : image.shape[1]]
+        probabilities = network(x.to(predictor.device)).sigmoid()[0, 0, : image.shape[0], : image.shape[1]]
         return (probabilities > checkpoint.threshold).to(torch.uint8).mul(255).cpu().numpy()
 
     network.to(predictor.device)
-    if name in ENGINES:
-        compute = engine(name, network, checkpoint, images[0])
-        predict = partial(eager, compute=compute)
-    else:
-        predict = eager if name == "eager" else predictor.mask
+    predict = eager if name == "eager" else predictor.mask
     for _ in range(2):
         predict(images[0])
     for line in sys.stdin:
@@ -161,7 +146,7 @@ def work(name: str, model: Path, data: Path) -> None:
             on_gpu = predictor.device.type == "cuda"
             answer = {n: throughput(predictor, images, n) for n in BATCHES if on_gpu}
         elif line.strip() == "peak":
-            answer = peak(predictor.device, dtype)
+            answer = peak(predictor.device, DTYPES[predictor.precision])
         else:
             with FlopCounterMode(display=False) as counter:
                 eager(images[0])
@@ -176,32 +161,11 @@ def work(name: str, model: Path, data: Path) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def engine(name: str, network: Any, checkpoint: Any, image: Any) -> Any:
-    """The network in another engine, for images of this size: (1, C, H, W) tensor -> logits."""
-    import torch
-
-    example = torch.zeros(
-        1, checkpoint.network.n_channels, *checkpoint.preprocessing.padded_size(*image.shape[:2]), dtype=torch.float32
-    )
-    network = network.cpu()
-    if name == "openvino":
-        import openvino
-
-        compiled = openvino.compile_model(openvino.convert_model(network, example_input=example), "CPU")
-        return lambda x: torch.from_numpy(compiled(x.numpy())[0])
-    import onnxruntime
-
-    file = io.BytesIO()
-    torch.onnx.export(network, (example,), file, dynamo=False)
-    session = onnxruntime.InferenceSession(file.getvalue())
-    return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-
-
 def throughput(predictor: Any, images: list[Any], n: int) -> float:
-    """Images per second, `n` at a time: the best of a few."""
+    """Images per second in batches of `n`: the best of some repetitions."""
     predictions = [predictor.start(images[i % len(images)], "mask") for i in range(n)]
     seconds = []
-    for _ in range(2 + ROUNDS * SHOTS):  # the first time step by step, the second time recorded
+    for _ in range(2 + ROUNDS * SHOTS):  # the first is eager, the second captures the CUDA graph
         for prediction in predictions:
             prediction.restart()
         started = time.perf_counter()
@@ -211,48 +175,42 @@ def throughput(predictor: Any, images: list[Any], n: int) -> float:
 
 
 def peak(device: Any, dtype: Any) -> float:
-    """GFLOP/s of large matrix products or convolutions, the best of a few; of bytes, of convolutions only."""
+    """GFLOP/s of a large matrix product or convolution, whichever is faster: the best of some repetitions."""
     import torch
-
-    from unet.int8 import Convolution
 
     on_gpu = device.type == "cuda"
     side, maps, channels, in_a_row = (8192, 32, 256, 8) if on_gpu else (2048, 1, 128, 1)
     x = torch.rand(maps, channels, 128, 128, device=device).to(dtype, memory_format=torch.channels_last)
     kernels = torch.randn(channels, channels, 3, 3, device=device)
     flop = 2 * 9 * channels**2 * maps * 128**2
-    computations: list[tuple[int, Any]]
-    if dtype == torch.uint8:
-        convolution = Convolution(kernels)
-        computations = [(flop, lambda: convolution(x))]
-    else:
-        matrix = torch.randn(side, side, device=device, dtype=dtype)
-        kernels = kernels.to(dtype, memory_format=torch.channels_last)
-        computations = [(2 * side**3, lambda: matrix @ matrix), (flop, lambda: torch.conv2d(x, kernels, padding=1))]
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    kernels = kernels.to(dtype, memory_format=torch.channels_last)
+    computations = [(2 * side**3, lambda: matrix @ matrix), (flop, lambda: torch.conv2d(x, kernels, padding=1))]
     rates = []
     with torch.inference_mode():
         for _ in range(SHOTS):
-            for flop, compute in computations:
+            for operations, compute in computations:
                 started = time.perf_counter()
                 for _ in range(in_a_row):
                     computed = compute()
-                computed.flatten()[0].item()  # waits for a GPU
-                rates.append(in_a_row * flop / (time.perf_counter() - started) / 1e9)
+                computed.flatten()[0].item()  # waits until a GPU is done
+                rates.append(in_a_row * operations / (time.perf_counter() - started) / 1e9)
     return max(rates)
 
 
 def differing(masks: list[str], others: list[str]) -> float:
-    """The share of bytes that differ."""
+    """Share of pixels that differ."""
     return float((pixels(masks) != pixels(others)).mean())
 
 
 def iou(masks: list[str], others: list[str]) -> float:
-    """Of the foreground, over all images."""
+    """Intersection over union of the foreground, over all images."""
     a, b = pixels(masks) > 0, pixels(others) > 0
     return float((a & b).sum() / (a | b).sum())
 
 
 def pixels(masks: list[str]) -> Any:
+    """(N,) uint8: pixels of masks that were sent as hexadecimal text."""
     import numpy as np
 
     return np.frombuffer(bytes.fromhex("".join(masks)), np.uint8)

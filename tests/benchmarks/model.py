@@ -3,7 +3,7 @@
     python tests/benchmarks/model.py MODEL DATA [--json FILE]
 
 Variants: `eager` is the network as saved, in float32, as a plain torch script would run it, with torch's own threads
-and allocator; `fp32` and `auto` are `Predictor` at these precisions. Each variant runs in a process of its own, and they
+and allocator; `fp32` and `auto` are `Predictor` at these precisions. Each variant runs in a process of its own; they
 take turns, so that other load on the machine slows down all of them.
 
 Columns, for one image of DATA at a time: fastest and median time; gain over eager (ratio of medians); at the fastest,

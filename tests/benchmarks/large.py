@@ -1,8 +1,8 @@
-"""What tiles cost and change:  python tests/benchmarks/large.py MODEL DATA [--side 4096] [--whole 1536] [--json FILE]
+"""Cost and effect of tiles:  python tests/benchmarks/large.py MODEL DATA [--side 4096] [--whole 1536] [--json FILE]
 
-DATA's first image, continued by mirroring to a square. Prints for `--side` the seconds and the peak memory above that
-of the loaded model; and for the smaller `--whole`, which is computed at once, too, the largest difference of a
-probability, the share of the mask's pixels that differ, and the time against computing it at once.
+The first image of DATA is extended to a square by mirroring. Prints for `--side` the seconds and the peak memory
+beyond that of the loaded model; and for the smaller `--whole`, which is also computed without tiles, the largest
+difference between probabilities, the share of pixels of the mask that differ, and the ratio of times.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import unet.process  # noqa: F401  isort: skip  (before torch)
+import unet.engines.process  # noqa: F401  isort: skip  (before torch)
 import numpy as np
 
 from trainer.data import read_folder
@@ -66,7 +66,7 @@ def square(image: Any, side: int) -> Any:
 
 
 def peak() -> float:
-    """Resident at most so far, MiB."""
+    """Peak resident memory so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

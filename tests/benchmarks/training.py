@@ -1,9 +1,8 @@
-"""How fast training steps are:  python tests/benchmarks/training.py DATA [--steps 20] [--json FILE]
+"""Speed of training steps:  python tests/benchmarks/training.py DATA [--steps 20] [--json FILE]
 
-The default recipe, by default at the paper's width on batches of 16 crops of 512 x 512. Prints images per second; what
-share of the peak their arithmetic is, forward and backward, the peak being what torch does in the same precision in one
-large matrix product or convolution, whichever is faster; the share of the time that crops and augmentation take; and
-memory. The arithmetic is that of the network as it is written, with three times that of a forward pass for a step.
+The default recipe, by default at base 64 with batches of 16 crops of 512 x 512. Prints images per second; the share of
+the peak that forward and backward pass reach (peak: the faster of one large matrix product and one large convolution in
+the same precision; a step counts as three forward passes); the share of time for crops and augmentation; and memory.
 """
 
 import argparse
@@ -12,15 +11,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import unet.process  # noqa: F401  isort: skip  (before torch)
+import unet.engines.process  # noqa: F401  isort: skip  (before torch)
 import torch
 from model import peak
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.data import Batches, read_folder
-from trainer.fit import Learner, Schedule, run_epoch
+from trainer.fit import train_epoch
+from trainer.learner import Learner
 from trainer.recipes import RECIPES
-from trainer.run import peak_memory
+from trainer.report import peak_memory
+from trainer.schedule import Schedule
+from trainer.stop import Stop
 from unet.device import device_name, resolve_device
 from unet.pixels import Preprocessing
 
@@ -60,15 +62,15 @@ def main() -> None:
         network(next(batches.epoch(1)).images[:1])
     gflop = 3 * recipe.batch_size * counter.get_total_flops() / 1e9
     schedule = Schedule(recipe, len(batches), max_minutes=None)
-    for epoch in (1, 2):  # the first to warm up
-        row = run_epoch(learner, batches, epoch, schedule, 0.0, lambda: None)
+    for epoch in (1, 2):  # the first one warms up
+        row = train_epoch(learner, batches, epoch, schedule, 0.0, Stop())
     seconds = row["training_seconds"]
-    started = now(device)  # again without steps, since a GPU does both at a time
+    started = now(device)  # once more without steps, since a GPU overlaps the two
     for _ in batches.epoch(3):
         pass
     augmenting = now(device) - started
     dtype = torch.bfloat16 if learner.mixed else torch.float32
-    found = {
+    results = {
         "device": device_name(device),
         "recipe": f"base {recipe.base_channels}, {recipe.batch_size} x {recipe.image_size} x {recipe.image_size}",
         "precision": "bf16" if learner.mixed else "fp32",
@@ -78,14 +80,14 @@ def main() -> None:
         "% augmentation": 100 * augmenting / seconds,
         "memory MiB": peak_memory(device) / 2**20,
     }
-    for name, value in found.items():
+    for name, value in results.items():
         print(f"{name:16}{value:.4g}" if isinstance(value, float) else f"{name:16}{value}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when the device has done all that it has been told."""
+    """Time in seconds, when all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Who may ask, and what nobody gets to see: keys, hosts, origins, headers, paths, and files that would run code."""
+"""Access: API keys, host names, origins, security headers; no leaks of paths, and no code run from model files."""
 
 import asyncio
 import io
@@ -38,11 +38,11 @@ KEY, OTHER = "key-of-the-lab", "key-of-the-clinic"
         {"Authorization": f"Bearer {KEY}"},
         {"Authorization": f"bearer  {OTHER}"},
         {"X-API-Key": OTHER},
-        {"X-API-Key": KEY, "Authorization": "Basic bmFtZTpwYXNz"},  # a proxy's
+        {"X-API-Key": KEY, "Authorization": "Basic bmFtZTpwYXNz"},  # added by a proxy
         {"X-API-Key": KEY, "Authorization": "Bearer of-a-proxy"},
     ],
 )
-def test_who_has_a_key_may_ask(make_checkpoint: Make, serve: Serve, headers: dict[str, str]) -> None:
+def test_a_request_with_a_key_is_answered(make_checkpoint: Make, serve: Serve, headers: dict[str, str]) -> None:
     with serve(model=make_checkpoint(), api_keys=[KEY, OTHER]) as client:
         assert client.post("/segment", content=IMAGE, headers=headers).status_code == 200
 
@@ -61,7 +61,7 @@ def test_who_has_a_key_may_ask(make_checkpoint: Make, serve: Serve, headers: dic
         ({b"X-API-Key": b"\xff\x00\xfe"}, "found another"),
     ],
 )
-def test_who_has_none_is_told_how_to_send_one(serve: Serve, headers: Any, found: str) -> None:
+def test_401_says_how_to_send_a_key(serve: Serve, headers: Any, found: str) -> None:
     with serve(api_keys=[KEY, OTHER]) as client:
         answer = client.post("/segment", content=IMAGE, headers=headers)
     assert answer.status_code == 401
@@ -72,7 +72,7 @@ def test_who_has_none_is_told_how_to_send_one(serve: Serve, headers: Any, found:
     assert KEY not in answer.text
 
 
-def test_the_key_is_looked_at_before_the_body(serve: Serve) -> None:
+def test_the_key_is_checked_before_the_body_is_read(serve: Serve) -> None:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -91,7 +91,9 @@ def test_the_key_is_looked_at_before_the_body(serve: Serve) -> None:
 OPEN = ["/health", "/health/live", "/metrics", "/docs", "/openapi.json"]
 
 
-def test_health_metrics_and_docs_are_open_or_not(make_checkpoint: Make, serve: Serve) -> None:
+def test_health_metrics_and_docs_are_open_unless_keys_are_needed_everywhere(
+    make_checkpoint: Make, serve: Serve
+) -> None:
     path = make_checkpoint()
     with serve(model=path, api_keys=[KEY]) as client:
         assert [client.get(url).status_code for url in OPEN] == 5 * [200]
@@ -102,7 +104,7 @@ def test_health_metrics_and_docs_are_open_or_not(make_checkpoint: Make, serve: S
         assert [client.get(url, headers={"X-API-Key": KEY}).status_code for url in OPEN] == 5 * [200]
 
 
-def test_keys_are_declared_where_they_are_asked_for(serve: Serve) -> None:
+def test_openapi_declares_keys_where_they_are_needed(serve: Serve) -> None:
     def asks(client: TestClient) -> list[str]:
         document = client.get("/openapi.json", headers={"X-API-Key": KEY}).json()
         schemes = {"APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
@@ -130,10 +132,10 @@ def test_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) 
 
 
 @pytest.mark.parametrize("value", [" ", ",", f"{KEY},", f'["{KEY}", ""]', f'["{KEY}"', f"{KEY} {OTHER}", "schlüssel"])
-def test_keys_that_are_none_end_the_program_and_are_not_shown(
+def test_invalid_keys_end_the_program_and_are_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
-    """Above all, they are not taken for `no keys: anybody may ask`."""
+    """Above all, they do not count as `no keys: anybody may ask`."""
     monkeypatch.setenv("SERVICE_API_KEYS", value)
     with pytest.raises(SystemExit):
         parse(ServeSettings, [])
@@ -207,21 +209,23 @@ def test_origins(make_checkpoint: Make, serve: Serve) -> None:
         ("--cors-origins", "https://me@example.org"),
     ],
 )
-def test_what_could_never_match_ends_the_program(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+def test_hosts_and_origins_that_never_match_end_the_program(
+    capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
     with pytest.raises(SystemExit):
         parse(ServeSettings, [flag, value])
     assert f"error: {flag} (or SERVICE_" in capsys.readouterr().err
 
 
-# ---- what answers tell
-
-
-def test_origins_are_taken_as_browsers_send_them() -> None:
+def test_origins_are_normalised_as_browsers_send_them() -> None:
     origins = parse(ServeSettings, ["--cors-origins", "HTTPS://Lab.org:443, http://lab.org:80, http://lab.org:443, *"])
     assert origins.cors_origins == ["https://lab.org", "http://lab.org", "http://lab.org:443", "*"]
 
 
-def test_headers_for_browsers(client: TestClient) -> None:
+# ---- answers
+
+
+def test_security_headers_for_browsers(client: TestClient) -> None:
     for answer in (client.get("/health"), client.get("/nothing"), client.post("/segment", content=IMAGE)):
         assert answer.headers["x-content-type-options"] == "nosniff"
     page = client.get("/docs")
@@ -231,12 +235,12 @@ def test_headers_for_browsers(client: TestClient) -> None:
     assert "'unsafe-inline'" in policy["script-src"]
     for tag, directive in (("script src", "script-src"), ('link type="text/css" rel="stylesheet" href', "style-src")):
         (source,) = re.findall(rf'<{tag}="(https://[^/"]+)', page.text)
-        assert source in policy[directive].split()  # what the page needs is not kept from it
+        assert source in policy[directive].split()  # the policy allows what the page needs
     (icon,) = re.findall(r'rel="shortcut icon" href="(https://[^/"]+)', page.text)
     assert icon in policy["img-src"].split()
 
 
-def test_no_error_tells_of_paths_or_versions(
+def test_no_error_reveals_paths_or_versions(
     tmp_path: Path, make_checkpoint: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_checkpoint()
@@ -254,12 +258,12 @@ def test_no_error_tells_of_paths_or_versions(
             client.post("/segment", content=b"x" * 1001),
             client.post("/segment", json={}),
             client.post("/segment?threshold=2", content=IMAGE),
-            client.post("/segment", data={"file": "text"}, files={"x": b""}),
+            client.post("/segment", files={"x": b""}),
             client.post("/segment", content=b"--", headers={"Content-Type": "multipart/form-data"}),
         ]
-        monkeypatch.setattr("service.segment.decode", lambda *_, **__: path.with_name("none").read_bytes())
+        monkeypatch.setattr("service.routes.segment.decode", lambda *_, **__: path.with_name("none").read_bytes())
         answers.append(client.post("/segment", content=IMAGE))
-    assert sorted({answer.status_code for answer in answers}) == [400, 404, 405, 413, 415, 422, 503]
+    assert sorted({answer.status_code for answer in answers}) == [400, 404, 405, 413, 415, 422, 500, 503]
     versions = (fastapi.__version__, starlette.__version__, torch.__version__, platform.python_version())
     for answer in answers:
         told = f"{answer.headers} {answer.text}"
@@ -286,7 +290,7 @@ def as_pickle(evil: Evil) -> bytes:
 
 
 def as_checkpoint(evil: Evil) -> bytes:
-    """As torch writes files: a zip archive with the pickle in it."""
+    """A file of torch: a zip archive with the pickle in it."""
     file = io.BytesIO()
     torch.save({"format": 1, "state_dict": {"inc.double_conv.0.weight": evil}}, file)
     assert "archive/data.pkl" in zipfile.ZipFile(file).namelist()
@@ -294,14 +298,14 @@ def as_checkpoint(evil: Evil) -> bytes:
 
 
 @pytest.mark.parametrize("make", [as_pickle, as_checkpoint])
-def test_a_file_that_would_run_code_is_refused_and_runs_none(
+def test_a_model_file_that_would_run_code_is_refused_and_runs_none(
     tmp_path: Path, make_checkpoint: Make, serve: Serve, make: Callable[[Evil], bytes]
 ) -> None:
     touched = tmp_path / "touched"
     content = make(Evil(touched))
-    with suppress(RuntimeError):  # nothing that torch knows is in the plain pickle, but it has run by then
+    with suppress(RuntimeError):  # the plain pickle holds no checkpoint, but has run by then
         torch.load(io.BytesIO(content), weights_only=False)
-    touched.rmdir()  # it is no dud
+    touched.rmdir()  # it works
 
     model = tmp_path / "best_model.pth"
     model.write_bytes(content)

@@ -1,8 +1,9 @@
-"""GET /health, and the model file that it tells of."""
+"""GET /health and /health/live."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from unet.device import resolve_precision
 Make = Callable[..., Path]
 
 
-def test_ok(client: TestClient, trained: Path) -> None:
+def test_health_of_a_service_with_a_model(client: TestClient, trained: Path) -> None:
     answer = client.get("/health")
     assert answer.status_code == 200
     health = answer.json()
@@ -32,19 +33,20 @@ def test_ok(client: TestClient, trained: Path) -> None:
     model = health["model"]
     assert model["path"] == str(trained / "best_model.pth")
     assert (model["n_channels"], model["classes"]) == (1, [0, 255])
+    assert 0 < model["threshold"] < 1
     assert model["score"] > 0.9
     assert model["epoch"] in (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/metrics"])
-def test_who_only_wants_to_know_whether(client: TestClient, path: str) -> None:
-    """HEAD, as some monitors ask (RFC 9110, section 9.1)."""
+def test_head_requests_of_monitors(client: TestClient, path: str) -> None:
+    """RFC 9110, section 9.1."""
     answer = client.head(path)
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-type"] == client.get(path).headers["content-type"]
 
 
-def test_waiting_then_ok(tmp_path: Path, make_checkpoint: Make, serve: Serve) -> None:
+def test_health_without_a_model_file_and_when_it_appears(tmp_path: Path, make_checkpoint: Make, serve: Serve) -> None:
     with serve(model=tmp_path / "best_model.pth", watch_s=1000) as client:
         answer = client.get("/health")
         assert answer.status_code == 503
@@ -55,7 +57,7 @@ def test_waiting_then_ok(tmp_path: Path, make_checkpoint: Make, serve: Serve) ->
         assert client.get("/health").json()["status"] == "ok"
 
 
-def test_failed(tmp_path: Path, serve: Serve) -> None:
+def test_health_with_a_damaged_model_file(tmp_path: Path, serve: Serve) -> None:
     (tmp_path / "best_model.pth").write_bytes(b"no model")
     with serve(model=tmp_path / "best_model.pth") as client:
         answer = client.get("/health")
@@ -67,33 +69,33 @@ def test_failed(tmp_path: Path, serve: Serve) -> None:
         assert str(tmp_path) not in refused.text
 
 
-def test_a_path_of_any_bytes(tmp_path: Path, make_checkpoint: Make, serve: Serve) -> None:
+def test_a_file_name_that_is_not_utf_8(tmp_path: Path, make_checkpoint: Make, serve: Serve) -> None:
     path = make_checkpoint().rename(tmp_path / os.fsdecode(b"m\xff.pth"))
     with serve(model=path) as client:
         assert client.get("/health").json()["model"]["path"] == str(tmp_path / "m\ufffd.pth")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path, serve: Serve) -> None:
+def test_a_pipe_is_refused_as_a_model_file(tmp_path: Path, serve: Serve) -> None:
     os.mkfifo(tmp_path / "pipe")
     with serve(model=tmp_path / "pipe") as client:
         refused = client.get("/health").json()["refused"]
-        assert refused == "pipe: expected a file, found a pipe, which would be waited for"
+        assert refused == "pipe: expected a file, found a pipe"
 
 
-def test_a_failed_computation_is_told_until_one_works(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_inference_error_is_shown_until_a_success(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     image = png(np.zeros((32, 32), np.uint8))
     with monkeypatch.context() as patch:
-        patch.setattr("unet.Predictor.compute", lambda *_: 1 / 0)
+        patch.setattr("unet.Predictor.compute", Mock(side_effect=MemoryError))
         answer = client.post("/segment", content=image)
         assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
         assert answer.headers["retry-after"]
         health = client.get("/health")
         assert health.status_code == 200  # the next image may be another matter
-        assert health.json()["failure"].startswith("ZeroDivisionError at 20")
+        assert health.json()["failure"].startswith("MemoryError at 20")
     assert client.post("/segment", content=image).status_code == 200
     assert client.get("/health").json()["failure"] is None
 
 
-def test_live_and_docs(client: TestClient) -> None:
+def test_liveness_and_docs(client: TestClient) -> None:
     assert client.get("/health/live").json() == {"status": "ok"}
     assert client.get("/docs").status_code == 200

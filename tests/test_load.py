@@ -1,4 +1,4 @@
-"""More than it can do: tests/benchmarks/overload.py and crowd.py in short."""
+"""Overload: tests/benchmarks/overload.py and crowd.py in short."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files and threads where Linux has them")
 def test_overload_leaves_nothing_behind(trained: Path, data: Path, tmp_path: Path) -> None:
-    """Twice as many requests as it can do: what is refused is refused in order."""
+    """Twice as many requests as the service can answer: the excess is 503, and nothing leaks."""
     program = [sys.executable, "tests/benchmarks/overload.py", trained / "best_model.pth", data]
     report = tmp_path / "overload.json"
     subprocess.run(
@@ -30,8 +30,8 @@ def test_overload_leaves_nothing_behind(trained: Path, data: Path, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory where Linux has it")
-def test_a_crowd_of_large_images_takes_turns(trained: Path, tmp_path: Path) -> None:
-    """All at once they would take 2 GiB, and a small image would wait for all of them to be decoded."""
+def test_many_large_images_take_turns(trained: Path, tmp_path: Path) -> None:
+    """At once they would take 2 GiB, and a small image would wait for all of them to be decoded."""
     report = tmp_path / "crowd.json"
     subprocess.run(
         [sys.executable, "tests/benchmarks/crowd.py", trained / "best_model.pth", "--clients", "12", "--json", report],

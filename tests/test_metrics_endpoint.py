@@ -1,4 +1,4 @@
-"""GET /metrics: what a monitoring system sees of the service."""
+"""GET /metrics."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
-from service.engine import Engine
 from service.settings import ServeSettings
 from unet import Predictor
 
@@ -43,7 +42,7 @@ def test_requests_stages_and_pixels_are_counted(make_checkpoint: Make, serve: Se
     assert found["unet_requests_total{route=/metrics,status=200}"] == 1
     assert found["unet_request_seconds_count{route=/segment}"] == 3
     assert found["unet_request_seconds_sum{route=/segment}"] > found["unet_stage_seconds_sum{stage=infer}"] > 0
-    for stage in ("queue", "decode", "infer", "encode"):  # not of what is no image, and came no further than the first
+    for stage in ("queue", "decode", "infer", "encode"):  # the request without an image came no further than the first
         assert found[f"unet_stage_seconds_count{{stage={stage}}}"] == 2
     assert found["unet_pixels_total{}"] == 2 * IMAGE.size
     assert found["unet_batch_size_count{}"] - before["unet_batch_size_count{}"] == 2
@@ -51,10 +50,10 @@ def test_requests_stages_and_pixels_are_counted(make_checkpoint: Make, serve: Se
     assert "unet_gpu_memory_bytes{kind=allocated}" not in found  # no GPU is used
 
 
-def test_nobody_can_fill_it_with_names(make_checkpoint: Make, serve: Serve) -> None:
+def test_unknown_paths_make_no_new_time_series(make_checkpoint: Make, serve: Serve) -> None:
     with serve(model=make_checkpoint()) as client:
         client.get("/nothing")
-        scrape(client)  # from now on /metrics is there itself
+        scrape(client)  # /metrics counts itself from now on
         before = scrape(client)
         for i in range(5):
             client.get(f"/nothing/{i}", headers={"X-Request-Id": str(i)})
@@ -64,7 +63,7 @@ def test_nobody_can_fill_it_with_names(make_checkpoint: Make, serve: Serve) -> N
     assert set(found) == set(before)
 
 
-def test_refusals_before_a_route_are_counted_there(make_checkpoint: Make, serve: Serve) -> None:
+def test_requests_refused_by_middleware_count_for_their_route(make_checkpoint: Make, serve: Serve) -> None:
     with serve(model=make_checkpoint(), api_keys=["k"], max_bytes=10) as client:
         client.post("/segment", content=b"x")
         client.post("/segment", content=b"x" * 11, headers={"X-API-Key": "k"})
@@ -82,16 +81,16 @@ def test_in_flight_and_queue(make_checkpoint: Make, serve: Serve, monkeypatch: p
         go_on.wait(60)
         compute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("service.engine.MAX_STREAMS", 1)
+    monkeypatch.setattr("service.queue.MAX_THREADS", 1)
     with serve(model=make_checkpoint()) as client:
         monkeypatch.setattr(Predictor, "compute", wait)
-        engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
+        queue = client.app.state.queue  # type: ignore[attr-defined]
         post = threading.Thread(target=lambda: client.post("/segment", content=png(IMAGE)))
         post.start()
         assert entered.acquire(timeout=60)
         assert (scrape(client)["unet_in_flight{}"], scrape(client)["unet_queue_length{}"]) == (1, 0)
         predictor = client.app.state.slot.current.predictor  # type: ignore[attr-defined]
-        waiting = [engine.submit(predictor.start(IMAGE)) for _ in range(3)]
+        waiting = [queue.submit(predictor.start(IMAGE)) for _ in range(3)]
         assert scrape(client)["unet_queue_length{}"] == 3
         go_on.set()
         post.join()
@@ -145,7 +144,7 @@ def test_the_model_and_its_reloads(tmp_path: Path, make_checkpoint: Make, serve:
 
 def test_it_is_declared(client: TestClient) -> None:
     answers = client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]
-    assert set(answers) == {"200", "413", "431"}
+    assert set(answers) == {"200", "413", "431", "500"}
     assert set(answers["200"]["content"]) == {"text/plain"}
 
 

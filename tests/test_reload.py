@@ -1,4 +1,4 @@
-"""The model file may change at any time: what is served then, and what is not."""
+"""Hot reload: the model file may change at any time."""
 
 import gc
 import hashlib
@@ -30,10 +30,11 @@ Make = Callable[..., Path]
 
 
 def run(prediction: Prediction) -> None:
-    prediction.predictor.run(prediction)
+    while not prediction.finished:
+        prediction.predictor.compute([prediction.next()])
 
 
-def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) -> None:
+def test_a_newer_file_is_served_and_a_broken_one_is_not(make_checkpoint: Make) -> None:
     path = make_checkpoint(seed=1)
     slot = ModelSlot(path, "cpu", "auto", warm_up=run)
     slot.refresh()
@@ -66,11 +67,11 @@ def test_a_newer_file_is_taken_and_a_broken_one_is_not(make_checkpoint: Make) ->
     assert slot.refusal is None
 
 
-def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_becomes_readable_is_served(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chmod changes neither content nor time of modification."""
     path = make_checkpoint()
     slot = ModelSlot(path, "cpu", "auto", warm_up=run)
-    with monkeypatch.context() as patch:  # who runs the tests as root may read everything
+    with monkeypatch.context() as patch:  # root may read everything
         patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
         slot.refresh()
     assert slot.status == "failed"
@@ -80,9 +81,7 @@ def test_a_file_that_becomes_readable_is_taken(make_checkpoint: Make, monkeypatc
     assert slot.status == "ok"
 
 
-def test_a_file_that_there_was_no_memory_for_is_tried_again(
-    make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_tried_again_after_a_lack_of_memory(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "RETRY_S", 0.0)
     outcomes: list[str] = []
     slot = ModelSlot(make_checkpoint(), "cpu", "auto", warm_up=run, on_outcome=outcomes.append)
@@ -109,10 +108,10 @@ def test_the_file_is_watched(tmp_path: Path, serve: Serve) -> None:
             pass
 
 
-def test_what_did_not_work_once_is_tried_again(
+def test_a_file_whose_warm_up_failed_is_tried_again(
     make_checkpoint: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU that is shared with the trainer there may be no memory for a moment, and this file is the last one."""
+    """A GPU shared with the trainer may have no memory for a moment, and there may be no newer file."""
     tries: list[Prediction] = []
     outcomes: list[str] = []
 
@@ -125,7 +124,7 @@ def test_what_did_not_work_once_is_tried_again(
     slot = ModelSlot(make_checkpoint(), "cpu", "auto", warm_up=warm_up, on_outcome=outcomes.append)
     for _ in range(2):
         slot.refresh()
-    assert len(tries) == 1  # not at every look: a try takes seconds
+    assert len(tries) == 1  # not at every check: a try takes seconds
     tries.clear()
     outcomes.clear()
     caplog.clear()
@@ -136,11 +135,11 @@ def test_what_did_not_work_once_is_tried_again(
         assert slot.status == status
     assert len(tries) == 3
     assert outcomes == ["refused", "loaded"]
-    assert len([record for record in caplog.records if record.exc_info]) == 1  # it is said once
+    assert len([record for record in caplog.records if record.exc_info]) == 1  # logged once
 
 
 def plain(path: Path, *, foreground: bool, base_channels: int = 4) -> None:
-    """A model that finds foreground everywhere, or nowhere: its answers say who made them."""
+    """A model that finds foreground everywhere, or nowhere: its answers tell which model made them."""
     network = NetworkConfig(base_channels=base_channels)
     weights = {name: torch.zeros_like(tensor) for name, tensor in network.build().state_dict().items()}
     weights["outc.conv.bias"] += 10 if foreground else -10
@@ -233,7 +232,7 @@ def test_an_old_model_is_freed(make_checkpoint: Make) -> None:
     old = weakref.ref(slot.current.predictor.network)
     make_checkpoint(seed=2)
     gc.collect()
-    gc.disable()  # at once, not when it is its turn
+    gc.disable()  # at once, without the garbage collector
     slot.refresh()
     gc.enable()
     assert old() is None
@@ -242,7 +241,7 @@ def test_an_old_model_is_freed(make_checkpoint: Make) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory where Linux has it")
 def test_memory_of_the_service_after_fifty_swaps(tmp_path: Path) -> None:
-    """Of 15 MB each: kept, they would show."""
+    """Models of 15 MB each would show."""
     path = tmp_path / "best_model.pth"
     image = png(np.zeros((64, 64), np.uint8))
 
@@ -257,6 +256,6 @@ def test_memory_of_the_service_after_fifty_swaps(tmp_path: Path) -> None:
                 threading.Event().wait(0.02)
             answer = client.post("/segment", content=image)
             assert (answer.status_code, answer.headers["x-model-id"]) == (200, wanted)
-            if swap == 9:  # every thread has had its turn: malloc keeps what each needs
+            if swap == 9:  # every thread has computed: malloc keeps memory for each
                 before = resident()
         assert resident() < 1.1 * before

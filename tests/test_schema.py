@@ -1,4 +1,4 @@
-"""The API against its own OpenAPI document: made-up requests to every route, each answer as declared."""
+"""Fuzzing by schema: requests to every route, generated from the OpenAPI document, have answers it declares."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,8 +1,10 @@
-"""The decoder and broken files: a short run of benchmarks/fuzz.py."""
+"""Damaged files: a short run of benchmarks/fuzz.py."""
 
 import numpy as np
 import pytest
 from benchmarks import fuzz
+
+from unet.imaging import Picture
 
 
 def test_the_files_are_valid_before_they_are_damaged() -> None:
@@ -11,18 +13,25 @@ def test_the_files_are_valid_before_they_are_damaged() -> None:
         fuzz.check_written(data)
 
 
-def test_pixels_that_nobody_has_written_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz, "count_pixels", lambda *_, **__: 10_000)
-    monkeypatch.setattr(fuzz, "decode", lambda _: [np.empty((100, 100), np.uint8)])
-    with pytest.raises(AssertionError, match="nobody has written"):
+def test_uninitialised_pixels_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "measure", lambda *_: 10_000)
+    monkeypatch.setattr(fuzz, "read", lambda *_: Picture([np.empty((100, 100), np.uint8)], "YX"))
+    with pytest.raises(AssertionError, match="uninitialised"):
         fuzz.check_written(b"")
 
 
-def test_broken_files_are_refused_or_read_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+def test_memory_beyond_what_was_measured_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "measure", lambda *_: 10_000)
+    monkeypatch.setattr(fuzz, "read", lambda *_: Picture([np.ones(2**27, np.uint8)[:100].reshape(10, 10)], "YX"))
+    with pytest.raises(AssertionError, match="KiB taken for 10000 pixels"):
+        fuzz.attempt(b"")
+
+
+def test_damaged_files_are_refused_or_read_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
     report = fuzz.run(3000, seed=1)
     assert report["decoded"] + report["refused"] + report["too large"] == 3000
     assert report["decoded"] > 100
     assert report["refused"] > 1000
     assert (report["errors"], report["crashes"], report["hangs"]) == (0, 0, 0)
     assert report["RSS MiB at last"] - report["RSS MiB at first"] < 100
-    capfd.readouterr()  # what the decoders have to say about them
+    capfd.readouterr()  # lines of libjpeg and libpng

@@ -23,7 +23,7 @@ _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # neither data nor a restart
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EOI, _SOS = 0xD9, 0xDA
-_STEP = 2**18
+SEARCH = 2**18
 """Bytes of one search for a marker, which holds up other threads: milliseconds at most."""
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of one value, by TIFF's data types."""
@@ -64,8 +64,8 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     size, scans, position = (0, 0), 0, 2
     for _ in range(MAX_MARKERS):
         found = None
-        for start in range(position, len(data), _STEP):
-            if found := _MARKER.search(data, start, start + _STEP + 1):  # a marker has two bytes
+        for start in range(position, len(data), SEARCH):
+            if found := _MARKER.search(data, start, start + SEARCH + 1):  # a marker has two bytes
                 break
         if found is None or found[1][0] == _EOI or found.end() + 7 > len(data):
             return size

@@ -21,7 +21,7 @@ from trainer.data import sample
 from trainer.folder import BEST, LAST
 from unet import checkpoint as checkpoints
 from unet.checkpoint import CheckpointError
-from unet.images import encode_png
+from unet.imaging import write_png
 
 TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
 
@@ -69,8 +69,8 @@ def write_data(folder: Path) -> None:
         (folder / part).mkdir(parents=True)
     for i in range(4):
         image, label = sample.generate(np.random.default_rng(i), 40)
-        (folder / "Training_Images" / f"{i}.png").write_bytes(encode_png(image))
-        (folder / "Training_Labels" / f"{i}.png").write_bytes(encode_png(label))
+        (folder / "Training_Images" / f"{i}.png").write_bytes(write_png(image))
+        (folder / "Training_Labels" / f"{i}.png").write_bytes(write_png(label))
 
 
 def start_and_kill(command: list[str], out: Path, after: float, aimed: bool | None) -> str:

@@ -20,7 +20,7 @@ from serving import Connection, load, memory, percentile, post, wait_for
 
 from service.settings import ServeSettings
 from trainer.data import read_folder
-from unet.images import encode_png
+from unet.imaging import write_png
 
 CLIENTS = 8
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     side = arguments.side
-    requests = [post(encode_png(sample.image[:side, :side])) for sample in read_folder(arguments.data).samples]
+    requests = [post(write_png(sample.image[:side, :side])) for sample in read_folder(arguments.data).samples]
     command = [sys.executable, "-m", "service", "--model", str(arguments.model), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

@@ -26,10 +26,10 @@ from typing import Any, get_args
 import cv2
 import httpx
 
-import unet.process  # noqa: F401  isort: skip  (before torch)
+import unet.engines.process  # noqa: F401  isort: skip  (before torch)
 import torch
 
-from service.engine import BATCH_PIXELS, GPU_STREAMS, MAX_STREAMS
+from service.queue import BATCH_PIXELS, CUDA_THREADS, MAX_THREADS
 from trainer.data import read_folder
 from unet import Predictor
 from unet.device import PrecisionChoice
@@ -117,7 +117,7 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> tuple[f
     """Images per second of the predictor alone, as many at a time as the service computes, and seconds of a core for
     each."""
     on_gpu = predictor.device.type == "cuda"
-    n_streams = GPU_STREAMS if on_gpu else min(torch.get_num_threads(), MAX_STREAMS)
+    n_streams = CUDA_THREADS if on_gpu else min(torch.get_num_threads(), MAX_THREADS)
     n_threads = torch.get_num_threads() // n_streams
     batch = max(1, BATCH_PIXELS // math.prod(images[0].shape[:2])) if on_gpu else 1
     done, end = [0] * n_streams, time.perf_counter() + seconds

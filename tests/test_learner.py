@@ -1,7 +1,9 @@
-"""One training step at a time."""
+"""Training steps: optimisers, the moving average, and what is saved."""
 
+import copy
 from dataclasses import replace
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from trainer import learner as learning
 from trainer.data import Batches, Sample, sample
-from trainer.learner import Learner
+from trainer.learner import Average, Learner, make_optimizer
 from trainer.recipes import RECIPES
 from unet import Predictor
 from unet.engines.graphs import GraphCache
@@ -100,6 +102,58 @@ def test_predictor_of_the_network_in_training_follows_its_weights(device: str) -
         with torch.inference_mode():
             expected = learner.result(x).sigmoid()[0, 0].cpu().numpy()
         np.testing.assert_allclose(predictor(image), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "left"),
+    [("adamw", 1 - 0.1 * 0.5), ("sgd", 1 - 0.1 * 0.5), ("rmsprop", 1 - 0.1 * 0.5 / (0.5 * 0.01**0.5))],
+)
+def test_weights_decay_without_a_gradient(optimizer: Literal["adamw", "sgd", "rmsprop"], left: float) -> None:
+    recipe = replace(RECIPES["default"], optimizer=optimizer, lr=0.1, weight_decay=0.5)
+    network = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(network.weight)
+    network.weight.grad = torch.zeros(1, 1)
+    make_optimizer(network, recipe).step()
+    assert network.weight.item() == pytest.approx(left, abs=1e-6)
+
+
+def test_the_average_forgets_faster_at_first() -> None:
+    network = torch.nn.BatchNorm1d(1)
+    average = Average(network, decay=0.5)
+    found = []
+    for step, value in enumerate([4.0, 0.0, 0.0, 0.0], 1):
+        torch.nn.init.constant_(network.weight, value)
+        network.num_batches_tracked.fill_(step)
+        average.update()
+        found.append(average.module.weight.item())
+    # keeps nothing, then (1 + n) / (10 + n): 2/11, 3/12, 4/13
+    assert found == pytest.approx([4, 4 * 2 / 11, 4 * 2 / 11 / 4, 4 * 2 / 11 / 4 * 4 / 13])
+    assert average.module.num_batches_tracked == 4  # counters are copied
+    for _ in range(20):
+        average.update()
+    torch.nn.init.constant_(network.weight, 1.0)
+    average.update()
+    assert average.module.weight.item() == pytest.approx(0.5, abs=1e-4)  # the decay, in the long run
+
+
+def test_a_restored_learner_takes_the_same_steps() -> None:
+    learner, batches = small_learner("cpu")
+    *first, last = islice(batches.epoch(1), 3)
+    for batch in first:
+        learner.step(batch, 1e-3)
+    other, _ = small_learner("cpu")
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert torch.equal(learner.step(last, 1e-3), other.step(last, 1e-3))
+    for mine, restored in zip(learner.result.parameters(), other.result.parameters(), strict=True):
+        assert torch.equal(mine, restored)
+
+
+def test_the_moving_average_is_the_result() -> None:
+    learner, _ = small_learner("cpu")
+    assert learner.averaged
+    assert learner.result is learner.averaged.module
+    learner, _ = small_learner("cpu", ema=None)
+    assert learner.result is learner.network
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Losses and border weights, by hand."""
+"""Losses and border weights, computed by hand."""
 
 import numpy as np
 import pytest
@@ -35,31 +35,31 @@ def test_soft_dice() -> None:
     assert total == pytest.approx(loss_of(LOGITS, LABELS, None, "ce").item() + soft_dice_loss(LOGITS, LABELS).item())
 
 
-def test_dice_of_a_perfect_answer_is_nothing() -> None:
+def test_a_perfect_answer_has_no_dice_loss() -> None:
     labels = torch.tensor([[[0, 1, 2, 1]]])
     logits = 50.0 * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2)
     assert soft_dice_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
     assert centre_line_dice_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("classes", [(0, 1), (1, 0)])  # whichever of the two is the ground
-def test_a_gap_in_a_line(classes: tuple[int, int]) -> None:
-    """Eight of ten pixels found: precision 9 / 9, sensitivity 9 / 11, with the 1 that is added."""
-    ground, line = classes
-    labels = torch.full((1, 10, 10), ground)
+@pytest.mark.parametrize("classes", [(0, 1), (1, 0)])  # whichever is the background
+def test_the_centre_line_loss_of_a_line_with_a_gap(classes: tuple[int, int]) -> None:
+    """Eight of ten pixels found; 1 is added to all sums: precision 9 / 9, sensitivity 9 / 11."""
+    background, line = classes
+    labels = torch.full((1, 10, 10), background)
     labels[..., 4] = line
     found = labels.clone()
-    found[:, 5:7] = ground
+    found[:, 5:7] = background
     loss = centre_line_dice_loss(100.0 * found[:, None] - 50, labels)
     assert loss.item() == pytest.approx(1 - 2 * (9 / 11) / (1 + 9 / 11))
     assert centre_line_dice_loss(100.0 * labels[:, None] - 50, labels).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_centre_lines_draw_what_is_missing_and_erase_what_is_too_much() -> None:
+def test_centre_line_gradients_raise_missing_lines_and_lower_wrong_ones() -> None:
     labels = torch.zeros(1, 10, 10, dtype=torch.int64)
     labels[..., 4] = 1
     logits = torch.full((1, 1, 10, 10), -1.0)
-    logits[..., 8] = 1  # a line beside it
+    logits[..., 8] = 1  # a wrong line beside it
     logits.requires_grad_()
     loss = loss_of(logits, labels, None, "ce+dice+cldice")
     lines = centre_line_dice_loss(logits, labels)
@@ -70,8 +70,8 @@ def test_centre_lines_draw_what_is_missing_and_erase_what_is_too_much() -> None:
     assert (logits.grad[..., 8] > 0).all()
 
 
-def test_distances_are_exact_wherever_in_memory_the_label_lies() -> None:
-    """They are square roots of whole numbers; a bit more or less would make two runs of one seed differ."""
+def test_distances_are_exact_square_roots() -> None:
+    """The last bit must not depend on the alignment of the array, or two runs of one seed would differ."""
     label = np.zeros((61, 47), np.uint8)
     label[7:12, 9:31], label[30:33, 20:40], label[50:, 3:9] = 1, 1, 1
     for distance in two_nearest_objects(label):
@@ -87,7 +87,7 @@ def test_two_nearest_objects_on_a_line() -> None:
     np.testing.assert_allclose(second, [[3, 2, 2, 3, 4, 5, 6, 7]])
 
 
-def test_the_papers_weights_on_a_line() -> None:
+def test_border_weights_on_a_line() -> None:
     """Three pixels of eight are foreground: w_c is 8 / (2 * 3) there and 8 / (2 * 5) elsewhere, 1 on average."""
     label = np.array([[1, 0, 0, 1, 1, 0, 0, 0]])
     sums = np.array([3, 3, 3, 3, 4, 6, 8, 10])
@@ -97,7 +97,7 @@ def test_the_papers_weights_on_a_line() -> None:
     np.testing.assert_allclose(border_weights(label, 2)[0], expected, rtol=1e-6)
 
 
-def test_a_single_object_has_no_border_to_keep() -> None:
+def test_a_single_object_has_balanced_classes_and_no_border() -> None:
     label = np.zeros((9, 9), np.uint8)
     label[3:6, 3:6] = 1
     weights = border_weights(label, 2)

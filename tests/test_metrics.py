@@ -1,4 +1,4 @@
-"""Scores, by hand."""
+"""Scores, computed by hand."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ def test_scores_of_four_pixels() -> None:
     assert result.score == pytest.approx((4 / 5 + 2 / 3) / 2)
 
 
-def test_the_set_counts_as_one_image() -> None:
+def test_a_set_of_images_counts_as_one_image() -> None:
     """The mean of per-image Dice would be (0 + 1) / 2; of the whole set it is 2 * 99 / (99 + 100)."""
     small = confusion(np.array([0]), np.array([1]), 2)
     large = confusion(np.ones(99, int), np.ones(99, int), 2)
     assert scores(small + large).dice[1] == pytest.approx(2 * 99 / 199)
 
 
-def test_a_class_that_no_label_has_counts_only_by_what_others_lose_to_it() -> None:
+def test_a_class_without_labels_has_no_score_but_its_false_positives_cost_the_others() -> None:
     result = scores(confusion(np.array([0, 0, 0, 2]), np.zeros(4, int), 3))
     assert result.dice == pytest.approx((6 / 7, np.nan, np.nan), nan_ok=True)
     assert result.iou == pytest.approx((3 / 4, np.nan, np.nan), nan_ok=True)
@@ -34,7 +34,7 @@ def test_a_class_that_no_label_has_counts_only_by_what_others_lose_to_it() -> No
     assert scores(stray).score > scores(worse).score
 
 
-def test_the_threshold_curve_by_hand() -> None:
+def test_the_best_threshold() -> None:
     """Foreground at 0.9, 0.6; background at 0.1, 0.3: everything between 0.3 and 0.6 separates them."""
     curve = ThresholdCurve()
     curve.add(np.array([[0.9, 0.1]], np.float32), np.array([[1, 0]]))
@@ -55,8 +55,8 @@ def test_the_threshold_curve_agrees_with_thresholding(rng: np.random.Generator) 
         np.testing.assert_array_equal(curve.confusion(k), confusion((p > k / 1000).astype(int), label, 2))
 
 
-def test_the_threshold_curve_agrees_with_the_predictor_at_the_thresholds_themselves(rng: np.random.Generator) -> None:
-    """Which are float32 there: 0.49 is not above 0.49, though it is above 0.49 in float64."""
+def test_the_threshold_curve_rounds_as_the_predictor_does(rng: np.random.Generator) -> None:
+    """In float32 a probability of 0.49 is not above a threshold of 0.49, though it is above it in float64."""
     thresholds = (np.arange(1001) / 1000).astype(np.float32)
     p = np.stack([np.nextafter(thresholds, np.float32(0)), thresholds, np.nextafter(thresholds, np.float32(2))])
     label = rng.integers(0, 2, p.shape)
@@ -66,15 +66,15 @@ def test_the_threshold_curve_agrees_with_the_predictor_at_the_thresholds_themsel
         np.testing.assert_array_equal(curve.confusion(k), confusion((p > k / 1000).astype(int), label, 2))
 
 
-def test_auc_by_hand() -> None:
-    """Of the four pairs one is ordered wrongly and one is tied: (2 + 1/2) / 4."""
+def test_area_under_the_roc_curve() -> None:
+    """One of four pairs is in the wrong order and one is tied: (2 + 1/2) / 4."""
     curve = ThresholdCurve()
     curve.add(np.array([[0.2, 0.8, 0.5, 0.8]], np.float32), np.array([[0, 0, 1, 1]]))
     assert curve.auc() == pytest.approx(2.5 / 4)
 
 
-def test_objects_by_hand() -> None:
-    """Two cells of 40 pixels each; if the wall between them is missed, all 80 pixels are one object."""
+def test_merged_objects() -> None:
+    """Two cells of 40 pixels each; without the wall between them all 80 pixels are one object."""
     label = np.ones((8, 11), np.uint8)
     label[:, 5] = 0
     walls = label.astype(np.float32) * 0.9
@@ -97,8 +97,8 @@ def test_objects_that_touch_at_a_corner_are_two() -> None:
     assert (found.rand, found.information) == (1, 0)
 
 
-def test_one_object_cannot_be_told_apart_nor_can_points() -> None:
-    """If it could, who finds nothing at all would be perfect; and points would be 0 / 0."""
+def test_labels_without_several_objects_have_no_object_scores() -> None:
+    """A single object would be perfect if nothing at all is found; single pixels would be 0 / 0."""
     label = np.zeros((9, 9), np.uint8)
     label[2:5, 2:5] = 1
     nothing = np.zeros((9, 9), np.float32)

@@ -1,4 +1,4 @@
-"""Real images, where UNET_REAL_DATA names a folder that holds `isbi2012/` and `drive/` (see the README)."""
+"""Real images: UNET_REAL_DATA names a folder that holds `isbi2012/` and `drive/` (see the README)."""
 
 from pathlib import Path
 
@@ -28,10 +28,10 @@ def test_fundus_photographs(real_data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dice"), [("isbi2012", 0.85), ("drive", 0.55)])
-def test_a_minute_of_training_already_segments(
+def test_a_minute_of_training_segments_unseen_images(
     real_data: Path, tmp_path: Path, serve: Serve, name: str, dice: float
 ) -> None:
-    """The foreground's Dice, of the last image, which the training never saw, through the service."""
+    """Dice of the foreground through the service, for the last image, which the training never saw."""
     arguments = ["--base-channels", "8", "--max-minutes", "1", "--device", "cpu", "--out", str(tmp_path)]
     assert train(["--data", str(real_data / name), *arguments]) == 0
     last = read_folder(real_data / name).samples[-1]

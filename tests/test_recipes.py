@@ -1,10 +1,13 @@
-"""Recipes: what they say, and the networks that they build."""
+"""Recipes: their settings, and the networks that they build."""
+
+import pytest
 
 from trainer.data import Augmentation
 from trainer.recipes import RECIPES, STRONG
+from unet.errors import UserError
 
 
-def test_the_tutorial_recipe_is_the_tutorials() -> None:
+def test_the_tutorial_recipe_is_that_of_the_tutorials() -> None:
     recipe = RECIPES["tutorial"]
     assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.grey) == (512, 4, 50, True)
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.momentum) == ("rmsprop", 1e-5, 1e-8, 0.9)
@@ -15,7 +18,7 @@ def test_the_tutorial_recipe_is_the_tutorials() -> None:
     assert not recipe.mixed_precision
 
 
-def test_the_default_recipe_trains_long_augments_strongly_and_minds_centre_lines() -> None:
+def test_the_default_recipe_trains_long_with_strong_augmentation_and_centre_lines() -> None:
     recipe = RECIPES["default"]
     assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.ema) == (256, 4, 400, 0.99)
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.schedule) == ("adamw", 2e-3, 1e-2, "cosine")
@@ -23,7 +26,20 @@ def test_the_default_recipe_trains_long_augments_strongly_and_minds_centre_lines
     assert recipe.augmentation == STRONG
 
 
-def test_recipes_build_networks_with_their_drop_out() -> None:
+def test_recipes_build_networks_with_their_dropout() -> None:
     found = {name: recipe.override(base_channels=1).build(3, 1).dropout.p for name, recipe in RECIPES.items()}
     assert found == {"default": 0.5, "quick": 0.0, "tutorial": 0.0, "paper": 0.5}
     assert RECIPES["tutorial"].override(base_channels=1).build(3, 1).config.n_channels == 1  # grey
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_summed_up_in_one_line_and_listed_in_full(name: str) -> None:
+    recipe = RECIPES[name]  # type: ignore[index]
+    assert "\n" not in recipe.summary()
+    assert recipe.summary().startswith(f"{name}: base {recipe.base_channels}, {recipe.epochs} epochs, ")
+    assert f"weight_decay {recipe.weight_decay}" in str(recipe).replace("\n", " ")
+
+
+def test_an_impossible_crop_size_names_the_flag() -> None:
+    with pytest.raises(UserError, match="--image-size 40: expected a multiple of 16 for the tutorial network"):
+        RECIPES["default"].override(image_size=40)

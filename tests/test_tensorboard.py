@@ -1,31 +1,26 @@
-"""`--tensorboard`: read again by TensorBoard itself."""
+"""`--tensorboard`: what TensorBoard itself reads."""
 
-import csv
 import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainer_runs import history, train
 
-from trainer.__main__ import main
 from trainer.tensorboard import TensorBoard
-
-TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--batch-size", "2", "--device", "cpu"]
 
 
 def test_it_shows_the_history(data: Path, tmp_path: Path) -> None:
-    assert main([*TINY, "--epochs", "2", "--data", str(data), "--out", str(tmp_path), "--tensorboard"]) == 0
+    assert train("--tensorboard", epochs=2, data=data, out=tmp_path) == 0
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    with (tmp_path / "history.csv").open() as file:
-        rows = list(csv.DictReader(file))
     for name in ("loss", "score", "lr"):
         shown = {event.step: event.value for event in events.Scalars(name)}
-        assert shown == {int(row["epoch"]): pytest.approx(float(row[name]), rel=1e-4) for row in rows}
+        assert shown == {int(row["epoch"]): pytest.approx(float(row[name]), rel=1e-4) for row in history(tmp_path)}
 
 
-def test_an_interrupted_epoch_is_shown_once(tmp_path: Path) -> None:
-    for epochs, loss in ((range(1, 5), 0.5), (range(3, 4), 0.25)):  # it was resumed after the second
+def test_a_repeated_epoch_is_shown_once(tmp_path: Path) -> None:
+    for epochs, loss in ((range(1, 5), 0.5), (range(3, 4), 0.25)):  # resumed after the second epoch
         board = TensorBoard(tmp_path, first_epoch=epochs[0])
         for epoch in epochs:
             board.add({"epoch": epoch, "loss": loss})
@@ -39,5 +34,5 @@ def test_a_missing_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    assert main([*TINY, "--epochs", "1", "--data", str(data), "--out", str(tmp_path), "--tensorboard"]) == 2
+    assert train("--tensorboard", data=data, out=tmp_path) == 2
     assert "pip install '.[tensorboard]'" in capsys.readouterr().err

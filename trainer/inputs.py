@@ -1,6 +1,5 @@
 """The images of a run: found by `--data`, read, and divided into training and validation."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,11 @@ from unet.errors import UserError
 
 
 def read(settings: TrainSettings) -> DataSet:
-    """The data set that --data names; `sample` is written to OUT/sample first, `isbi2012` is downloaded."""
+    """The data set that --data names; `sample` is written to OUT/sample, `isbi2012` is downloaded."""
     folder = Path(settings.data)
     if settings.data == "sample":
         folder = settings.out / "sample"
-        try:
-            sample.write(folder)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written: {os.strerror(error.errno or 0)}") from error
+        sample.write(folder)
     elif settings.data == "isbi2012" and not folder.is_dir():
         folder = download.isbi2012(settings.isbi2012_url)
     if not folder.is_dir():

@@ -56,7 +56,7 @@ def join(choice: str) -> Iterator[torch.device]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f"another process of this run has ended; its own message may say why ({reason})") from error
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,60 @@
+"""training.png and samples.png: sizes, distinct colours, and any image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import picture
+
+from trainer.data import Sample
+from trainer.pictures import class_colours, curves, samples
+from unet import NetworkConfig, Predictor
+from unet.pixels import Preprocessing
+
+
+def predictor(n_classes: int) -> Predictor:
+    network = NetworkConfig(base_channels=2, n_classes=1 if n_classes == 2 else n_classes).build().eval()
+    return Predictor(network, Preprocessing(), class_values=tuple(range(n_classes)))
+
+
+def sample(height: int, width: int, n_classes: int = 2) -> Sample:
+    label = np.arange(height * width).reshape(height, width) * n_classes // (height * width)
+    return Sample("stack page 3", (label * 9).astype(np.uint8), label.astype(np.uint8))
+
+
+@pytest.mark.parametrize("n_classes", [2, 24])
+def test_small_and_large_images_fill_the_page(n_classes: int) -> None:
+    shown = [sample(16, 16, n_classes), sample(96, 128, n_classes), sample(20, 100, n_classes)]
+    page = picture(samples(predictor(n_classes), shown))
+    inked = (page < 250).any(axis=2)  # not white
+    assert inked.mean() > 0.5
+    assert np.diff(np.flatnonzero(inked.any(axis=1))).max() < 60  # pixels: no empty band
+
+
+def test_a_label_is_shown_in_the_colours_of_its_classes() -> None:
+    page = picture(samples(predictor(3), [sample(64, 64, 3)]))
+    for colour in (class_colours(3) * 255).round():
+        assert (np.abs(page.astype(int) - colour).max(axis=2) <= 2).mean() > 0.05
+
+
+def test_colours_of_many_classes_are_distinct() -> None:
+    colours = class_colours(24)
+    distances = np.linalg.norm(colours[:, np.newaxis] - colours, axis=2)
+    assert distances[np.triu_indices(24, 1)].min() > 0.2
+    np.testing.assert_array_equal(colours[:2], class_colours(2))  # black and orange, in every picture
+
+
+def test_grey_colour_and_flat_images_are_shown() -> None:
+    label = sample(16, 16).label
+    grey = np.random.default_rng(0).random((16, 16)).astype(np.float32)
+    for image in (grey, np.stack(3 * [grey], axis=2), np.full((16, 16), 7, np.uint8)):
+        assert picture(samples(predictor(2), [Sample("any", image, label)])).ndim == 3
+
+
+def test_curves_of_one_epoch_and_of_many_classes(tmp_path: Path) -> None:
+    row = {"epoch": 1, "loss": 1.0, "lr": 1e-3, "score": 0.5}
+    few = picture(curves([row | {"dice_0": 0.4, "dice_255": 0.6}], (0, 255)))
+    many = {f"dice_{value}": value / 64 for value in range(64) if value != 5}  # no label has class 5
+    page = picture(curves([row | many, row | many | {"epoch": 2}], tuple(range(64))))
+    assert page.shape[0] == few.shape[0]
+    assert page.shape[1] > few.shape[1]  # room for the legend

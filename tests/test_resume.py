@@ -1,0 +1,233 @@
+"""Interrupted runs: signals, kills, and resuming to the same weights."""
+
+# ruff: noqa: F811  (parameters are named like the imported fixtures)
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from trainer_runs import (  # noqa: F401  (fixtures)
+    TORCHRUN,
+    AtEpoch,
+    assert_resumes,
+    assert_same_run,
+    at_epoch,
+    contents,
+    half,
+    history,
+    in_folder,
+    runs,
+    train,
+    train_in,
+    whole,
+)
+
+from trainer import learner
+from trainer.__main__ import main
+from trainer.folder import RunFolder
+from trainer.recipes import RECIPES
+from trainer.run import Throttle
+from trainer.schedule import Schedule
+from trainer.stop import Stopped
+from unet import checkpoint as checkpoints
+
+
+def test_a_finished_run_stays_and_another_one_is_refused(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_in(half) == 0
+    before = contents(half / "out")
+    assert "going on after epoch 1, where an earlier run was interrupted" in capsys.readouterr().out
+    assert train_in(half) == 0
+    assert "already finished: best score" in capsys.readouterr().out
+    assert train_in(half, lr=0.5, batch_size=3) == 2
+    assert "recipe.batch_size: was 2, is 3; recipe.lr: was 0.002, is 0.5" in capsys.readouterr().err
+    assert contents(half / "out") == before
+    assert train_in(half, "--force", lr=0.5) == 0
+    assert contents(half / "out")["best_model.pth"] != before["best_model.pth"]
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_every_recipe_resumes_exactly(
+    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_epoch: AtEpoch, recipe: str
+) -> None:
+    """EMA, dropout, momentum, border weights and augmentation all continue where they were."""
+    small = RECIPES[recipe].override(base_channels=2, image_size=36 if recipe == "paper" else 32, batch_size=2)
+    monkeypatch.setitem(RECIPES, recipe, replace(small, min_steps=2))
+    command = ["--recipe", recipe, "--data", str(half / "data"), "--device", "cpu", "--epochs", "3", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    at_epoch.interrupt(2)
+    assert main([*command, str(tmp_path / "parts")]) == 143
+    at_epoch.nothing()
+    assert main([*command, str(tmp_path / "parts")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_training_before_the_next_step(
+    half: Path,
+    whole: Path,
+    at_epoch: AtEpoch,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+) -> None:
+    at_epoch(2, lambda: signal.raise_signal(number))
+    before = signal.signal(number, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
+    with monkeypatch.context() as patch:
+        patch.setattr(learner.Learner, "step", lambda *_: pytest.fail("one step more"))
+        try:
+            assert train_in(half) == status
+        finally:
+            signal.signal(number, before)
+    assert capsys.readouterr().err == (
+        f"unet-train: stopped by {number.name}; the same command, without --force, goes on after epoch 1\n"
+    )
+    at_epoch.nothing()
+    assert_resumes(half, whole)
+
+
+def test_a_signal_during_a_save_waits_for_all_files(half: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_atomically = checkpoints.replace_atomically
+
+    def terminated(path: Path, content: bytes) -> None:
+        if path.name == "history.csv":
+            signal.raise_signal(signal.SIGTERM)
+        replace_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "replace_atomically", terminated)
+        assert train_in(half) == 143
+    assert checkpoints.read(half / "out" / "last.pth")[0]["progress"]["epoch"] == 2
+    assert_resumes(half, whole)
+
+
+def test_a_signal_before_the_first_epoch(half: Path) -> None:
+    """As a program, where no epoch is known yet."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer", *in_folder(half, "--force", epochs=1_000_000)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        next(line for line in program.stdout if line.startswith("device"))
+        program.send_signal(signal.SIGTERM)
+        _, said = program.communicate()
+    assert program.returncode == 143
+    assert re.fullmatch(r"unet-train: stopped by SIGTERM; the same command, without --force, goes on after .*\n", said)
+
+
+def test_a_run_killed_after_its_last_epoch_writes_its_report_the_next_time(
+    half: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.report.account", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert train_in(half) == 143
+    assert not (half / "out" / "report.json").exists()
+    assert_resumes(half, whole)
+
+
+@pytest.mark.parametrize("last", [2, 3])
+def test_report_and_history_describe_the_best_model_in_the_folder(
+    half: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """The run was killed after it wrote best_model.pth of epoch 3 and before last.pth. The time left ends the resumed
+    run before that epoch, or lets it repeat the epoch, with a worse result."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Throttle, "due", lambda _: False)
+        patch.setattr(RunFolder, "save_last", Mock(side_effect=[None, Stopped]))
+        with pytest.raises(Stopped):
+            train_in(half)
+    best = checkpoints.load(half / "out" / "best_model.pth")
+    assert best.training["epoch"] == 3
+    monkeypatch.setattr(Schedule, "lr", lambda *_: 10.0)
+    monkeypatch.setattr(Schedule, "finished", lambda _, epoch, elapsed: epoch == last)
+    assert train_in(half) == 0
+    report = json.loads((half / "out" / "report.json").read_text())
+    assert checkpoints.load(half / "out" / "best_model.pth").id == best.id
+    assert (report["epoch"], report["score"]) == (3, best.training["score"])
+    rows = history(half / "out")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert rows[2]["score"] == f"{report['score']:.6g}"
+
+
+def test_data_that_disappears_during_a_run_does_not_matter(half: Path, whole: Path, at_epoch: AtEpoch) -> None:
+    at_epoch(2, lambda: [path.unlink() for path in (half / "data").glob("*/*.png")])
+    assert_resumes(half, whole)
+
+
+def test_saving_takes_a_fifth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # conftest saves every epoch
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    saving = Throttle()
+    assert saving.due()
+    with saving:
+        now += 2
+    found = []
+    for _ in range(9):
+        now += 1
+        found.append(saving.due())
+    assert found == [False] * 7 + [True] * 2
+
+
+@pytest.mark.slow
+def test_a_best_model_that_is_saved_later_has_the_weights_of_its_epoch(
+    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worsening = {"data": half / "data", "epochs": 6, "lr": 0.1}
+    assert train(**worsening, out=tmp_path / "often") == 0
+    monkeypatch.setattr(Throttle, "due", lambda _: False)  # only at the end
+    assert train(**worsening, out=tmp_path / "once") == 0
+    assert checkpoints.load(tmp_path / "once" / "best_model.pth").training["epoch"] < 6
+    assert_same_run(tmp_path / "often", tmp_path / "once")
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_exactly_and_keeps_its_lock_until_then(
+    half: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer", *in_folder(half)], stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        next(line for line in program.stdout if line.startswith("epoch   2/3"))
+        program.send_signal(signal.SIGSTOP)
+        assert train_in(half) == 2
+        assert f"out: another unet-train is writing there (process {program.pid} on " in capsys.readouterr().err
+        program.kill()
+    assert program.returncode == -signal.SIGKILL
+    assert_resumes(half, whole)
+
+
+@pytest.mark.slow
+def test_the_processes_of_one_run_stop_together(half: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, *TORCHRUN, "-m", "trainer", *in_folder(half, "--force", epochs=1_000_000)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        assert launcher.stdout is not None
+        next(line for line in launcher.stdout if line.startswith("epoch   1"))
+        launcher.send_signal(signal.SIGTERM)
+        _, said = launcher.communicate()
+    message = "unet-train: stopped by SIGTERM; the same command, without --force, goes on after epoch"
+    assert said.count(message) == 2, said
+    assert "RuntimeError" not in said
+    assert checkpoints.read(half / "out" / "last.pth")[0]["progress"]["epoch"] >= 1
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing() -> None:
+    script = Path(__file__).parent / "benchmarks" / "kills.py"
+    done = subprocess.run([sys.executable, script, "--kills", "4", "--epochs", "4"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "final weights equal        yes" in done.stdout

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs, problems
 from service.problems import ProblemError
 
-LINGER_S = 2.0
+LINGER_S = 1.0
 _ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 

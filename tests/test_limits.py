@@ -1,9 +1,8 @@
-"""What a client may send to the service, how fast, and how many of them: at each limit and above it."""
+"""Limits of requests: sizes, speed and number, at each limit and above it."""
 
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
@@ -18,7 +17,7 @@ from service.app import create_app
 from service.settings import ServeSettings
 from trainer.data import sample
 from unet import Predictor
-from unet.images import encode_tiff
+from unet.imaging import write_tiff
 from unet.predictor import Piece
 
 Make = Callable[..., Path]
@@ -28,14 +27,15 @@ IMAGE, _ = sample.generate(np.random.default_rng(99), size=64)
 @contextmanager
 def service(trained: Path, **settings: Any) -> Iterator[tuple[str, int]]:
     model = trained / "best_model.pth"
-    with listening(create_app(ServeSettings(model=model, device="cpu", **settings))) as address:
+    app = create_app(ServeSettings(model=model, device="cpu", **settings))
+    with listening(app, idle_s=settings.get("idle_s", 10)) as address:
         assert httpx.get(f"http://127.0.0.1:{address[1]}/health", timeout=60).status_code == 200
         yield address
 
 
 @pytest.fixture
 def address(trained: Path) -> Iterator[tuple[str, int]]:
-    """A service with one place and little patience."""
+    """A service with one place and short deadlines."""
     with service(trained, max_bytes=50_000, max_in_flight=1, idle_s=0.5) as address:
         yield address
 
@@ -44,7 +44,7 @@ HEAD = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 
 
 def is_free(address: tuple[str, int]) -> bool:
-    """The one place is: a good request gets its answer."""
+    """Whether the one place is free: a good request gets its answer."""
     return httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=png(IMAGE), timeout=60).status_code == 200
 
 
@@ -103,7 +103,7 @@ def test_413_for_an_announced_length_before_any_of_it(address: tuple[str, int]) 
         b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
     ],
 )
-def test_lengths_that_are_none(address: tuple[str, int], lie: bytes) -> None:
+def test_invalid_lengths_are_refused(address: tuple[str, int], lie: bytes) -> None:
     with connect(address) as connection:
         connection.sendall(HEAD + lie)
         connection.shutdown(socket.SHUT_WR)
@@ -111,7 +111,7 @@ def test_lengths_that_are_none(address: tuple[str, int], lie: bytes) -> None:
     assert is_free(address)
 
 
-def test_hanging_up_in_the_middle_leaves_nothing_behind(
+def test_a_hang_up_during_the_upload_frees_the_place(
     address: tuple[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     form = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 40000\r\n\r\n--b\r\n"
@@ -126,8 +126,8 @@ def test_hanging_up_in_the_middle_leaves_nothing_behind(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_who_hangs_up_ends_the_computation(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the piece in hand. What is asked for later takes turns with the others, if there were any."""
+def test_a_hang_up_ends_the_computation(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the piece in hand."""
     begun, go_on = threading.Event(), threading.Event()
     computed: list[int] = []
     compute = Predictor.compute
@@ -138,7 +138,7 @@ def test_who_hangs_up_ends_the_computation(make_checkpoint: Make, monkeypatch: p
         assert go_on.wait(30)
         compute(self, pieces)
 
-    monkeypatch.setattr("service.engine.MAX_STREAMS", 1)
+    monkeypatch.setattr("service.queue.MAX_THREADS", 1)
     with service(make_checkpoint().parent) as address:
         monkeypatch.setattr(Predictor, "compute", held)
 
@@ -158,17 +158,17 @@ def test_who_hangs_up_ends_the_computation(make_checkpoint: Make, monkeypatch: p
     assert computed == 4 * [1]
 
 
-def test_503_above_the_places_and_200_when_there_is_one_again(trained: Path) -> None:
+def test_503_when_all_places_are_taken_and_200_when_one_is_free_again(trained: Path) -> None:
     with service(trained, max_in_flight=2) as address:
         body = png(IMAGE)
         head = HEAD + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
         with connect(address) as one, connect(address) as two:
             for connection in (one, two):
                 connection.sendall(head)
-                assert connection.recv(999).startswith(b"HTTP/1.1 100 ")  # it has its place, and waits for the body
+                assert connection.recv(999).startswith(b"HTTP/1.1 100 ")  # it holds a place, and waits for the body
             refused = [httpx.post(f"http://127.0.0.1:{address[1]}/segment", content=body) for _ in range(4)]
             assert [answer.status_code for answer in refused] == [503] * 4
-            # those who are refused together do not come back together
+            # staggered, so that retries spread out
             assert [answer.headers["retry-after"] for answer in refused] == ["1", "2", "3", "1"]
             for connection in (one, two):
                 connection.sendall(body)
@@ -177,12 +177,12 @@ def test_503_above_the_places_and_200_when_there_is_one_again(trained: Path) -> 
 
 
 def test_504_for_an_upload_that_is_steady_but_too_slow(trained: Path) -> None:
-    with service(trained, timeout_s=0.5) as address, connect(address) as connection:
+    with service(trained, timeout_s=0.5, idle_s=1) as address, connect(address) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         assert drip(connection, b"800\r\n" + bytes(2048) + b"\r\n").startswith(b"HTTP/1.1 504 ")
 
 
-# numbers at, below and above
+# ---- at, below and above each limit
 
 
 def test_bytes(trained: Path, serve: Serve) -> None:
@@ -197,8 +197,8 @@ def test_parts(trained: Path, serve: Serve) -> None:
     with serve(model=trained / "best_model.pth", max_parts=3) as client:
 
         def post(n_parts: int) -> httpx.Response:
-            fields = {f"field{i}": "x" for i in range(n_parts - 1)}
-            return client.post("/segment", files={"file": png(IMAGE)}, data=fields)
+            parts = [("tta", (None, "false"))] * (n_parts - 1)
+            return client.post("/segment", files=[*parts, ("file", png(IMAGE))])
 
         assert [post(n).status_code for n in (1, 2, 3, 4, 1000)] == [200, 200, 200, 413, 413]
         assert "at most 3 parts" in post(4).text
@@ -221,21 +221,19 @@ def test_headers(serve: Serve, tmp_path: Path) -> None:
 def test_pages_and_pixels(trained: Path, serve: Serve) -> None:
     for n_pages, side, status in [(1, 10, 200), (2, 10, 200), (3, 10, 413), (1, 20, 200), (2, 15, 413), (1, 21, 413)]:
         with serve(model=trained / "best_model.pth", max_pages=2, max_pixels=400) as client:
-            body = encode_tiff(list(repeat(IMAGE[:side, :side], n_pages)))
+            body = write_tiff(list(repeat(IMAGE[:side, :side], n_pages)))
             assert client.post("/segment", content=body).status_code == status
 
 
-def test_large_images_wait_for_room_and_too_many_are_refused(trained: Path, serve: Serve) -> None:
+def test_too_many_waiting_large_images_are_refused(
+    trained: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = png(np.zeros((1025, 1024), np.uint8))
     with serve(model=trained / "best_model.pth", max_in_flight=2) as client:
-        budget = client.app.state.engine._budget  # type: ignore[attr-defined]
-        holding, waiting = Future[None](), Future[None]()
-        for held in (holding, waiting):
-            budget.take(2**30, until=held)
+        monkeypatch.setattr(client.app.state.budget, "_max_waiting", 0)  # type: ignore[attr-defined]
         refused = client.post("/segment", content=large)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-        assert refused.json()["detail"] == "1 images above 1048576 pixels are waiting already; try again"
+        assert "images above 1048576 pixels are waiting already" in refused.json()["detail"]
         assert client.post("/segment", content=png(np.zeros((1024, 1024), np.uint8))).status_code == 200
-        for held in (waiting, holding):
-            held.set_result(None)
+        monkeypatch.undo()
         assert client.post("/segment", content=large).status_code == 200

@@ -1,8 +1,8 @@
-"""How good a model is on images that it did not see:  python tests/benchmarks/accuracy.py MODEL DATA [--last N]
+"""Accuracy of a model on images that it did not see:  python tests/benchmarks/accuracy.py MODEL DATA [--last N]
 
-Prints, with and without test-time averaging: pixel error at a half, Dice of the foreground at the model's own
-threshold, and AUC, all inside the field of view of photographs that have one (a bright disc on black); and the
-challenge's V_rand at the best threshold. Writes the same as JSON with --json FILE.
+Prints, with and without test-time augmentation: pixel error at a threshold of 0.5, Dice of the foreground at the
+model's threshold, and AUC, all inside the field of view of photographs that have one (a bright disc on black); and the
+challenge's V_rand at the best threshold. --json FILE writes the same as JSON.
 """
 
 import argparse
@@ -55,12 +55,12 @@ def measure(predictor: Predictor, samples: list[Sample], tta: bool) -> dict[str,
         for threshold in RAND_THRESHOLDS:
             if found := object_scores(probabilities, sample.label, threshold):
                 rand[threshold].append(found.rand)
-    own = scores(curve.confusion(round(predictor.threshold * curve.BINS)))
+    at_threshold = scores(curve.confusion(round(predictor.threshold * curve.BINS)))
     half = scores(curve.confusion(curve.BINS // 2))
     best = max(RAND_THRESHOLDS, key=lambda threshold: np.mean(rand[threshold]))
     return {
         "pixel error": half.pixel_error,
-        "dice": own.dice[1],
+        "dice": at_threshold.dice[1],
         "auc": curve.auc(),
         "v_rand": float(np.mean(rand[best])),
         "at": best,
@@ -68,7 +68,7 @@ def measure(predictor: Predictor, samples: list[Sample], tta: bool) -> dict[str,
 
 
 def field_of_view(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """(H, W): everything, but for a colour photograph the bright disc that its black surroundings leave."""
+    """(H, W): the bright disc of a colour photograph on black; all of a grey image."""
     if image.ndim == 2:
         return np.ones(image.shape, bool)
     bright = (image.max(axis=2) > 40).astype(np.uint8)

@@ -1,8 +1,8 @@
 """Training under `kill -9`:  python tests/benchmarks/kills.py --kills 50
 
 A short run is killed at random moments, alternately at any time and while a file is being written, and started again
-until it is finished; then the next one. After every kill `best_model.pth` and `last.pth` are read, and each finished
-run is compared with one that nobody killed, weight by weight. Ends with 1 if anything differs.
+until it is finished; then the next run begins. After every kill `best_model.pth` and `last.pth` are read, and each
+finished run is compared weight by weight with one that was not killed. Exit status 1 if anything differs.
 """
 
 import argparse
@@ -29,8 +29,8 @@ TINY = ["--recipe", "quick", "--base-channels", "2", "--image-size", "32", "--ba
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=4, help="of each run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of each run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     arguments = parser.parse_args()
     chance = np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -41,11 +41,11 @@ def main() -> int:
         started = time.monotonic()
         subprocess.run([*command, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - started
-        print(f"a run that nobody kills: {seconds:.1f} s", flush=True)
+        print(f"a run without kills: {seconds:.1f} s", flush=True)
 
         kills, broken, finished, different = Counter[str](), Counter[str](), 0, 0
         moment = "not started yet"
-        while kills.total() < arguments.kills or moment:  # the last run is let finish
+        while kills.total() < arguments.kills or moment:  # the last run may finish
             out = folder / f"run{finished}"
             aimed = kills.total() % 2 == 1 if kills.total() < arguments.kills else None
             moment = start_and_kill([*command, str(out)], out, chance.uniform(0, seconds * 0.7), aimed)
@@ -74,11 +74,11 @@ def write_data(folder: Path) -> None:
 
 
 def start_and_kill(command: list[str], out: Path, after: float, aimed: bool | None) -> str:
-    """Kills the run `after` seconds, or if `aimed` at the first file that it writes then; None: lets it be.
+    """Kill the run after `after` seconds, or if `aimed` at the first file that it writes from then on; None: never.
 
-    Returns when that was; nothing if it had finished.
+    Returns the moment of the kill; an empty string if the run had finished.
     """
-    left_before = set(out.glob(".*.tmp"))  # by the kill before this one
+    left_before = set(out.glob(".*.tmp"))  # left by the kill before this one
     log = out.with_suffix(".log")
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as program:
         if aimed is not None:
@@ -101,7 +101,7 @@ def start_and_kill(command: list[str], out: Path, after: float, aimed: bool | No
 
 
 def unreadable(out: Path) -> Iterator[str]:
-    """Which of the two files is there and cannot be read. There has to be a best model as soon as last.pth has one."""
+    """The files that exist but cannot be read, or a best model that last.pth knows and that is missing."""
     if (out / LAST).exists():
         try:
             progress = checkpoints.read(out / LAST)[0]["progress"]
@@ -118,7 +118,7 @@ def unreadable(out: Path) -> Iterator[str]:
 
 
 def result(out: Path) -> Iterator[Any]:
-    """What a run ends with, apart from times: weights, the best model, scores, and which files there are."""
+    """The result of a run without its times: weights, best model, scores, threshold and names of files."""
     state = checkpoints.read(out / LAST)[0]
     best = checkpoints.load(out / BEST)
     for weights in (state["learner"]["network"], best.state_dict):

@@ -1,11 +1,11 @@
-"""Recipes against each other at equal width, and equal time or passes:
+"""Comparison of recipes at equal width, and equal time or epochs:
 
     python tests/benchmarks/recipes.py DATA --minutes 10 --out DIR
     python tests/benchmarks/recipes.py DATA --epochs 60 --folds 1 2 3 --out DIR
 
-Each is trained on all but the last fifth of the images, or on all but one of six parts, once for each of `--folds`.
-Prints the scores on the images that it did not see, as accuracy.py does, the mean over the folds. What is trained
-already in DIR is not trained again.
+Each recipe is trained on all but the last fifth of the images, or, once for each of `--folds`, on all but one of six
+parts. Prints its scores on the other images, as accuracy.py does, as means over the folds. Models that DIR holds
+already are not trained again.
 """
 
 import argparse

@@ -21,10 +21,9 @@ def test_uninitialised_pixels_are_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_memory_beyond_what_was_measured_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz, "measure", lambda *_: 10_000)
-    monkeypatch.setattr(fuzz, "read", lambda *_: Picture([np.ones(2**27, np.uint8)[:100].reshape(10, 10)], "YX"))
-    with pytest.raises(AssertionError, match="KiB taken for 10000 pixels"):
-        fuzz.attempt(b"")
+    monkeypatch.setattr(fuzz, "_peak", iter([0, 10**6]).__next__)  # KiB
+    with pytest.raises(AssertionError, match="1000000 KiB taken for 851 pixels"):
+        fuzz.attempt(fuzz.seeds()["png"])
 
 
 def test_damaged_files_are_refused_or_read_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,15 @@ MAX_SCANS = 100
 """Scans of a progressive JPEG, which has about ten. Each takes the time of a whole image, and may be a few bytes."""
 MAX_MARKERS = 10_000
 """Marker segments of a JPEG."""
+MAX_TAGS = 4096
+"""Tags of a TIFF directory; libtiff's limit, too."""
 MAX_STRIPS = 2**20
 """Offsets and byte counts of strips and tiles, of all pages of a TIFF together."""
 
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # neither data nor a restart
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_EOI, _SOS = 0xD9, 0xDA
+_LOSSLESS, _DHT, _EOI, _SOS = 0xC3, 0xC4, 0xD9, 0xDA
 SEARCH = 2**18
 """Bytes of one search for a marker, which holds up other threads: milliseconds at most."""
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -59,8 +61,12 @@ def plain_png(data: bytes) -> bytes:
     raise ImageError(f"expected a PNG of at most {MAX_CHUNKS} chunks, found more")
 
 
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a JPEG; (0, 0) for tables without an image. Raises ImageError for too many scans."""
+def jpeg_size(data: bytes, strict: bool = False) -> tuple[int, int]:
+    """(width, height) of a JPEG; (0, 0) for tables without an image. Raises ImageError for too many scans.
+
+    `strict`, for strips of a TIFF: also for bytes between the segments, lossless JPEG and Huffman tables longer than
+    their segment. imagecodecs passes such to a decoder of lossless JPEG that reads beyond its input.
+    """
     size, scans, position = (0, 0), 0, 2
     for _ in range(MAX_MARKERS):
         found = None
@@ -69,13 +75,17 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
                 break
         if found is None or found[1][0] == _EOI or found.end() + 7 > len(data):
             return size
-        marker, position = found[1][0], found.end()
-        length, height, width = struct.unpack_from(">HxHH", data, position)
-        position += max(2, length)
+        marker, end = found[1][0], found.end()
+        length, height, width = struct.unpack_from(">HxHH", data, end)
+        if strict and not scans:
+            too_long = marker == _DHT and 19 + sum(data[end + 3 : end + 19]) > min(length, len(data) - end)
+            if found.start() != position or marker == _LOSSLESS or too_long:
+                raise ImageError("expected a baseline or progressive JPEG in the TIFF, found a damaged or lossless one")
         if marker in _SOF:
             if size != (0, 0):
                 raise ImageError("the image is damaged: a JPEG has one size")
             size = width, height
+        position = end + max(2, length)
         scans += marker == _SOS
         if scans > MAX_SCANS:
             raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, found more")
@@ -83,15 +93,18 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a WebP's canvas. (Pillow allocates the canvas when it opens a WebP.)"""
-    kind, head = data[12:16], data[20:30].ljust(10, b"\0")
+    """(width, height) of a WebP's canvas. (Pillow allocates the canvas when it opens a WebP.) Raises ImageError."""
+    if len(data) < 30 or not data.startswith(b"RIFF") or data[8:12] != b"WEBP":
+        raise ImageError("the image is truncated or damaged")
+    kind, sides = data[12:16], int.from_bytes(data[21:25], "little")
     if kind == b"VP8X":
-        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     if kind == b"VP8L":
-        sides = int.from_bytes(head[1:5], "little")
         return (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", head, 6)
-    return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise ImageError("the image is damaged: expected the picture of a WebP first")
 
 
 def plain_tiff(data: bytes, max_pages: int | None) -> io.BytesIO:
@@ -109,11 +122,12 @@ def plain_tiff(data: bytes, max_pages: int | None) -> io.BytesIO:
     try:
         (start,) = struct.unpack_from(pointer, data, 8 if big else 4)
         while start and start not in ends:
-            if (
-                max_pages is not None and len(ends) > 2 * max_pages + 30
-            ):  # a page may have a mask, a thumbnail, overviews
+            # a page may come with a mask, a thumbnail or overviews
+            if max_pages is not None and len(ends) > 2 * max_pages + 30:
                 raise ImageTooLargeError(f"expected at most {max_pages} pages (--max-pages), found more")
             (n_tags,) = struct.unpack_from(head, data, start)
+            if n_tags > MAX_TAGS:
+                raise ImageError(f"expected a TIFF directory of at most {MAX_TAGS} tags, found {n_tags}")
             first = start + struct.calcsize(head)
             end = first + n_tags * struct.calcsize(entry)
             (following,) = struct.unpack_from(pointer, data, end)

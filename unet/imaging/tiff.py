@@ -20,7 +20,10 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _DESCRIBED = ("shaped", "ome", "imagej", "svs")
 """Descriptions of axes that are followed: tifffile's own, OME's, ImageJ's, Aperio's."""
-_STATED_SIZES = {7: headers.jpeg_size, 50001: headers.webp_size}
+_STATED_SIZES: dict[int, Callable[[bytes], tuple[int, int]]] = {
+    7: partial(headers.jpeg_size, strict=True),
+    50001: headers.webp_size,
+}
 """JPEG and WebP: their strips and tiles state a size of their own, for which the decoder allocates memory."""
 _COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000, *_STATED_SIZES}
 """None, fax, LZW, deflate, PackBits, LZMA, ZSTD: never decoded into more bytes than the page claims."""
@@ -88,7 +91,8 @@ class TiffImage:
             n_samples = sum(math.prod(page.shape) if page else 0 for page in directories)
             if s.dataoffset:  # all samples in a row, whatever the number of directories
                 n_samples = min(math.prod(shape), (n_bytes - s.dataoffset) // s.dtype.itemsize)
-            if math.prod(shape) != n_samples or not all(axes.count(axis) == 1 for axis in "YX") or axes.count("C") > 1:
+            known = [axis for axis in axes if axis in "YXCS"]
+            if math.prod(shape) != n_samples or not {"Y", "X"} <= set(known) or len(known) > len(set(known)):
                 return []
             self.axes = s.axes
             blocks.append(Block(s.keyframe, directories, axes, shape, partial(s.asarray, squeeze=False, maxworkers=1)))
@@ -122,7 +126,7 @@ class TiffImage:
         with suppress(Exception):  # tifffile's, and of numbers that are none: no reason to refuse the pixels
             imagej = (self.file.imagej_metadata if self.file.is_imagej else None) or {}
             unit = str(imagej.get("unit", _UNITS.get(page.resolutionunit, ""))).replace(r"\u00B5", "µ")
-            numbers = [*page.resolution, float(imagej.get("spacing", 0))]
+            numbers = [float(number) for number in (*page.resolution, imagej.get("spacing", 0))]
             if "PhysicalSizeX" in ome:
                 x, y, z = (float(ome.get(f"PhysicalSize{axis}", 0)) for axis in "XYZ")
                 numbers, unit = [1 / x, 1 / y, z], ome.get("PhysicalSizeXUnit", "µm")
@@ -134,7 +138,7 @@ class TiffImage:
         """Raises ImageError for a JPEG or WebP strip or tile that says it is larger than the page has it."""
         if not (size_of := _STATED_SIZES.get(page.compression)):
             return
-        if directory.jpegtables and headers.jpeg_size(directory.jpegtables) != (0, 0):
+        if directory.jpegtables and size_of(directory.jpegtables) != (0, 0):
             raise ImageError("the image is damaged: the JPEG tables of the TIFF hold an image")
         largest = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
         for offset, count in zip(directory.dataoffsets, directory.databytecounts, strict=True):
@@ -164,7 +168,7 @@ def _check(block: Block) -> None:
     """Raises ImageError for samples that are not read, by their usual names, and for damaged directories."""
     page = block.page
     numbers = [*block.shape, page.samplesperpixel, page.compression, page.photometric, page.bitspersample]
-    numbers += [page.tilewidth, page.tilelength, page.tiledepth, page.rowsperstrip]
+    numbers += [page.tilewidth, page.tilelength, page.tiledepth, page.rowsperstrip, page.tags.valueof(_ORIENTATION, 1)]
     for directory in block.directories:
         numbers += [*directory.dataoffsets, *directory.databytecounts]
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or page.planarconfig not in (1, 2):
@@ -174,8 +178,8 @@ def _check(block: Block) -> None:
     if page.compression not in _COMPRESSIONS:
         name = getattr(page.compression, "name", page.compression)
         raise ImageError(f"TIFF compression {name} is not read: save with deflate, LZW or ZSTD")
-    subsampled = page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _STATED_SIZES
-    if page.photometric not in _SAMPLES or subsampled or page.samplesperpixel < _SAMPLES[page.photometric]:
+    undecoded = page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _STATED_SIZES
+    if page.photometric not in _SAMPLES or undecoded or page.samplesperpixel < _SAMPLES[page.photometric]:
         found = f"{page.samplesperpixel} x {getattr(page.photometric, 'name', page.photometric)}"
         raise ImageError(f"expected a TIFF of grey values, RGB, CMYK, a palette or JPEG's YCbCr, found {found}")
     if page.dtype is None or page.dtype.kind not in "biuf":
@@ -225,7 +229,7 @@ def _rendered(samples: Array, page: Any) -> Array:
     bits = page.bitspersample
     if page.photometric == PHOTOMETRIC.PALETTE:
         colours = np.asarray(page.colormap)
-        if colours.shape != (3, 2**bits) or samples.dtype.kind != "u":
+        if colours.shape != (3, 2**bits) or colours.dtype.kind != "u" or samples.dtype.kind != "u":
             raise ImageError("the image is damaged: the TIFF has no palette of its size")
         table = (colours.T >> 8 if colours.max() > 255 else colours.T).astype(np.uint8)  # of 16 bits, or (rarely) of 8
         return table[samples[..., 0]]

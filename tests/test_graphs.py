@@ -69,8 +69,10 @@ def test_least_recently_used_graph_is_dropped(monkeypatch: pytest.MonkeyPatch) -
     cache = GraphCache(double, recorder)
     for n in (1, 1, 2, 2, 1, 3):  # 3 takes the place of 2
         cache(torch.arange(n))
+    assert recorder.replayed == [1, 2, 1]
     for n in (1, 2, 2):
         cache(torch.arange(n))
+    assert recorder.replayed == [1, 2, 1, 1, 2]
     assert recorder.captured == [1, 2, 2]
 
 

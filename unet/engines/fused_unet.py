@@ -5,9 +5,9 @@ convolved one after the other into one sum, without a concatenation. Pooling kee
 freed as soon as it has been convolved.
 
 What it buys, with operators.py: 1.02 (base 64, float32) to 1.15 times (base 16) the speed of the plain engine on two
-cores of a Zen 5, and it is what composed_up.py needs; 1.8 times on an H200, where 32 images of 512 x 512 at base 64 took
-0.69 instead of 1.22 ms each (CUDA graphs, bfloat16). Where it applies: where operators.py has operators. How it is
-tested: for each variant, against the trained network; on a CPU also with imitations of cuDNN's operators.
+cores of a Zen 5, and composed_up.py builds on it; 1.8 times on an H200 (0.69 instead of 1.22 ms for each of 32 images,
+base 64). Where it applies: where operators.py has operators. How it is tested: for each variant, against
+the trained network; on a CPU also with imitations of cuDNN's operators.
 
 Shapes: B batch, C channels, H and W height and width in pixels. Activations are channels last.
 """

@@ -14,10 +14,8 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 
 
-def limit_spinning() -> None:
-    """Makes OpenMP's threads spin briefly, then sleep, unless the environment says otherwise."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # 50 to 200 microseconds
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # 50 to 200 microseconds, then threads sleep
 
 
 def keep_memory() -> None:
@@ -33,5 +31,4 @@ def keep_memory() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-limit_spinning()
 keep_memory()

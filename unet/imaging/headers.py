@@ -4,7 +4,6 @@ Uploads may be hostile, and decoders allocate memory and spend time on whatever 
 """
 
 import io
-import re
 import struct
 
 from unet.imaging.picture import ImageError, ImageTooLargeError
@@ -14,19 +13,16 @@ MAX_CHUNKS = 100_000
 """Chunks of a PNG, which usually has one for 8 or more KiB."""
 MAX_SCANS = 100
 """Scans of a progressive JPEG, which has about ten. Each takes the time of a whole image, and may be a few bytes."""
-MAX_MARKERS = 10_000
-"""Marker segments of a JPEG."""
+MAX_SEGMENTS = 10_000
+"""Segments of a JPEG before its first scan."""
 MAX_TAGS = 4096
 """Tags of a TIFF directory; libtiff's limit, too."""
 MAX_STRIPS = 2**20
 """Offsets and byte counts of strips and tiles, of all pages of a TIFF together."""
 
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
-_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # neither data nor a restart
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSLESS, _DHT, _EOI, _SOS = 0xC3, 0xC4, 0xD9, 0xDA
-SEARCH = 2**18
-"""Bytes of one search for a marker, which holds up other threads: milliseconds at most."""
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of one value, by TIFF's data types."""
 _STRIPS = (273, 279, 324, 325)
@@ -61,35 +57,30 @@ def plain_png(data: bytes) -> bytes:
     raise ImageError(f"expected a PNG of at most {MAX_CHUNKS} chunks, found more")
 
 
-def jpeg_size(data: bytes, strict: bool = False) -> tuple[int, int]:
-    """(width, height) of a JPEG; (0, 0) for tables without an image. Raises ImageError for too many scans.
+def jpeg_size(data: bytes, fill: bool = True) -> tuple[int, int]:
+    """(width, height) of a JPEG; (0, 0) for tables without an image. Raises ImageError.
 
-    `strict`, for strips of a TIFF: also for bytes between the segments, lossless JPEG and Huffman tables longer than
-    their segment. imagecodecs passes such to a decoder of lossless JPEG that reads beyond its input.
+    `fill`: bytes FF between segments are allowed. A JPEG in a TIFF must have none: what libjpeg refuses, imagecodecs
+    tries as lossless JPEG, with a decoder that reads beyond its input if Huffman tables are longer than their segment.
     """
-    size, scans, position = (0, 0), 0, 2
-    for _ in range(MAX_MARKERS):
-        found = None
-        for start in range(position, len(data), SEARCH):
-            if found := _MARKER.search(data, start, start + SEARCH + 1):  # a marker has two bytes
-                break
-        if found is None or found[1][0] == _EOI or found.end() + 7 > len(data):
+    size, position = (0, 0), 2
+    if data.count(b"\xff\xda") > MAX_SCANS:  # starts of scans; data of a scan has no such bytes
+        raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, found more")
+    for _ in range(MAX_SEGMENTS):
+        while fill and data[position : position + 2] == b"\xff\xff":
+            position += 1
+        start, marker, length, height, width = struct.unpack(">BBHxHH", data[position : position + 9].ljust(9, b"\0"))
+        if start == 0xFF and marker in (_EOI, _SOS):
             return size
-        marker, end = found[1][0], found.end()
-        length, height, width = struct.unpack_from(">HxHH", data, end)
-        if strict and not scans:
-            too_long = marker == _DHT and 19 + sum(data[end + 3 : end + 19]) > min(length, len(data) - end)
-            if found.start() != position or marker == _LOSSLESS or too_long:
-                raise ImageError("expected a baseline or progressive JPEG in the TIFF, found a damaged or lossless one")
+        too_long = marker == _DHT and 19 + sum(data[position + 5 : position + 21]) > length
+        position += 2 + length
+        if start != 0xFF or length < 2 or position > len(data) or marker == _LOSSLESS or too_long:
+            raise ImageError("the image is truncated, damaged, or a lossless JPEG")
         if marker in _SOF:
             if size != (0, 0):
                 raise ImageError("the image is damaged: a JPEG has one size")
             size = width, height
-        position = end + max(2, length)
-        scans += marker == _SOS
-        if scans > MAX_SCANS:
-            raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, found more")
-    raise ImageError(f"expected a JPEG of at most {MAX_MARKERS} marker segments, found more")
+    raise ImageError(f"expected a JPEG of at most {MAX_SEGMENTS} segments, found more")
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

@@ -21,7 +21,7 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DESCRIBED = ("shaped", "ome", "imagej", "svs")
 """Descriptions of axes that are followed: tifffile's own, OME's, ImageJ's, Aperio's."""
 _STATED_SIZES: dict[int, Callable[[bytes], tuple[int, int]]] = {
-    7: partial(headers.jpeg_size, strict=True),
+    7: partial(headers.jpeg_size, fill=False),
     50001: headers.webp_size,
 }
 """JPEG and WebP: their strips and tiles state a size of their own, for which the decoder allocates memory."""

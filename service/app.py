@@ -66,7 +66,6 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
         version=unet.__version__,
         description="Segments images with a trained U-Net.",
         lifespan=lifespan,
-        root_path=settings.root_path,
         redoc_url=None,  # one page of documentation is enough
         redirect_slashes=False,  # curl would save the redirection as the mask
         responses=problems.declare(413, 431, 500),

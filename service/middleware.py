@@ -16,9 +16,8 @@ _ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def route_path(scope: Scope) -> str:
-    """The path of a request without the prefix that a proxy may pass on (`--root-path`)."""
-    path, prefix = scope["path"], scope.get("root_path", "")
-    return str(path.removeprefix(prefix)) if path.startswith(f"{prefix}/") else str(path)
+    """The path of a request without the prefix that the server puts before it (`--root-path`)."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 class RequestId:

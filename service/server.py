@@ -64,6 +64,7 @@ def server_config(settings: ServeSettings, app: Callable[[], Any]) -> uvicorn.Co
         ws="none",
         loop="asyncio",
         workers=settings.workers,
+        root_path=settings.root_path,
         backlog=BACKLOG,
         limit_concurrency=settings.max_connections + 1,  # uvicorn refuses the last one, too
         h11_max_incomplete_event_size=settings.max_header_bytes,

@@ -57,7 +57,7 @@ class ServeSettings(ProgramSettings):
     root_path: str = Field(
         "",
         pattern=r"^(/[\w.~-]+)*$",
-        description="prefix under which a proxy shows the service, like /unet",
+        description="prefix, like /unet, that a proxy takes off before it passes a request on",
         json_schema_extra={"metavar": "PATH"},
     )
     workers: int = Field(

@@ -1,11 +1,8 @@
-"""`unet-serve --workers 2`: several processes on one port, which are one service to those who ask."""
+"""`unet-serve --workers 2`: several processes on one port, which are one service to their clients."""
 
 import os
-import resource
-import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,11 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import main
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="processes are counted as Linux shows them"
-)
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes as Linux shows them")
 
 Make = Callable[..., Path]
+IMAGE = png(np.zeros((40, 30), np.uint8))
 
 
 def workers(parent: int) -> set[int]:
@@ -32,7 +28,7 @@ def workers(parent: int) -> set[int]:
 
 
 def command(pid: int) -> bytes:
-    """Empty when it has ended."""
+    """The command line of a process; empty when it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -43,10 +39,11 @@ def wait_until(true: Callable[[], object]) -> None:
     until = time.monotonic() + 60
     while not true():
         assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def ask(url: str, image: bytes | None = None) -> httpx.Response:
-    """On a connection of its own, patiently."""
+    """A request on a connection of its own."""
     with httpx.Client(timeout=60, transport=httpx.HTTPTransport(retries=5)) as client:
         return client.get(url) if image is None else client.post(url, content=image)
 
@@ -57,17 +54,16 @@ def counted(url: str, name: str, **labels: str) -> float:
 
 
 def loaded(url: str) -> float:
-    """How many processes have become ready so far."""
+    """The number of processes that have become ready so far."""
     return counted(url, "unet_model_reloads_total", outcome="loaded")
 
 
-def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> None:
-    image = png(np.zeros((40, 30), np.uint8))
+def test_workers_share_requests_and_metrics(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)
         for _ in range(20):
-            assert ask(f"{url}/segment", image).status_code == 200
-        for _ in range(4):  # whoever answers
+            assert ask(f"{url}/segment", IMAGE).status_code == 200
+        for _ in range(4):  # whichever answers
             assert counted(url, "unet_requests_total", route="/segment", status="200") == 20
             assert counted(url, "unet_pixels_total") == 20 * 40 * 30
             assert counted(url, "unet_model_info") == 1
@@ -80,94 +76,55 @@ def test_they_share_the_requests_and_count_together(make_checkpoint: Make) -> No
 
 
 @pytest.mark.slow
-def test_what_is_in_flight_at_one_is_known_to_all_until_it_dies(make_checkpoint: Make) -> None:
+def test_a_worker_that_dies_is_replaced_and_its_counts_stay(make_checkpoint: Make) -> None:
     begun = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url), ExitStack() as stack:
         wait_until(lambda: loaded(url) == 2)
-        one = stack.enter_context(httpx.Client(timeout=60))  # a connection that is kept: the same one answers
-        for _ in range(16):  # they are dealt out: each has some
-            slow = stack.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)))
-            slow.sendall(begun)
-        wait_until(lambda: "unet_in_flight 16.0" in one.get(f"{url}/metrics").text)
-        both = workers(program.pid)
-        os.kill(min(both), signal.SIGKILL)
-        wait_until(lambda: len(workers(program.pid) - {min(both)}) == 2)
-        assert 0 < counted(url, "unet_in_flight") < 16
-
-
-@pytest.mark.slow
-def test_one_that_dies_is_replaced_and_what_it_counted_stays(make_checkpoint: Make) -> None:
-    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: loaded(url) == 2)
-        before = workers(program.pid)
-        killed = min(before)
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: len(workers(program.pid) - {killed}) == 2)  # it was reaped before: its sockets are closed
-        for _ in range(16):
-            assert ask(f"{url}/health").status_code == 200
-        assert loaded(url) == 2  # nobody has waited for the new one
-        wait_until(lambda: loaded(url) == 3)
-        assert len(before & workers(program.pid)) == 1
-        assert counted(url, "unet_requests_total", route="/health", status="200") == 16
-
-
-@pytest.mark.slow
-def test_all_may_die_and_the_files_of_their_counts_may_be_swept_away(
-    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: loaded(url) == 2)
-        before = workers(program.pid)
-        assert list(temporary.glob("unet-serve-*/*.db"))
-        shutil.rmtree(temporary)
-        for pid in before:
+        assert ask(f"{url}/segment", IMAGE).status_code == 200
+        slow = stack.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)))
+        slow.sendall(begun)
+        wait_until(lambda: counted(url, "unet_in_flight") == 1)
+        for n, pid in enumerate(sorted(workers(program.pid))):  # one of them holds the request
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: len(workers(program.pid) - before) == 2)
-        assert ask(f"{url}/health").status_code == 200
-        wait_until(lambda: loaded(url) == 2)
+            wait_until(lambda pid=pid: not command(pid))
+            assert ask(f"{url}/health").status_code == 200  # answered by the other one
+            wait_until(lambda n=n: loaded(url) == 3 + n)
+        assert counted(url, "unet_in_flight") == 0
+        assert counted(url, "unet_requests_total", route="/segment", status="200") == 1
 
 
 @pytest.mark.slow
-def test_one_that_is_stuck_does_not_keep_it_from_ending(make_checkpoint: Make) -> None:
-    with running("--workers", "2", "--grace-s", "0", "--model", str(make_checkpoint())) as (program, url):
+def test_requests_in_flight_are_finished_by_all_workers(make_checkpoint: Make) -> None:
+    """Also when a terminal sends Ctrl-C to all processes, and the parent a signal to the workers."""
+    head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(IMAGE)
+    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url), ExitStack() as stack:
         wait_until(lambda: loaded(url) == 2)
-        both = workers(program.pid)
-        os.kill(min(both), signal.SIGSTOP)
-        program.send_signal(signal.SIGTERM)
+        address = ("127.0.0.1", httpx.URL(url).port or 0)
+        connections = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
+        for connection in connections:
+            connection.sendall(head + IMAGE[:9])
+        wait_until(lambda: counted(url, "unet_in_flight") == 8)
+        for pid in (program.pid, *workers(program.pid)):
+            os.kill(pid, signal.SIGINT)
+        time.sleep(2)
+        for connection in connections:
+            connection.sendall(IMAGE[9:])
+            assert connection.recv(99).startswith(b"HTTP/1.1 200")
         assert program.wait(30) == 0
-        assert not any(command(pid) for pid in both)
 
 
 @pytest.mark.slow
-def test_what_cannot_be_started_is_tried_again(make_checkpoint: Make) -> None:
+def test_workers_end_with_their_parent(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)
-        files = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (8, files[1]))
-        killed = min(workers(program.pid))
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: not command(killed))
-        threading.Event().wait(2.5)  # in which it fails
-        assert program.poll() is None
-        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, files)
-        wait_until(lambda: len(workers(program.pid)) == 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ready", [False, True])
-def test_they_do_not_outlive_it(make_checkpoint: Make, ready: bool) -> None:
-    with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: loaded(url) == 2 if ready else len(workers(program.pid)) == 2)
         left = workers(program.pid)
         program.kill()
         program.wait()
         wait_until(lambda: not any(command(pid) for pid in left))
 
 
-def test_a_port_of_others_is_not_shared(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
-        assert main(["--workers", "2", "--port", str(other.getsockname()[1])]) == 2
+def test_a_port_in_use_is_not_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other, pytest.raises(SystemExit) as stopped:
+        main(["--workers", "2", "--port", str(other.getsockname()[1])])
+    assert stopped.value.code == 2
     assert "address already in use; expected an address of this machine and a free port" in capsys.readouterr().err

@@ -1,16 +1,18 @@
-"""Flags, environment, and one clear line for a mistake."""
+"""Settings of the programs: flags, environment variables, and one clear line for a mistake."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
+import unet
 from service.settings import ServeSettings
 from trainer.settings import TrainSettings
 from unet.settings import parse
 
 
-def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_win_over_the_environment_and_that_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINER_EPOCHS", "7")
     monkeypatch.setenv("TRAINER_BATCH_SIZE", "3")
     monkeypatch.setenv("TRAINER_LR", "")  # compose passes unset variables on as empty ones
@@ -21,7 +23,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["unset", "None", "null"])
-def test_no_name_is_none(name: str) -> None:
+def test_every_name_of_a_folder_is_taken_literally(name: str) -> None:
     assert parse(TrainSettings, ["--data", name]).data == name
 
 
@@ -41,16 +43,16 @@ def test_the_service_has_its_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None
             ["--recipe", "best"],
             "--recipe (or TRAINER_RECIPE): input should be 'default', 'quick', 'tutorial' or 'paper'",
         ),
-        (["--device", "tpu"], "--device (or TRAINER_DEVICE)"),
         (["--bogus", "1"], "unrecognized arguments: --bogus"),
         (["--epochs"], "--epochs: expected one argument"),
         (["--data", ""], "--data: expected a value, found an empty one"),
         (["--data="], "--data: expected a value, found an empty one"),
+        (["--data", "a", "--data", "b"], "--data: expected once, found twice: a and b"),
         (["--epochs", "9" * 310], "--epochs (or TRAINER_EPOCHS): input should be less than or equal to 2147483648"),
         (["--seed", str(10**18)], "--seed (or TRAINER_SEED): input should be less than 4294967296"),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_status_2(
+def test_a_wrong_flag_is_an_error_of_one_line(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -62,7 +64,9 @@ def test_a_wrong_flag_is_one_line_and_status_2(
     assert printed.count("\n") == 1
 
 
-def test_a_wrong_variable_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_variable_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SERVICE_PORT", "99999")
     with pytest.raises(SystemExit):
         parse(ServeSettings, [])
@@ -74,12 +78,11 @@ def test_a_wrong_variable_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsy
     [
         (["--keys-everywhere"], "--keys-everywhere (or SERVICE_KEYS_EVERYWHERE): expected keys in SERVICE_API_KEYS"),
         (["--api-keys", 'a"b'], 'expected keys of printable ASCII characters but []"'),
+        (["--root-path", "unet/"], "--root-path (or SERVICE_ROOT_PATH): string should match pattern"),
         (["--watch-s", "1e-300"], "--watch-s (or SERVICE_WATCH_S): input should be greater than or equal to 0.01"),
     ],
 )
-def test_a_wrong_flag_of_the_service_is_too(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_flags_of_the_service(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(ServeSettings, arguments)
     assert said in capsys.readouterr().err
@@ -93,8 +96,25 @@ def test_help_names_every_flag(settings: type, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     for name in settings.model_fields:  # type: ignore[attr-defined]
         assert f"--{name.replace('_', '-')}" in printed
-    assert "Each flag is also an environment variable" in printed
+    assert "environment variable" in " ".join(printed.split())
+    assert not re.search(r"\b(str|int|float|bool|Path|SecretStr)\b", printed)  # types of Python mean nothing to users
     assert printed.replace("\n", "").isprintable()  # else grep takes it for a binary file
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(ServeSettings, ["--version"])
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"unet-serve {unet.__version__}\n")
+
+
+def test_unknown_variables_are_warned_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SERVICE_MAX_PIXEL", "9")
+    parse(ServeSettings, [])
+    printed = capsys.readouterr().err
+    assert (
+        printed
+        == "unet-serve: warning: SERVICE_MAX_PIXEL is no setting of unet-serve: did you mean SERVICE_MAX_PIXELS?\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
-from service.middleware import route_path
+from service.middleware import Middleware, route_path
 from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
@@ -61,22 +61,19 @@ def declared(settings: ServeSettings) -> dict[str, Any]:
     return {"dependencies": [Depends(scheme) for scheme in schemes], "responses": problems.declare(401)}
 
 
-class Keys:
+class Keys(Middleware):
     """401 without one of the keys, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, before the body is read."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: set[str]) -> None:
-        self.app = app
+        super().__init__(app)
         self._hashes = [_hash(key) for key in keys]
         self.open_paths = open_paths
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or route_path(scope) in self.open_paths:
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
-        if any(map(self._known, given)):
+        if route_path(scope) in self.open_paths or any(map(self._known, given)):
             await self.app(scope, receive, send)
             return
         found = "another" if any(given) else "none"
@@ -96,36 +93,26 @@ def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-class AllowedHosts:
+class AllowedHosts(Middleware):
     """400 for a foreign `Host` header, against DNS rebinding."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        self.app = app
+        super().__init__(app)
         self.names = {host.lower() for host in hosts if not host.startswith("*")}
         self.endings = tuple(host[1:].lower() for host in hosts if host.startswith("*"))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or route_path(scope) in PROBES:
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
-        if host in self.names or host.endswith(self.endings):
+        if host in self.names or host.endswith(self.endings) or route_path(scope) in PROBES:
             await self.app(scope, receive, send)
             return
         await problems.response(400, "Host: expected a name of this service, found another")(scope, receive, send)
 
 
-class SecurityHeaders:
+class SecurityHeaders(Middleware):
     """Headers for browsers: no sniffing of media types; pages load nothing foreign and cannot be framed."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)

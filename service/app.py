@@ -14,7 +14,7 @@ from service.admission import Admission
 from service.budget import PixelBudget
 from service.draining import Draining
 from service.metrics import Metrics
-from service.middleware import LoadShedding, RequestId, RequestLimits
+from service.middleware import LoadShedding, RequestId, RequestLimits, UnexpectedErrors
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
 from service.routes import health, metrics, segment
@@ -52,7 +52,9 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
         counts.watch(state.queue, state.slot, device)
         await asyncio.to_thread(state.slot.refresh)  # a model that is there serves the first request
         if handle_signals:
-            state.queue.on_lost(Draining(state.admission, settings.grace_s).stop)
+            state.queue.on_lost = Draining(state.admission, settings.grace_s).stop
+            if state.queue.lost:
+                state.queue.on_lost()
         watcher = asyncio.create_task(state.slot.watch(settings.watch_s))
         yield
         watcher.cancel()
@@ -76,8 +78,9 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
     )
     counts = app.state.metrics = Metrics()
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
-    app.add_middleware(LoadShedding, path=segment.PATH)  # the innermost: behind limits and keys
     problems.install(app)
+    app.add_middleware(LoadShedding, path=segment.PATH)  # the innermost: behind limits and keys
+    app.add_middleware(UnexpectedErrors)
     app.add_middleware(
         RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s
     )

@@ -7,6 +7,7 @@ gauges have the values at the end of each worker's last request. Memory and CPU 
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,52 +37,32 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # a second time series for each, of no use here
-        r = self.registry = CollectorRegistry()
-        ProcessCollector(registry=r)
-        self.requests = Counter(
-            "unet_requests", "Requests, by status; 499: the client went away", ["route", "status"], registry=r
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
+        self.requests = counter("unet_requests", "Requests; status 499: the client went away", ["route", "status"])
+        self.request_seconds = histogram(
+            "unet_request_seconds", "Whole requests, upload included", ["route"], buckets=REQUEST_SECONDS
         )
-        self.bugs = Counter("unet_bugs", "Requests answered with 500: bugs in the service", registry=r)
-        self.request_seconds = Histogram(
-            "unet_request_seconds", "Whole requests, upload included", ["route"], registry=r, buckets=REQUEST_SECONDS
-        )
-        self.stage_seconds = Histogram(
+        self.stage_seconds = histogram(
             "unet_stage_seconds",
             "Parts of a request with status 200, as in Server-Timing: queue, decode, infer, encode",
             ["stage"],
-            registry=r,
             buckets=STAGE_SECONDS,
         )
-        self.batch_size = Histogram(
-            "unet_batch_size",
-            "Tiles that are computed together, also those of warming up",
-            registry=r,
-            buckets=BATCH_SIZES,
+        self.batch_size = histogram(
+            "unet_batch_size", "Tiles that are computed together, also those of warming up", buckets=BATCH_SIZES
         )
-        self.pixels = Counter("unet_pixels", "Pixels segmented", registry=r)
-        self.reloads = Counter("unet_model_reloads", "Model files loaded or refused", ["outcome"], registry=r)
+        self.pixels = counter("unet_pixels", "Pixels segmented")
+        self.bugs = counter("unet_bugs", "Requests answered with 500: bugs in the service")
+        self.reloads = counter("unet_model_reloads", "Model files loaded or refused", ["outcome"])
         for outcome in ("loaded", "refused"):  # from zero, so that the first one is an increase
             self.reloads.labels(outcome)
-
-        self.in_flight = Gauge(
-            "unet_in_flight",
-            "Requests that hold a place: uploading, waiting or computing",
-            registry=r,
-            multiprocess_mode="livesum",
-        )
-        self.queue_length = Gauge(
-            "unet_queue_length",
-            "Predictions that wait for their next tile to be computed",
-            registry=r,
-            multiprocess_mode="livesum",
-        )
-        self.gpu_memory = Gauge(
-            "unet_gpu_memory_bytes",
-            "GPU memory in use by tensors, and held for them",
-            ["kind"],
-            registry=r,
-            multiprocess_mode="livesum",
-        )
+        self.in_flight = gauge("unet_in_flight", "Requests that hold a place: uploading, waiting or computing")
+        self.queue_length = gauge("unet_queue_length", "Predictions that wait for their next tile to be computed")
+        self.gpu_memory = gauge("unet_gpu_memory_bytes", "GPU memory in use by tensors, and held for them", ["kind"])
 
     def watch(self, queue: Queue, slot: ModelSlot, device: torch.device) -> None:
         """Sets the objects that gauges are read from."""

@@ -1,15 +1,19 @@
-"""Middleware: request ids, limits of a request's size and speed, and load shedding."""
+"""Middleware: request ids, limits of a request's size and speed, load shedding, and answers to bugs."""
 
 import asyncio
+import logging
 import re
 import uuid
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs, problems
 from service.problems import ProblemError
+
+log = logging.getLogger(__name__)
 
 LINGER_S = 1.0
 _ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -20,16 +24,23 @@ def route_path(scope: Scope) -> str:
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
-class RequestId:
-    """`X-Request-Id` on every answer and in every log entry: the client's own, or a new one."""
+class Middleware:
+    """Base class: `handle` gets HTTP requests; everything else passes through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+
+class RequestId(Middleware):
+    """`X-Request-Id` on every answer and in every log entry: the client's own, or a new one."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
         logs.request_id.set(request_id)  # until the end of the server's task for this request
@@ -42,7 +53,7 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
-class RequestLimits:
+class RequestLimits(Middleware):
     """Refuses requests that are too large or too slow:
 
     - 413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has arrived;
@@ -54,18 +65,16 @@ class RequestLimits:
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_header_bytes: int, idle_s: float) -> None:
-        self.app = app
+        super().__init__(app)
         self.max_bytes = max_bytes
         self.max_header_bytes = max_header_bytes
         self.idle_s = idle_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         now = asyncio.get_running_loop().time
         received, in_time, deadline = 0, 0, now() + self.idle_s
         complete = False
+        closing = scope.get("http_version") == "1.0" or Headers(scope=scope).get("connection", "").lower() == "close"
 
         async def limited() -> Message:
             nonlocal received, in_time, deadline, complete
@@ -83,16 +92,14 @@ class RequestLimits:
                 in_time, deadline = received, now() + self.idle_s
             return message
 
-        closing = scope.get("http_version") == "1.0" or Headers(scope=scope).get("connection", "").lower() == "close"
-
         async def lingering(message: Message) -> None:
             nonlocal closing
             if message["type"] == "http.response.start":
                 closing = closing or Headers(raw=message["headers"]).get("connection") == "close"
-            if message.get("more_body") or complete or not closing or message["type"] == "http.response.start":
+            if complete or not closing or message["type"] != "http.response.body" or message.get("more_body"):
                 await send(message)
                 return
-            await send(message | {"more_body": True})
+            await send({**message, "more_body": True})
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
                     while (await receive()).get("more_body"):
@@ -102,7 +109,10 @@ class RequestLimits:
         await (self._refusal(scope) or self.app)(scope, limited, lingering)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
-        if _header_bytes(scope) > self.max_header_bytes:
+        # as sent, without the protocol's name; `: ` and the end of a line count
+        n_bytes = len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        n_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if n_bytes > self.max_header_bytes:
             detail = f"expected at most {self.max_header_bytes} bytes of headers (--max-header-bytes), found more"
             return problems.response(431, detail)
         announced = Headers(scope=scope).get("content-length", "")
@@ -114,25 +124,43 @@ class RequestLimits:
         return f"expected at most {self.max_bytes} bytes (--max-bytes), found {found}"
 
 
-def _header_bytes(scope: Scope) -> int:
-    """As sent, without the protocol's name; `: ` and the end of a line count."""
-    target = len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"])
-    return target + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-
-
-class LoadShedding:
+class LoadShedding(Middleware):
     """503 for a POST to `path` when all places are taken, before the request is parsed: refusing takes the same cores
     as computing, and happens most when they are needed most."""
 
     def __init__(self, app: ASGIApp, path: str) -> None:
-        self.app = app
+        super().__init__(app)
         self.path = path
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and route_path(scope) == self.path:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["method"] == "POST" and route_path(scope) == self.path:
             try:
                 scope["app"].state.admission.check()
             except ProblemError as error:
-                await problems.response(error.status, error.detail, error.headers)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+                app = problems.response(error.status, error.detail, error.headers)
+        await app(scope, receive, send)
+
+
+class UnexpectedErrors(Middleware):
+    """500 for a bug in the service. The client gets the request's id, under which the log has the traceback."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except ClientDisconnect:
+            pass  # during the upload: nobody waits for an answer
+        except Exception:
+            log.exception("a bug in the service")
+            scope["app"].state.metrics.bugs.inc()
+            if started:
+                raise  # the server closes the connection
+            detail = f"a bug in the service; its log has the traceback of request {logs.request_id.get()}"
+            await problems.response(500, detail)(scope, receive, send)

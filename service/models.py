@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -39,31 +39,22 @@ class Model:
     training: dict[str, Any]
 
 
+@dataclass
 class ModelSlot:
     """Holds the current model; loads a new file beside it, then swaps them. An unusable file changes nothing."""
 
-    def __init__(
-        self,
-        path: Path,
-        device: DeviceChoice,
-        precision: PrecisionChoice,
-        input_range: InputRange = "0-1",
-        *,
-        warm_up: Callable[[Prediction], object],
-        on_outcome: Callable[[Outcome], object] = lambda outcome: None,
-    ) -> None:
-        self.path = path
-        self.device = device
-        self.precision = precision
-        self.input_range = input_range
-        self.warm_up = warm_up
-        self.on_outcome = on_outcome
-        self.current: Model | None = None
-        self.refusal: str | None = None
-        """The reason why the newest file is not served; None if it is, or if there is none."""
-        self._seen: tuple[int, ...] = ()
-        self._again = math.inf
-        """Time of `time.monotonic` at which the same file is tried again."""
+    path: Path
+    device: DeviceChoice
+    precision: PrecisionChoice
+    input_range: InputRange = "0-1"
+    warm_up: Callable[[Prediction], object] = field(kw_only=True)
+    on_outcome: Callable[[Outcome], object] = field(default=lambda outcome: None, kw_only=True)
+    current: Model | None = None
+    refusal: str | None = None
+    """The reason why the newest file is not served; None if it is, or if there is none."""
+    _seen: tuple[int, ...] = ()
+    _again: float = math.inf
+    """Time of `time.monotonic` at which the same file is tried again."""
 
     @property
     def status(self) -> Status:

@@ -1,7 +1,5 @@
 """Errors as `application/problem+json` (RFC 9457): the only place where an error becomes an HTTP answer."""
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
@@ -12,14 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.logs import request_id
 from unet.errors import UserError
 from unet.imaging import ImageTooLargeError
-
-log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -49,39 +42,33 @@ class ProblemError(Exception):
 
 
 def response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer with this status and explanation."""
     return Response(_body(status, detail), status, headers=headers, media_type=MEDIA_TYPE)
 
 
 @lru_cache(64)
 def _body(status: int, detail: str) -> bytes:
     """Cached: a service that is full gives the same answer many times a second."""
-    problem = Problem(type="about:blank", title=_title(status), status=status, detail=detail)
-    return problem.model_dump_json().encode()
-
-
-def _title(status: int) -> str:
-    return "Client Closed Request" if status == HUNG_UP else HTTPStatus(status).phrase
+    title = "Client Closed Request" if status == HUNG_UP else HTTPStatus(status).phrase
+    return Problem(type="about:blank", title=title, status=status, detail=detail).model_dump_json().encode()
 
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI declarations of these statuses, for a route's `responses`."""
-    schema = Problem.model_json_schema()
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": schema}},
-            "headers": {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-            if status == 503
-            else {},
+            "content": content,
+            "headers": retry if status == 503 else {},
         }
         for status in statuses
     }
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the app, its own and the framework's, a problem. Called before other middleware is added, so
-    that its headers are on the answers to bugs, too."""
-    app.add_middleware(UnexpectedErrors)
+    """Makes every error that a route raises, its own and the framework's, a problem."""
 
     @app.exception_handler(ProblemError)
     async def refuse(_: Request, error: ProblemError) -> Response:
@@ -113,37 +100,3 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{name}: {message}, found {str(error['input'])[:99]!r}"
-
-
-class UnexpectedErrors:
-    """500 for a bug in the service. The client gets the request's id, under which the log has the traceback."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, note)
-        except ClientDisconnect:
-            return  # during the upload: nobody waits for an answer
-        except asyncio.CancelledError:
-            if scope["type"] != "http" or started:
-                raise
-            stopped = {"Retry-After": "5", "Connection": "close"}
-            await response(503, "the service was stopped before this was done", stopped)(scope, receive, send)
-        except Exception:
-            if scope["type"] != "http":
-                raise
-            log.exception("a bug in the service")
-            scope["app"].state.metrics.bugs.inc()
-            if started:
-                raise  # the server closes the connection
-            detail = f"a bug in the service; its log has the traceback of request {request_id.get()}"
-            await response(500, detail)(scope, receive, send)

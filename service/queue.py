@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from math import log2
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -35,21 +35,15 @@ class InferenceError(RuntimeError):
     """The device has no memory for an image, or does not answer any more."""
 
 
-class Computed(NamedTuple):
-    """The result of a prediction and the seconds spent on computing it, without waiting."""
-
-    result: npt.NDArray[Any]
-    seconds: float
-
-
-class Job(Future[Computed]):
-    """A prediction in the queue. Cancelling it frees its turn after the piece in hand."""
+class Job(Future[npt.NDArray[Any]]):
+    """A prediction in the queue, whose result it is to have. If cancelled, it ends after the piece in hand."""
 
     def __init__(self, prediction: Prediction, request_id: str) -> None:
         super().__init__()
         self.prediction = prediction
         self.request_id = request_id
         self.seconds = 0.0
+        """Spent on computing it, without waiting."""
 
 
 def usable_cores() -> int:
@@ -73,15 +67,15 @@ class Queue:
         n_threads: int | None = None,
         on_batch: Callable[[int], object] = lambda size: None,
     ) -> None:
-        """`workers`: processes that share the cores. `n_threads`: inference threads, by default as the device needs.
+        """`workers`: processes that share the cores. `n_threads`: inference threads; default: as the device needs.
         `on_batch` is told the size of each batch."""
         self.failure: str | None = None
         """The last inference error and when it happened; None after a success."""
         self.lost = False
-        """The device does not answer any more, or an inference thread has ended."""
+        """The device does not answer any more, or an inference thread has ended: only a new process can help."""
+        self.on_lost: Callable[[], object] = lambda: None
         self._device = device
         self._on_batch = on_batch
-        self._on_lost: Callable[[], object] = lambda: None
         self._batch_pixels = 0 if device.type == "cpu" else BATCH_PIXELS
         self._cores = max(1, usable_cores() // workers)
         if n_threads is None:
@@ -111,12 +105,6 @@ class Queue:
         job.cancel()
         return job
 
-    def on_lost(self, callback: Callable[[], object]) -> None:
-        """Calls back, in any thread, when only a new process can compute again."""
-        self._on_lost = callback
-        if self.lost:
-            callback()
-
     def close(self) -> None:
         """Ends the threads after the pieces in hand; cancels the jobs that are not finished."""
         with self._changed:
@@ -139,8 +127,8 @@ class Queue:
             self._lose()
 
     def _take_turn(self) -> bool:
-        """Waits for a job and computes its next piece; False when the queue is closed. A method, so that no local
-        variable keeps an image alive while the thread waits."""
+        """Waits for a job and computes its next piece; False when the queue is closed. A method of its own, so that no
+        local variable keeps an image alive while the thread waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
@@ -163,9 +151,8 @@ class Queue:
         fitting = self._batch_pixels // (shape[0] * shape[1])
         if fitting < 2:
             return [first]
-        same = [
-            job for job in self._waiting if job.prediction.predictor is model and job.prediction.next_shape == shape
-        ]
+        waiting = ((job, job.prediction) for job in self._waiting)
+        same = [job for job, each in waiting if each.predictor is model and each.next_shape == shape]
         more = same[: 2 ** int(log2(min(fitting, 1 + len(same)))) - 1]
         for job in more:
             self._waiting.remove(job)
@@ -190,7 +177,7 @@ class Queue:
             job.seconds += time.perf_counter() - started
         for job, result in finished:
             if job.set_running_or_notify_cancel():
-                job.set_result(Computed(result, job.seconds))
+                job.set_result(result)
         return [job for job in batch if not job.prediction.finished]
 
     # ---- errors
@@ -229,7 +216,7 @@ class Queue:
 
     def _lose(self) -> None:
         self.lost = True
-        self._on_lost()
+        self.on_lost()
 
 
 def answers(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import PROBES
 from service.metrics import Metrics
-from service.middleware import route_path
+from service.middleware import Middleware, route_path
 from service.problems import HUNG_UP
 
 log = logging.getLogger(__name__)
@@ -55,21 +55,18 @@ class Notes:
             self.stages[stage] += time.perf_counter() - started
 
 
-class Telemetry:
-    """Middleware: a log entry for each request, and its share of the metrics."""
+class Telemetry(Middleware):
+    """A log entry for each request, and its share of the metrics."""
 
     def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
-        self.app = app
+        """`routes`: paths that are labels of the metrics; all others count as `other`."""
+        super().__init__(app)
         self.routes = routes
-        """Paths that are labels of the metrics; all others count as `other`."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         notes = scope.setdefault("state", {})["notes"] = Notes()
-        status, n_in, n_out = None, 0, 0  # until there is an answer
+        status, n_in, n_out = HUNG_UP, 0, 0  # until there is an answer
 
         async def count_in() -> Message:
             nonlocal n_in
@@ -88,41 +85,35 @@ class Telemetry:
             await self.app(scope, count_in, count_out)
         finally:
             seconds = time.perf_counter() - started
-            status = status or HUNG_UP
-            stages = dict(notes.stages)  # a thread of an abandoned request may still write to it
             if scope["method"] == "HEAD" or status == HUNG_UP:
                 n_out = 0  # the server discards the body
-            self._measure(scope, status, seconds, notes, stages)
-            self._log(scope, status, seconds, notes, stages, bytes_in=n_in, bytes_out=n_out)
+            notes.stages = dict(notes.stages)  # a thread of an abandoned request may still write to it
+            self._measure(scope, status, seconds, notes)
+            self._log(scope, status, seconds, notes, {"bytes_in": n_in, "bytes_out": n_out})
 
-    def _measure(self, scope: Scope, status: int, seconds: float, notes: Notes, stages: dict[str, float]) -> None:
+    def _measure(self, scope: Scope, status: int, seconds: float, notes: Notes) -> None:
         metrics: Metrics = scope["app"].state.metrics
-        route = route_path(scope)
-        route = route if route in self.routes else "other"
+        route = route_path(scope) if route_path(scope) in self.routes else "other"
         metrics.requests.labels(route, status).inc()
         metrics.request_seconds.labels(route).observe(seconds)
         metrics.pixels.inc(notes.pixels)
-        metrics.refresh()
-        for stage, stage_s in stages.items() if status == 200 else ():  # otherwise the last one is incomplete
+        for stage, stage_s in notes.stages.items() if status == 200 else ():  # otherwise the last one is incomplete
             metrics.stage_seconds.labels(stage).observe(stage_s)
+        metrics.refresh()
 
-    def _log(
-        self, scope: Scope, status: int, seconds: float, notes: Notes, stages: dict[str, float], **sizes: int
-    ) -> None:
+    def _log(self, scope: Scope, status: int, seconds: float, notes: Notes, sizes: dict[str, int]) -> None:
         level = logging.DEBUG if route_path(scope) in PROBES else logging.WARNING if status >= 500 else logging.INFO
         path = scope["path"][:256]  # without the query, which may be private
         fields: dict[str, Any] = {
-            "client": (scope.get("client") or ("",))[0][
-                :64
-            ],  # from a proxy; lines above 4 KiB of two processes could mix
+            "client": (scope.get("client") or ("",))[0][:64],  # a proxy may pass on any text
             "method": scope["method"],
             "path": path,
             "status": status,
             **sizes,
             "ms": round(1000 * seconds, 1),
         }
-        if stages:
-            fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in stages.items()}
+        if notes.stages:
+            fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in notes.stages.items()}
         if notes.model_id:
             fields["model_id"] = notes.model_id
         log.log(level, "%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds, extra={"fields": fields})

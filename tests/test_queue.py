@@ -25,12 +25,12 @@ def test_results_do_not_depend_on_other_predictions(predictor: Spy) -> None:
     queue = Queue(CPU)
     sizes = [40, 300, 40, 64, 200, 40, 280, 100]
     jobs = [queue.submit(start(predictor, side, seed)) for seed, side in enumerate(sizes)]
-    found = [job.result(60) for job in jobs]
+    masks = [job.result(60) for job in jobs]
     queue.close()
-    for (mask, seconds), (seed, side) in zip(found, enumerate(sizes), strict=True):
+    assert all(job.seconds > 0 for job in jobs)
+    for mask, (seed, side) in zip(masks, enumerate(sizes), strict=True):
         rng = np.random.default_rng(seed)
         np.testing.assert_array_equal(mask, predictor.mask(rng.integers(0, 256, (side, side), dtype=np.uint8)))
-        assert seconds > 0
 
 
 def test_a_small_image_overtakes_a_large_one(predictor: Spy, queue: Queue) -> None:
@@ -80,7 +80,7 @@ def test_batches_have_one_shape(predictor: Spy, queue: Queue) -> None:
     predictions = [start(predictor, side, seed) for seed, side in enumerate([48, 32, 48, 48, 48])]
     with queue._changed:
         jobs = [queue.submit(prediction) for prediction in predictions]
-    masks = [job.result(60).result for job in jobs]
+    masks = [job.result(60) for job in jobs]
     first, other, second, third, fourth = predictions
     assert predictor.computed == [[first, second], [other], [third, fourth]]  # room for three: a power of two is used
     alone = predictor.start(predictions[0].prepared.pixels, "mask")
@@ -110,7 +110,7 @@ def test_unfinished_jobs_of_a_batch_go_on_in_several_threads(make_checkpoint: Ma
     images = [np.zeros((height, 40), np.uint8) for height in (300, 320)]
     with queue._changed:
         jobs = [queue.submit(predictor.start(image, "mask")) for image in images]
-    assert [job.result(60).result.shape for job in jobs] == [(300, 40), (320, 40)]
+    assert [job.result(60).shape for job in jobs] == [(300, 40), (320, 40)]
     queue.close()
 
 

@@ -122,12 +122,13 @@ def decode(
 
 
 async def _compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:
+    job = queue.submit(prediction, request_id.get())
     try:
-        computed = await asyncio.wrap_future(queue.submit(prediction, request_id.get()))
+        return await asyncio.wrap_future(job)
     except InferenceError as error:
         raise ProblemError(503, str(error), retry_after=5) from error
-    notes.stages["infer"] += computed.seconds
-    return computed.result
+    finally:
+        notes.stages["infer"] += job.seconds
 
 
 @asynccontextmanager

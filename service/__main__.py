@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 
 
 def run() -> int:
@@ -27,11 +26,6 @@ def main(argv: list[str] | None = None) -> int:
         from service.server import BACKLOG, serve
     except ModuleNotFoundError as error:
         fail("unet-serve", f"{error.name} is not installed; expected the extra: pip install '.[serve]', in the clone")
-    try:
-        if settings.workers > 1:
-            tempfile.gettempdir()  # for the metrics
-    except FileNotFoundError:
-        fail("unet-serve", "--workers: found no folder for temporary files; expected TMPDIR to name a writable one")
     try:
         device = resolve_device(settings.device)
         resolve_precision(settings.precision, device)

@@ -1,4 +1,4 @@
-"""Access: API keys, host names, CORS, and security headers for browsers."""
+"""Access: API keys, host names, and CORS."""
 
 import hashlib
 import hmac
@@ -8,9 +8,9 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import problems
 from service.middleware import Middleware, route_path
@@ -21,17 +21,6 @@ PROBES = LIVE | {"/health", "/metrics"}
 """Polled every few seconds by machines that know the service by its address only."""
 OPEN = PROBES | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 """Paths that need no key, unless `--keys-everywhere`: they compute nothing and tell nothing of images."""
-
-_CDN = "https://cdn.jsdelivr.net"
-PAGE_POLICY = (
-    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-    "img-src 'self' blob: data:"
-)
-DOCS_POLICY = (
-    f"{PAGE_POLICY} https://fastapi.tiangolo.com; "
-    f"script-src 'self' 'unsafe-inline' {_CDN}; style-src 'self' 'unsafe-inline' {_CDN}"
-)
-"""FastAPI's /docs has an inline script and loads the rest from a CDN."""
 
 
 def install(app: FastAPI, settings: ServeSettings) -> None:
@@ -49,7 +38,6 @@ def install(app: FastAPI, settings: ServeSettings) -> None:
         )
     if "*" not in settings.allowed_hosts:
         app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
-    app.add_middleware(SecurityHeaders)
 
 
 def declared(settings: ServeSettings) -> dict[str, Any]:
@@ -107,20 +95,3 @@ class AllowedHosts(Middleware):
             await self.app(scope, receive, send)
             return
         await problems.response(400, "Host: expected a name of this service, found another")(scope, receive, send)
-
-
-class SecurityHeaders(Middleware):
-    """Headers for browsers: no sniffing of media types; pages load nothing foreign and cannot be framed."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                if headers.get("content-type", "").startswith("text/html"):
-                    docs = route_path(scope).startswith("/docs")
-                    headers.setdefault("Content-Security-Policy", DOCS_POLICY if docs else PAGE_POLICY)
-                    headers["Referrer-Policy"] = "no-referrer"
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)

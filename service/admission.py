@@ -11,18 +11,8 @@ RETRY_AFTER = (1, 2, 3)
 """Retry-After in seconds, staggered so that retries spread out."""
 
 
-class Place:
-    """An admitted request, which can be ended before its deadline."""
-
-    def __init__(self, deadline: asyncio.Timeout, reason: ProblemError) -> None:
-        self.deadline = deadline
-        self.reason = reason
-
-    def give_up(self, reason: ProblemError) -> None:
-        """Ends the request with this answer."""
-        if not self.deadline.expired():
-            self.reason = reason
-            self.deadline.reschedule(asyncio.get_running_loop().time())
+GiveUp = Callable[[ProblemError], None]
+"""Ends an admitted request before its deadline, with this answer."""
 
 
 class Admission:
@@ -36,9 +26,9 @@ class Admission:
         self.timeout_s = timeout_s
         self.stopping = False
         """New requests are refused; those in flight are finished."""
-        self._places: set[Place] = set()
+        self._places: set[GiveUp] = set()
         self._on_change = on_change
-        self._empty = asyncio.Event()
+        self._left = asyncio.Event()
         self._retry_after = cycle(RETRY_AFTER)
 
     @property
@@ -54,28 +44,32 @@ class Admission:
             raise ProblemError(503, detail, retry_after=next(self._retry_after))
 
     @asynccontextmanager
-    async def admit(self) -> AsyncIterator[Place]:
-        """A place for one request. Raises ProblemError: 503 as `check`, 504 after `timeout_s`, or the reason that the
-        place was given up for."""
+    async def admit(self) -> AsyncIterator[GiveUp]:
+        """A place for one request. Raises ProblemError: 503 as `check`, 504 after `timeout_s`, or what the request was
+        ended with."""
         self.check()
-        late = ProblemError(504, f"expected to be finished within {self.timeout_s:g} s (--timeout-s), found no end")
+        answer = ProblemError(504, f"expected to be finished within {self.timeout_s:g} s (--timeout-s), found no end")
+
+        def give_up(reason: ProblemError) -> None:
+            nonlocal answer
+            if not deadline.expired():
+                answer = reason
+                deadline.reschedule(asyncio.get_running_loop().time())
+
         try:
             async with asyncio.timeout(self.timeout_s) as deadline:
-                place = Place(deadline, late)
-                self._places.add(place)
-                self._empty.clear()
+                self._places.add(give_up)
                 self._on_change(len(self._places))
                 try:
-                    yield place
+                    yield give_up
                 finally:
-                    self._places.discard(place)
+                    self._places.discard(give_up)
                     self._on_change(len(self._places))
-                    if not self._places:
-                        self._empty.set()
+                    self._left.set()
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise place.reason from None
+            raise answer from None
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, waits until none is in flight, and after `grace_s` ends those that are left: 503."""
@@ -83,11 +77,12 @@ class Admission:
         try:
             async with asyncio.timeout(grace_s):
                 while self._places:
-                    await self._empty.wait()
+                    self._left.clear()
+                    await self._left.wait()
         except TimeoutError:
             self.abandon()
 
     def abandon(self) -> None:
         """Ends all requests in flight: 503."""
-        for place in list(self._places):
-            place.give_up(ProblemError(503, "the service was stopped before this was done", retry_after=5, close=True))
+        for give_up in list(self._places):
+            give_up(ProblemError(503, "the service was stopped before this was done", retry_after=5, close=True))

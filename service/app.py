@@ -14,7 +14,7 @@ from service.admission import Admission
 from service.budget import PixelBudget
 from service.draining import Draining
 from service.metrics import Metrics
-from service.middleware import LoadShedding, RequestId, RequestLimits, UnexpectedErrors
+from service.middleware import AnswerHeaders, RequestLimits, UnexpectedErrors
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
 from service.routes import health, metrics, segment
@@ -36,7 +36,7 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state = app.state
         state.started = time.monotonic()
-        device = resolve_device(settings.device)
+        device = state.device = resolve_device(settings.device)
         n_codecs = 2 if device.type == "cpu" else max(2, usable_cores() // 2 // settings.workers)
         state.codecs = ThreadPoolExecutor(n_codecs, "codec")
         state.budget = PixelBudget(n_codecs * PIXELS_PER_CODEC, max_waiting=max(1, settings.max_in_flight // 2))
@@ -73,17 +73,12 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
         responses=problems.declare(413, 431, 500),
     )
     app.state.settings = settings
-    app.state.limits = Limits(
-        max_bytes=settings.max_bytes, max_pixels=settings.max_pixels, max_pages=settings.max_pages
-    )
+    app.state.limits = Limits(settings.max_bytes, settings.max_pixels, settings.max_pages)
     counts = app.state.metrics = Metrics()
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
     problems.install(app)
-    app.add_middleware(LoadShedding, path=segment.PATH)  # the innermost: behind limits and keys
-    app.add_middleware(UnexpectedErrors)
-    app.add_middleware(
-        RequestLimits, max_bytes=settings.max_bytes, max_header_bytes=settings.max_header_bytes, idle_s=settings.idle_s
-    )
+    app.add_middleware(UnexpectedErrors)  # the innermost; the request limits are behind the keys
+    app.add_middleware(RequestLimits, path=segment.PATH, settings=settings)
     access.install(app, settings)
     needs_key = access.declared(settings)
     app.include_router(segment.router, **needs_key)
@@ -91,5 +86,5 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
         app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
     app.include_router(health.live_router)
     app.add_middleware(Telemetry, routes=frozenset(app.openapi()["paths"]))
-    app.add_middleware(RequestId)
+    app.add_middleware(AnswerHeaders)
     return app

@@ -46,6 +46,11 @@ def response(status: int, detail: str, headers: Mapping[str, str] | None = None)
     return Response(_body(status, detail), status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def answer(error: ProblemError) -> Response:
+    """The answer to a request that has ended with this error."""
+    return response(error.status, error.detail, error.headers)
+
+
 @lru_cache(64)
 def _body(status: int, detail: str) -> bytes:
     """Cached: a service that is full gives the same answer many times a second."""
@@ -72,7 +77,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def refuse(_: Request, error: ProblemError) -> Response:
-        return response(error.status, error.detail, error.headers)
+        return answer(error)
 
     @app.exception_handler(UserError)
     async def bad_image(_: Request, error: UserError) -> Response:

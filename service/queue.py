@@ -223,8 +223,6 @@ def answers(device: torch.device) -> bool:
     """Whether the device still computes. After an error in a kernel, a GPU refuses all further work of the process."""
     try:
         torch.zeros(1, device=device).add_(1).item()
-    except torch.OutOfMemoryError:
-        return True
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        return out_of_memory(error)
     return True

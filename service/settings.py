@@ -48,9 +48,7 @@ class ServeSettings(ProgramSettings):
     model_config = SettingsConfigDict(env_prefix="SERVICE_", cli_prog_name="unet-serve", protected_namespaces=())
 
     model: Path = Field(Path("model/best_model.pth"), description="the file to serve, watched for newer versions")
-    host: str = Field(
-        "127.0.0.1", description="address to listen on; 0.0.0.0 for all", json_schema_extra={"metavar": "ADDRESS"}
-    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(
         8000, ge=0, le=65535, description="port to listen on; 0 for any free one", json_schema_extra={"metavar": "PORT"}
     )
@@ -58,15 +56,12 @@ class ServeSettings(ProgramSettings):
         "",
         pattern=r"^(/[\w.~-]+)*$",
         description="prefix, like /unet, that a proxy takes off before it passes a request on",
-        json_schema_extra={"metavar": "PATH"},
     )
     workers: int = Field(
         1, ge=1, le=64, description="processes that answer; several feed a GPU that is faster than one of them"
     )
     device: DeviceChoice = Field(
-        "auto",
-        description="where to compute: auto, cpu, cuda, cuda:1, mps, or another device of torch",
-        json_schema_extra={"metavar": "DEVICE"},
+        "auto", description="where to compute: auto, cpu, cuda, cuda:1, mps, or another device of torch"
     )
     precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
     input_range: InputRange = Field(

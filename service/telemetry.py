@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,21 +37,20 @@ class Notes:
 
     async def run(self, stage: str, executor: Executor, function: Callable[..., R], *arguments: Any) -> R:
         """The result of a function, called in a thread of the executor. Its time is the stage's."""
-        return await asyncio.get_running_loop().run_in_executor(
-            executor, partial(self._timed, stage, function, *arguments)
-        )
+
+        def timed() -> R:
+            started = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.stages[stage] += time.perf_counter() - started
+
+        return await asyncio.get_running_loop().run_in_executor(executor, timed)
 
     def server_timing(self) -> str:
         """The `Server-Timing` header (W3C), in milliseconds. The queue's time is what the other stages leave."""
         self.stages["queue"] = time.perf_counter() - self._begun - sum(self.stages.values())
         return ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in self.stages.items())
-
-    def _timed(self, stage: str, function: Callable[..., R], *arguments: Any) -> R:
-        started = time.perf_counter()
-        try:
-            return function(*arguments)
-        finally:
-            self.stages[stage] += time.perf_counter() - started
 
 
 class Telemetry(Middleware):
@@ -89,7 +87,7 @@ class Telemetry(Middleware):
                 n_out = 0  # the server discards the body
             notes.stages = dict(notes.stages)  # a thread of an abandoned request may still write to it
             self._measure(scope, status, seconds, notes)
-            self._log(scope, status, seconds, notes, {"bytes_in": n_in, "bytes_out": n_out})
+            _log(scope, status, seconds, notes, {"bytes_in": n_in, "bytes_out": n_out})
 
     def _measure(self, scope: Scope, status: int, seconds: float, notes: Notes) -> None:
         metrics: Metrics = scope["app"].state.metrics
@@ -101,19 +99,14 @@ class Telemetry(Middleware):
             metrics.stage_seconds.labels(stage).observe(stage_s)
         metrics.refresh()
 
-    def _log(self, scope: Scope, status: int, seconds: float, notes: Notes, sizes: dict[str, int]) -> None:
-        level = logging.DEBUG if route_path(scope) in PROBES else logging.WARNING if status >= 500 else logging.INFO
-        path = scope["path"][:256]  # without the query, which may be private
-        fields: dict[str, Any] = {
-            "client": (scope.get("client") or ("",))[0][:64],  # a proxy may pass on any text
-            "method": scope["method"],
-            "path": path,
-            "status": status,
-            **sizes,
-            "ms": round(1000 * seconds, 1),
-        }
-        if notes.stages:
-            fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in notes.stages.items()}
-        if notes.model_id:
-            fields["model_id"] = notes.model_id
-        log.log(level, "%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds, extra={"fields": fields})
+
+def _log(scope: Scope, status: int, seconds: float, notes: Notes, fields: dict[str, Any]) -> None:
+    level = logging.DEBUG if route_path(scope) in PROBES else logging.WARNING if status >= 500 else logging.INFO
+    method, path = scope["method"], scope["path"][:256]  # without the query, which may be private
+    client = (scope.get("client") or ("",))[0][:64]  # a proxy may pass on any text
+    fields = {"client": client, "method": method, "path": path, "status": status} | fields
+    fields["ms"] = round(1000 * seconds, 1)
+    if notes.model_id:
+        fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in notes.stages.items()}
+        fields["model_id"] = notes.model_id
+    log.log(level, "%s %s %d %.0f ms", method, path, status, 1000 * seconds, extra={"fields": fields})

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 from fastapi import Request
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.problems import ProblemError
@@ -25,8 +25,8 @@ def openapi(fields: dict[str, Any]) -> dict[str, Any]:
 
 class Upload(NamedTuple):
     image: bytes
-    fields: dict[str, str]
-    """The form's other fields."""
+    fields: dict[str, str | UploadFile]
+    """The form's other parts."""
 
 
 class _FormParser(MultiPartParser):
@@ -79,9 +79,6 @@ async def _read_form(request: Request, content_type: str, max_parts: int) -> Upl
                 422, f"file: expected one multipart field `file` that holds an image, found {len(files)}"
             )
         image = files[0].encode("latin-1") if isinstance(files[0], str) else await files[0].read()
-        fields = {name: value for name, value in parts if isinstance(value, str) and name != "file"}
-        if others := {name for name, _ in parts} - {"file"} - set(fields):
-            raise ProblemError(422, f"{', '.join(sorted(others))}: expected text, found a file")
-        return Upload(image, fields)
+        return Upload(image, {name: value for name, value in parts if name != "file"})
     finally:
         await form.close()

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from conftest import run
 
-from service.admission import Admission, Place
+from service.admission import Admission
 from service.problems import ProblemError
 
 
@@ -63,21 +63,12 @@ def test_a_timeout_of_something_else_is_not_the_deadlines() -> None:
 
 def test_a_place_can_be_given_up_for_another_reason() -> None:
     async def work() -> None:
-        async with Admission(1, timeout_s=60).admit() as place:
-            place.give_up(ProblemError(499, "the client hung up"))
+        async with Admission(1, timeout_s=60).admit() as give_up:
+            give_up(ProblemError(499, "the client hung up"))
             await asyncio.sleep(60)
 
     with pytest.raises(ProblemError, match="hung up"):
         run(work())
-
-
-def test_a_place_given_up_too_late_changes_nothing() -> None:
-    async def work() -> Place:
-        async with Admission(1, timeout_s=60).admit() as place:
-            pass
-        return place
-
-    run(work())
 
 
 def test_draining_waits_for_requests_in_flight() -> None:

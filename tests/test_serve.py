@@ -9,7 +9,6 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -199,16 +198,6 @@ def test_a_taken_port_is_an_error_of_one_line(capsys: pytest.CaptureFixture[str]
     assert re.fullmatch(
         r"unet-serve: error: cannot listen on 127.0.0.1:\d+: .* in use; expected .* a free port\n", printed
     )
-
-
-def test_no_folder_for_temporary_files_is_an_error_of_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", Mock(side_effect=FileNotFoundError))
-    assert ends(["--port", "0", "--workers", "2"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("unet-serve: error: --workers: found no folder for temporary files; expected TMPDIR to name")
-    assert said.count("\n") == 1
 
 
 def test_an_invalid_address_is_an_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:

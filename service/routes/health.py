@@ -10,10 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 import unet
-from service.admission import Admission
 from service.models import Model, ModelSlot, Status
-from service.queue import Queue
-from unet.device import Precision, device_name, resolve_device, resolve_precision
+from unet.device import Precision, device_name, resolve_precision
 
 router = APIRouter()
 live_router = APIRouter()
@@ -54,23 +52,21 @@ class Live(BaseModel):
 @router.get("/health", responses={503: {"model": Health, "description": "no model is loaded, or stopping"}})
 async def health(request: Request, response: Response) -> Health:
     """200 when a model is loaded and the service is not stopping, else 503."""
-    slot: ModelSlot = request.app.state.slot
-    admission: Admission = request.app.state.admission
-    queue: Queue = request.app.state.queue
-    device = resolve_device(slot.device)
-    if slot.current is None or admission.stopping:
+    state = request.app.state
+    slot: ModelSlot = state.slot
+    if slot.current is None or state.admission.stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     return Health(
-        status="stopping" if admission.stopping else slot.status,
-        device=str(device),
-        device_name=device_name(device),
-        precision=resolve_precision(slot.precision, device),
+        status="stopping" if state.admission.stopping else slot.status,
+        device=str(state.device),
+        device_name=device_name(state.device),
+        precision=resolve_precision(slot.precision, state.device),
         model=_info(slot.current, slot.path) if slot.current else None,
         refused=slot.refusal,
-        failure=queue.failure,
+        failure=state.queue.failure,
         version=unet.__version__,
-        uptime_s=round(time.monotonic() - request.app.state.started, 3),
+        uptime_s=round(time.monotonic() - state.started, 3),
     )
 
 

@@ -1,15 +1,16 @@
 """POST /segment: an image in, its mask out."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from service.admission import Place
+from service.admission import GiveUp
 from service.logs import request_id
 from service.models import ModelSlot
 from service.problems import HUNG_UP, ProblemError, declare
@@ -23,7 +24,15 @@ from unet.predictor import Array, Prediction
 
 PATH = "/segment"
 
+HEADERS = {
+    "X-Model-Id": "the model that answered",
+    "X-Request-Id": "the client's, or a new one",
+    "Server-Timing": "milliseconds of queue, decode, infer, encode",
+}
+
 router = APIRouter()
+
+Decoded = tuple[Picture, list[Prediction]]
 
 
 def _known(output: str) -> str:
@@ -46,10 +55,10 @@ class SegmentOptions(BaseModel):
         description="test-time augmentation: average over eight rotations and flips; better, and eight times slower",
     )
 
-    def updated(self, fields: dict[str, str]) -> "SegmentOptions":
+    def updated(self, fields: Mapping[str, object]) -> "SegmentOptions":
         """These options with those of a form, which win. Raises RequestValidationError."""
         try:
-            return SegmentOptions.model_validate(self.model_dump(exclude_unset=True) | fields)
+            return SegmentOptions.model_validate({**self.model_dump(exclude_unset=True), **fields})
         except ValidationError as error:
             raise RequestValidationError([e | {"loc": ("form", *e["loc"])} for e in error.errors()]) from error
 
@@ -63,14 +72,7 @@ class SegmentOptions(BaseModel):
             "content": {
                 kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png", "image/tiff")
             },
-            "headers": {
-                "X-Model-Id": {"description": "the model that answered", "schema": {"type": "string"}},
-                "X-Request-Id": {"description": "the client's, or a new one", "schema": {"type": "string"}},
-                "Server-Timing": {
-                    "description": "milliseconds of queue, decode, infer, encode",
-                    "schema": {"type": "string"},
-                },
-            },
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
         **declare(400, 401, 408, 415, 422, 503, 504),
     },
@@ -84,10 +86,10 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
     notes: Notes = request.state.notes
     if (model := slot.current) is None:
         raise ProblemError(503, slot.refusal or "no model yet: the service waits for its file", retry_after=5)
-    async with state.admission.admit() as place:
+    async with state.admission.admit() as give_up:
         data, options = await _read(request, query, model.predictor)
         notes.begin(model.id)
-        async with ended_by_hang_up(request, place):
+        async with ended_by_hang_up(request, give_up):
             pixels = await notes.run("decode", state.codecs, imaging.measure, data, state.limits)
             # the mean over views is kept for each class
             async with state.budget.room(pixels * (model.predictor.n_classes if options.tta else 1)):
@@ -110,15 +112,11 @@ async def _read(request: Request, query: SegmentOptions, predictor: Predictor) -
     return upload.image, options
 
 
-def decode(
-    data: bytes, limits: Limits, predictor: Predictor, options: SegmentOptions
-) -> tuple[Picture, list[Prediction]]:
+def decode(data: bytes, limits: Limits, predictor: Predictor, options: SegmentOptions) -> Decoded:
     """A file -> its picture, and a prediction for each page. Raises ImageError or PixelError."""
     picture = imaging.read(data, limits)
-    wanted = KINDS[options.output].wants
-    return picture, [
-        predictor.start(page, wanted, threshold=options.threshold, tta=options.tta) for page in picture.pages
-    ]
+    start = partial(predictor.start, wanted=KINDS[options.output].wants, threshold=options.threshold, tta=options.tta)
+    return picture, [start(page) for page in picture.pages]
 
 
 async def _compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:
@@ -132,13 +130,13 @@ async def _compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:
 
 
 @asynccontextmanager
-async def ended_by_hang_up(request: Request, place: Place) -> AsyncIterator[None]:
-    """Gives up the place as soon as the client is gone; the request's body must have been read."""
+async def ended_by_hang_up(request: Request, give_up: GiveUp) -> AsyncIterator[None]:
+    """Ends the request as soon as the client is gone; its body must have been read."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        place.give_up(ProblemError(HUNG_UP, "the client hung up"))
+        give_up(ProblemError(HUNG_UP, "the client hung up"))
 
     watching = asyncio.create_task(watch())
     try:

@@ -14,6 +14,7 @@ from conftest import GREY, RGB, pil, png
 from PIL import Image
 
 from unet.imaging import ImageError, ImageTooLargeError, Limits, headers, measure, read
+from unet.imaging.raster import RasterFile
 
 LIMITS = Limits(max_bytes=2**26, max_pixels=2**24, max_pages=64)
 
@@ -123,7 +124,9 @@ STRANGE = {
         "found 1 x RGB",
     ),
     "a loop of pages": (tiff_claiming(*grey(9, 9))[:-4] + struct.pack("<I", 8), "loop"),
-    "pages that overlap": (tiff_claiming(*grey(9, 9))[:-4] + struct.pack("<I", 10), "truncated|overlap"),
+    "pages that overlap": (tiff_claiming(*grey(9, 9))[:-4] + struct.pack("<I", 10) + bytes(4000), "overlap"),
+    "many tags": (tiff_claiming(*grey(9, 9), *[(40_000, 3, 1, 0)] * 4093), "at most 4096 tags, found 4097"),
+    "neither planes nor pixels": (tiff_claiming(*grey(9, 9), *strip(81, 9), (284, 3, 1, 0), data=bytes(81)), "damaged"),
     "strips without end": (
         tiff_claiming(*grey(9, 9), (COUNTS, 1, 2**20 + 1, 8), data=bytes(2**20 + 1)),
         "more than the file",
@@ -226,7 +229,7 @@ OME = (
 )
 MODULO = (
     '<StructuredAnnotations><XMLAnnotation ID="A" Namespace="modulo"><Value><Modulo><ModuloAlongT Type="lifetime" '
-    'Start="0" End="1e12" Step="1"/></Modulo></Value></XMLAnnotation></StructuredAnnotations>'
+    'Start="0" End="5e8" Step="1"/></Modulo></Value></XMLAnnotation></StructuredAnnotations>'
 )
 
 
@@ -272,13 +275,28 @@ def test_fill_bytes_between_the_segments_of_a_jpeg() -> None:
         headers.jpeg_size(filled, fill=False)
 
 
-def test_huffman_tables_longer_than_their_segment_are_refused() -> None:
-    """The decoder of lossless JPEG in imagecodecs would read beyond its input."""
-    data = bytearray(png(RGB, ".jpg"))
-    at = data.index(b"\xff\xc4")
-    data[at + 5 : at + 21] = bytes(15) + b"\xff"
+def test_jpegs_that_would_reach_the_lossless_decoder_of_imagecodecs_are_refused() -> None:
+    """It reads beyond its input if Huffman tables are longer than their segment."""
+    data = png(RGB, ".jpg")
+    at = data.index(b"\xff\xc4") + 5
+    for damaged in (data[:at] + bytes(15) + b"\xff" + data[at + 16 :], data.replace(b"\xff\xc0", b"\xff\xc3", 1)):
+        with pytest.raises(ImageError, match="damaged, or a lossless JPEG"):
+            headers.jpeg_size(damaged)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"RIFF", webp_claiming(9, 9).replace(b"WEBP", b"WAVE"), b"RIFF0000WEBPALPH" + bytes(20)]
+)
+def test_the_size_of_a_damaged_webp(data: bytes) -> None:
     with pytest.raises(ImageError, match="damaged"):
-        read(bytes(data))
+        headers.webp_size(data)
+
+
+def test_a_decoder_that_reads_another_size_than_the_header_is_refused() -> None:
+    image = RasterFile(png(GREY))
+    image.size = (9, 9)
+    with pytest.raises(ImageError, match="damaged"):
+        image.decode(as_stored=False)
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_it_takes_hours() -> None:
@@ -321,6 +339,10 @@ def test_tags_that_no_page_needs_do_not_reach_tifffile() -> None:
     plain = headers.plain_tiff(tiff_claiming(*needed, *others, data=bytes(81)), None).getvalue()
     size = 2 + 12 * len(needed) + 4
     assert plain[: 8 + 81 + size] == tiff_claiming(*needed, data=bytes(81))
+
+
+def test_the_first_of_repeated_tags_counts() -> None:
+    assert measure(tiff_claiming(*grey(9, 9), (WIDTH, LONG, 1, 600), *strip(81, 9), data=bytes(81)), LIMITS) == 81
 
 
 def test_a_repeated_chunk_writes_no_lines(capfd: pytest.CaptureFixture[str]) -> None:

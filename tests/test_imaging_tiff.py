@@ -76,6 +76,13 @@ def test_lossy_compressions(compression: str, layout: dict[str, Any]) -> None:
     assert np.abs(page.astype(int) - smooth).mean() < 3
 
 
+def test_jpeg_with_tables_of_its_own() -> None:
+    smooth = cv2.resize(RGB, (120, 100), interpolation=cv2.INTER_CUBIC)
+    data = pil(Image.fromarray(smooth), "TIFF", compression="jpeg", quality=95)
+    assert 347 in tifffile.TiffFile(io.BytesIO(data)).pages[0].tags
+    assert np.abs(only(data).astype(int) - smooth).mean() < 5
+
+
 def test_jpeg_with_subsampled_colours() -> None:
     smooth = cv2.resize(RGB, (120, 100), interpolation=cv2.INTER_CUBIC)
     ycbcr = cv2.cvtColor(smooth, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
@@ -229,6 +236,13 @@ def test_other_compressions_are_refused_by_name(number: int, name: str) -> None:
 def test_colours_of_cielab_are_refused_by_name() -> None:
     with pytest.raises(ImageError, match="found 3 x CIELAB"):
         read(pil(Image.new("LAB", (8, 8), (137, 0, 0)), "TIFF"))
+
+
+def test_ycbcr_without_jpeg_is_refused_by_name() -> None:
+    data = bytearray(tiff(RGB, photometric="rgb", extratags=[(530, "H", 2, (1, 1), True)]))
+    data[tifffile.TiffFile(io.BytesIO(data)).pages[0].tags[262].valueoffset] = 6
+    with pytest.raises(ImageError, match="found 3 x YCBCR"):
+        read(bytes(data))
 
 
 def test_a_stack_of_metamorph_is_refused_instead_of_losing_planes() -> None:

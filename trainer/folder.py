@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import io
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import IO, Any
 
 from trainer.learner import Learner
 from unet import checkpoint as checkpoints
-from unet.checkpoint import Checkpoint, CheckpointError
+from unet.checkpoint import CheckpointError
 from unet.device import out_of_memory
 from unet.errors import UserError
 
@@ -30,11 +29,9 @@ class Progress:
     """How far a run has come; all of it is in `last.pth`."""
 
     epoch: int = 0
-    elapsed: float = 0.0
-    """Seconds of training so far, interrupted processes included."""
+    elapsed: float = 0.0  # seconds of training, those of interrupted processes included
     finished: bool = False
-    best: dict[str, float] = field(default_factory=dict)
-    """The row of `history` that `best_model.pth` belongs to."""
+    best: dict[str, float] = field(default_factory=dict)  # row of `history` that `best_model.pth` belongs to
     history: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, row: dict[str, float]) -> bool:
@@ -156,9 +153,6 @@ class RunFolder:
             return [f"{BEST} is not the one that it has written"]
         return []
 
-    def save_best(self, checkpoint: Checkpoint) -> None:
-        checkpoints.save(checkpoint, self.best)
-
     def save_last(self, progress: Progress, learner: Learner) -> None:
         """Write `last.pth`: everything needed to resume."""
         state = {"run": self.identity, "progress": asdict(progress), "learner": learner.state_dict()}
@@ -170,9 +164,6 @@ class RunFolder:
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
         self.save_file(HISTORY, text.getvalue().encode())
-
-    def save_report(self, report: Mapping[str, Any]) -> None:
-        self.save_file(REPORT, (json.dumps(report, indent=2) + "\n").encode())
 
     def save_file(self, name: str, content: bytes) -> None:
         checkpoints.replace_atomically(self.path / name, content)

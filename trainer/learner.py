@@ -57,10 +57,9 @@ class Learner:
         self.recipe = recipe
         self.optimizer = make_optimizer(self.network, recipe)
         self.averaged = Average(self.network, recipe.ema) if recipe.ema else None
-        self.mixed = recipe.mixed_precision and fast_bf16(self.device)
-        """Whether forward passes compute in bfloat16 (autocast)."""
+        self.mixed = recipe.mixed_precision and fast_bf16(self.device)  # forward passes in bfloat16, by autocast
         self.parallel = world.average_gradients(self.network)
-        self.on_gpu = lr_is_tensor(self.optimizer)
+        self.on_gpu = isinstance(self.optimizer.param_groups[0]["lr"], Tensor)  # see `make_optimizer`
         captured = self.on_gpu and world.size() == 1
         self._step = recorded(self._one_step, self.device) if captured else self._one_step
 
@@ -132,8 +131,3 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=gpu or None, capturable=gpu)
     return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=recipe.momentum, fused=gpu or None)
-
-
-def lr_is_tensor(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether everything that decides about a step is on the GPU (see `make_optimizer`)."""
-    return isinstance(optimizer.param_groups[0]["lr"], Tensor)

@@ -1,4 +1,4 @@
-"""Scores over a whole set of images, from sums of counts."""
+"""Scores over a whole set of images, from sums of counts: Dice, IoU, pixel error, AUC, and scores of objects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,29 +16,27 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scores:
-    """Per class, in the order of the classes; for a binary problem background, foreground. NaN for a class that no
-    label has: pixels that are taken for it count against the others."""
+    """Scores per class, in the order of the classes; for a binary problem background, foreground. NaN for a class that
+    no label has; pixels predicted as such count against the other classes."""
 
-    dice: tuple[float, ...]
-    """2 |A and B| / (|A| + |B|), 0..1."""
-    iou: tuple[float, ...]
-    """|A and B| / |A or B|, 0..1."""
-    pixel_error: float
-    """Share of pixels with the wrong class."""
+    dice: tuple[float, ...]  # 2 |A and B| / (|A| + |B|), 0..1
+    iou: tuple[float, ...]  # |A and B| / |A or B|, 0..1
+    pixel_error: float  # share of pixels with the wrong class
 
     @property
     def score(self) -> float:
-        """What "best" means: the mean Dice of all classes, so that a rare class counts as much as a common one."""
+        """Mean Dice of all classes, which decides about the best epoch: a rare class counts as much as a common one."""
         return float(np.nanmean(self.dice))
 
 
 def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
-    """Two arrays of class indices of equal shape -> (n_classes, n_classes) counts: row label, column prediction."""
+    """Two arrays of class indices of one shape -> (n_classes, n_classes) counts: row label, column prediction."""
     pairs = label.astype(np.int64).ravel() * n_classes + predicted.astype(np.int64).ravel()
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def scores(matrix: Counts) -> Scores:
+    """Scores from a confusion matrix."""
     hit = np.diag(matrix).astype(float)
     labelled = matrix.sum(axis=1)
     total = matrix.sum(axis=0) + labelled  # |A| + |B|
@@ -48,7 +46,7 @@ def scores(matrix: Counts) -> Scores:
 
 
 def _dice(hit: npt.NDArray[Any], total: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Of |A and B| and |A| + |B|."""
+    """Dice from |A and B| and |A| + |B|; 1 where both are empty."""
     return np.where(total == 0, 1.0, 2 * hit / np.where(total == 0, 1, total))
 
 
@@ -57,7 +55,7 @@ class ThresholdCurve:
 
     BINS = 1000
     EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
-    """Bin k holds EDGES[k] < p <= EDGES[k + 1], so that p > k / 1000 is "bin k or above". In float32, as the predictor
+    """Bin k holds EDGES[k] < p <= EDGES[k + 1], so that p > k / 1000 means "bin k or above"; float32, as the predictor
     compares."""
     EDGES[0], EDGES[-1] = -np.inf, np.inf
 
@@ -66,14 +64,14 @@ class ThresholdCurve:
 
     def add(self, probabilities: FloatArray, label: Labels) -> None:
         """(H, W) probabilities of the foreground and (H, W) class indices."""
-        bins = (probabilities.astype(np.float64) * self.BINS).astype(np.int32)  # one too many for an edge itself
+        bins = (probabilities.astype(np.float64) * self.BINS).astype(np.int32)  # one too high for p on an edge
         bins -= probabilities <= self.EDGES[bins]
         self.counts += np.bincount(
             label.astype(np.int64).ravel() * self.BINS + bins.ravel(), minlength=2 * self.BINS
         ).reshape(2, self.BINS)
 
     def best(self) -> tuple[float, Scores]:
-        """The threshold with the highest score, and the scores there; of equal ones the nearest to a half."""
+        """The threshold with the highest score, and its scores; of several the one nearest to 0.5."""
         below = np.cumsum(self.counts, axis=1)[:, :-1]  # row label, column k - 1
         above = self.counts.sum(axis=1, keepdims=True) - below
         predicted, labels = np.stack([below.sum(axis=0), above.sum(axis=0)]), below + above
@@ -83,12 +81,12 @@ class ThresholdCurve:
         return k / self.BINS, scores(self.confusion(k))
 
     def confusion(self, k: int) -> Counts:
-        """For the threshold k / 1000."""
+        """Confusion matrix at the threshold k / 1000."""
         below, above = self.counts[:, :k].sum(axis=1), self.counts[:, k:].sum(axis=1)
         return np.stack([below, above], axis=1)
 
     def auc(self) -> float:
-        """Area under the ROC curve: the chance that a foreground pixel ranks above a background pixel, ties half."""
+        """Area under the ROC curve: probability that a foreground pixel ranks above a background one, ties a half."""
         background, foreground = self.counts
         if not background.sum() or not foreground.sum():
             return float("nan")
@@ -98,20 +96,19 @@ class ThresholdCurve:
 
 @dataclass(frozen=True)
 class ObjectScores:
-    """How well objects are told apart, foreground-restricted as in ISBI 2012 (Arganda-Carreras et al. 2015)."""
+    """Quality of the separation of objects, restricted to the foreground as in ISBI 2012 (Arganda-Carreras et al.
+    2015)."""
 
-    rand: float
-    """V_rand, 0..1: 1 - scikit-image's adapted_rand_error; 1 is perfect."""
-    information: float
-    """Variation of information, bits: splits and mergers together; 0 is perfect."""
+    rand: float  # V_rand, 0..1: 1 - scikit-image's adapted_rand_error; 1 is perfect
+    information: float  # variation of information, bits: splits and mergers together; 0 is perfect
 
 
 def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> ObjectScores | None:
-    """(H, W) probabilities of the foreground against (H, W) class indices. None for a label of fewer than two objects,
-    or of single pixels only: there is nothing to tell apart.
+    """Compare (H, W) probabilities of the foreground with (H, W) class indices. None for a label without two objects,
+    or with single pixels only.
 
-    The components above the threshold grow over the probability until they meet, so that the thickness of a border does
-    not count.
+    The components above the threshold grow over the probability until they meet (watershed), so that the thickness of a
+    border does not count.
     """
     truth = connected_components(label > 0, connectivity=1)
     sizes = np.bincount(truth.ravel())[1:]

@@ -19,40 +19,28 @@ class Recipe:
     variant: Variant = "tutorial"
     bilinear: bool = False
     base_channels: int = 64
-    conv_bias: bool = False
-    """Bias of the 3x3 convolutions. Batch norm subtracts it again, at the cost of two passes over memory."""
-    grey: bool = False
-    """Turn colour images to grey; otherwise the network has as many channels as the images."""
+    conv_bias: bool = False  # bias of the 3x3 convolutions, which batch norm would subtract again
+    grey: bool = False  # turn colour images to grey; otherwise the network has as many channels as the images
     input_range: InputRange = "0-1"
-    standardise: bool = True
-    """Scale each image to zero mean and unit variance."""
+    standardise: bool = True  # scale each image to zero mean and unit variance
 
-    image_size: int = 256
-    """Side of the square training crops, pixels. The paper's network sees 92 more on each side."""
+    image_size: int = 256  # side of the square crops, pixels; the paper's network sees 92 more on each side
     batch_size: int = 4
     epochs: int = 200
-    min_steps: int = 20
-    """An epoch is one pass over the area of all images, but at least this many batches: few images, many crops."""
+    min_steps: int = 20  # fewest batches in an epoch, which is otherwise one pass over the area of all images
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    dropout: float = 0.0
-    """Dropout probability at the end of the contracting path, as in the paper."""
+    dropout: float = 0.0  # dropout probability at the end of the contracting path, as in the paper
     loss: LossName = "ce+dice"
-    border_weights: bool = False
-    """Weight the cross-entropy by the paper's map: classes balanced, gaps between objects heavy."""
+    border_weights: bool = False  # weight the cross-entropy by the paper's map (see `losses.border_weights`)
     optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
     lr: float = 2e-3
     weight_decay: float = 1e-2
-    momentum: float = 0.0
-    """For SGD and RMSprop."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine: a short warm-up, then down to zero at the end of the epochs or of the time, whichever comes first."""
-    clip_norm: float | None = 1.0
-    """Maximum norm of the gradient."""
-    ema: float | None = 0.99
-    """Decay per step of the exponential moving average of the weights, which is validated and saved."""
-    mixed_precision: bool = True
-    """Compute in bfloat16 where the device is fast at it."""
+    momentum: float = 0.0  # for SGD and RMSprop
+    schedule: Literal["cosine", "constant"] = "cosine"  # see `schedule.Schedule`
+    clip_norm: float | None = 1.0  # maximum norm of the gradient
+    ema: float | None = 0.99  # decay per step of the moving average of the weights, which is validated and saved
+    mixed_precision: bool = True  # compute in bfloat16 where the device is fast at it
 
     def __post_init__(self) -> None:
         rest = 4 if self.variant == "paper" else 0

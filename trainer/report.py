@@ -1,5 +1,6 @@
 """What a run prints, and report.json: its settings, a line per epoch, and the account of the saved model."""
 
+import json
 import platform
 import resource
 import sys
@@ -16,7 +17,7 @@ import torch
 import unet
 from trainer import pictures
 from trainer.data import DataSet, Sample
-from trainer.folder import SAMPLES, Progress, RunFolder
+from trainer.folder import REPORT, SAMPLES, Progress, RunFolder
 from trainer.inputs import classes_in
 from trainer.metrics import object_scores
 from trainer.recipes import Recipe
@@ -106,7 +107,7 @@ def account(
     }
     report = {"objects": objects, "timings": timings, "device": device_name(device)}
     folder.save_file(SAMPLES, pictures.samples(predictor, val))
-    folder.save_report(summary(recipe, data, progress.best) | report)
+    folder.save_file(REPORT, (json.dumps(summary(recipe, data, progress.best) | report, indent=2) + "\n").encode())
 
     best = progress.best
     for value in predictor.class_values:

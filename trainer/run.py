@@ -1,6 +1,5 @@
 """A training run, from settings to files: read, build, loop, save, account."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +20,7 @@ from trainer.settings import TrainSettings
 from trainer.stop import Stop
 from trainer.tensorboard import TensorBoard
 from unet import Predictor, UNet
+from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.device import out_of_memory
 from unet.errors import UserError
@@ -122,7 +122,7 @@ class Trainer:
     def save(self, best: Checkpoint | None) -> None:
         """Write the files of the epochs so far; `best`: a best model that is not in its file yet."""
         if best:
-            self.folder.save_best(best)
+            checkpoints.save(best, self.folder.best)
         rows = self.progress.rows()
         self.folder.save_history(rows)
         self.folder.save_file(CURVES, pictures.curves(rows, self.data.class_values))
@@ -141,18 +141,16 @@ class Throttle:
     SHARE = 0.2
 
     def __init__(self) -> None:
-        self._started, self._ended = 0.0, -math.inf
-        self._seconds = 0.0
+        self._started = self._ended = 0.0
 
     def due(self) -> bool:
-        return time.monotonic() - self._ended >= self._seconds * (1 / self.SHARE - 1)
+        return time.monotonic() - self._ended >= (self._ended - self._started) * (1 / self.SHARE - 1)
 
     def __enter__(self) -> None:
         self._started = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         self._ended = time.monotonic()
-        self._seconds = self._ended - self._started
 
 
 @contextmanager

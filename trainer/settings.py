@@ -70,10 +70,5 @@ class TrainSettings(ProgramSettings):
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with the flags that override it. Raises UserError."""
-        return RECIPES[self.recipe].override(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            base_channels=self.base_channels,
-            image_size=self.image_size,
-        )
+        names = ("epochs", "batch_size", "lr", "base_channels", "image_size")
+        return RECIPES[self.recipe].override(**{name: getattr(self, name) for name in names})

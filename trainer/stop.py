@@ -19,8 +19,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.epoch = 0
-        """The last epoch that is saved; 0: none, or not known yet."""
+        self.epoch = 0  # the last saved one; 0: none, or not known yet
         self._deferred = False
 
     @contextmanager

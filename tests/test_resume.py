@@ -180,9 +180,9 @@ def test_saving_takes_a_fifth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_a_best_model_that_is_saved_later_has_the_weights_of_its_epoch(
-    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worsening = {"data": half / "data", "epochs": 6, "lr": 0.1}
+    worsening = {"data": data, "epochs": 6, "lr": 0.1}
     assert train(**worsening, out=tmp_path / "often") == 0
     monkeypatch.setattr(Throttle, "due", lambda _: False)  # only at the end
     assert train(**worsening, out=tmp_path / "once") == 0

@@ -9,7 +9,7 @@ pixels; h and w those of a piece, the network's margin included.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -63,10 +63,11 @@ class Predictor:
     ) -> None:
         """`forward`: (B, C, h, w) float32 -> (B, K, h', w') logits, from `engines.prepare`. Default: the network
         itself, whose weights may then change between calls, as in training."""
-        self.network = network
-        self.preprocessing = preprocessing
-        self.class_values = class_values
-        self.threshold = threshold
+        self.network, self.preprocessing = network, preprocessing
+        self.class_values, self.threshold = class_values, threshold
+        self.n_channels = network.config.n_channels  # of the images: 1 grey, 3 RGB
+        self.n_classes = network.config.n_classes  # K: 1 for a binary network, which tells foreground from background
+        self.binary = self.n_classes == 1
         self.precision: Precision = precision
         self.device = next(network.parameters()).device
         self.tile = TILE.get(self.device.type, TILE_ELSEWHERE)
@@ -103,21 +104,6 @@ class Predictor:
         """
         return cls.from_checkpoint(checkpoints.load(Path(path), input_range), device, precision)
 
-    @property
-    def n_channels(self) -> int:
-        """Channels of the images: 1 grey, 3 RGB."""
-        return self.network.config.n_channels
-
-    @property
-    def n_classes(self) -> int:
-        """Channels of the output: 1 for a binary network, K for K exclusive classes."""
-        return self.network.config.n_classes
-
-    @property
-    def binary(self) -> bool:
-        """Whether the network tells foreground from background."""
-        return self.n_classes == 1
-
     def __call__(self, image: Array, *, tta: bool = False) -> FloatArray:
         """(H, W) or (H, W, C) image -> probabilities, float32 in 0..1: (H, W) of the foreground for a binary network,
         (K, H, W) that sum to one for K classes. Any size of at least 1 x 1. Raises PixelError.
@@ -137,7 +123,8 @@ class Predictor:
         """The whole path of one image. Raises PixelError."""
         prepared = self.preprocess(image)
         prediction = Prediction(self, prepared, wanted, self.checked(threshold), tta)
-        for piece in prediction.pieces():
+        while not prediction.finished:
+            piece = prediction.next()
             probabilities = self.forward([piece])
             answers = self.decide(probabilities, prediction.wanted_of_pieces, prediction.threshold)
             prediction.stitch(piece, answers[0].numpy(force=True))
@@ -269,11 +256,6 @@ class Prediction:
             self._seen = view, mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
         pixels = self._seen[1][rows.start : rows.start + height, columns.start : columns.start + width]
         return Piece(self, view, rows, columns, np.ascontiguousarray(pixels))
-
-    def pieces(self) -> Iterator[Piece]:
-        """All pieces that are left."""
-        while not self.finished:
-            yield self.next()
 
     def stitch(self, piece: Piece, answer: Array) -> None:
         """Writes the kept part of a piece's answer, (K or 1, h', w'), into the answer for the image."""

@@ -268,7 +268,7 @@ gateway_balances() { # two replicas, both recreated, so that their addresses cha
 }
 gateway_without_service() {
   dc stop service
-  within 10 gateway_refuses 503 "$URL/health"
+  within 20 gateway_refuses 503 "$URL/health"
   expect "Retry-After" 5 "$(header retry-after)"
 }
 

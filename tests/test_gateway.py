@@ -244,6 +244,8 @@ def test_missing_service_is_503(tmp_path: Path) -> None:
     check_problem(reply, 503)
     assert reply.headers["retry-after"] == "5"
     assert reply.headers["x-request-id"] == "abc"
+    entry = json.loads((tmp_path / "access.log").read_text().splitlines()[-1])
+    assert (entry["request_id"], entry["request"], entry["status"]) == ("abc", "GET /health HTTP/1.1", "503")
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------

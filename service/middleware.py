@@ -80,8 +80,9 @@ class RequestLimits(Middleware):
     - 431 for headers above `max_header_bytes`;
     - 408 for a body of which less than a KiB arrives in `idle_s` seconds.
 
-    Where the connection closes after the answer, what is left of a body is read first, for `LINGER_S` at most: a client
-    that still sends would see a reset connection instead of its answer.
+    What has arrived of the body of a refused request is discarded, which uvicorn would keep. Where the connection
+    closes after the answer, the rest is read, too, for `LINGER_S` at most: a client that still sends would see a reset
+    connection instead of its answer.
     """
 
     def __init__(self, app: ASGIApp, path: str, settings: ServeSettings) -> None:
@@ -115,12 +116,12 @@ class RequestLimits(Middleware):
             nonlocal closing
             if message["type"] == "http.response.start":
                 closing = closing or Headers(raw=message["headers"]).get("connection") == "close"
-            if complete or not closing or message["type"] != "http.response.body" or message.get("more_body"):
+            if complete or message["type"] != "http.response.body" or message.get("more_body"):
                 await send(message)
                 return
             await send({**message, "more_body": True})
             with suppress(TimeoutError):
-                async with asyncio.timeout(LINGER_S):
+                async with asyncio.timeout(LINGER_S if closing else 0):
                     while (await receive()).get("more_body"):
                         pass
             await send({"type": "http.response.body"})

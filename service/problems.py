@@ -61,15 +61,7 @@ def _body(status: int, detail: str) -> bytes:
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI declarations of these statuses, for a route's `responses`."""
     content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": content,
-            "headers": retry if status == 503 else {},
-        }
-        for status in statuses
-    }
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def install(app: FastAPI) -> None:

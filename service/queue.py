@@ -124,7 +124,8 @@ class Queue:
                 pass
         except Exception:  # a bug, after which nobody would do this thread's part
             log.exception("an inference thread has ended")
-            self._lose()
+            self.lost = True
+            self.on_lost()
 
     def _take_turn(self) -> bool:
         """Waits for a job and computes its next piece; False when the queue is closed. A method of its own, so that no
@@ -191,7 +192,8 @@ class Queue:
             return batch
         self.failure = f"{type(error).__name__} at {datetime.now(UTC).isoformat(timespec='seconds')}"
         if not answers(self._device):
-            self._lose()
+            self.lost = True
+            self.on_lost()
         ids = " ".join(job.request_id for job in batch)
         log.error("inference failed", exc_info=error, extra={"request_id": ids})
         # its frames know the jobs, which are to have it: a reference cycle would keep their images
@@ -213,10 +215,6 @@ class Queue:
             predictor.tile = side // 2 // STRIDE * STRIDE
         log.warning("out of memory: from now on tiles of %d, batches of %d pixels", predictor.tile, self._batch_pixels)
         return True
-
-    def _lose(self) -> None:
-        self.lost = True
-        self.on_lost()
 
 
 def answers(device: torch.device) -> bool:

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import h11
 import uvicorn
@@ -55,7 +54,7 @@ class HeaderDeadline(H11Protocol):
             self._deadline = None
 
 
-def server_config(settings: ServeSettings, app: Callable[[], Any]) -> uvicorn.Config:
+def server_config(settings: ServeSettings, app: Callable[[], object]) -> uvicorn.Config:
     """`app` makes the application, in the process that serves it."""
     return uvicorn.Config(
         app,

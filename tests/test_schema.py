@@ -50,7 +50,7 @@ def test_every_answer_is_as_declared(api: Any, mode: GenerationMode) -> None:
 
 
 def statuses(cases: Any) -> set[int]:
-    """Of the answers to some requests, each checked. (schemathesis' own pytest plugin does not know pytest 9 yet.)"""
+    """The statuses of answers to some requests, each checked. (schemathesis' pytest plugin does not know pytest 9.)"""
     found: set[int] = set()
 
     @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

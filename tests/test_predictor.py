@@ -17,8 +17,8 @@ Make = Callable[..., Path]
 
 def finish(predictor: Predictor, prediction: Prediction) -> np.ndarray:
     """The result, computed one piece at a time."""
-    for piece in prediction.pieces():
-        predictor.compute([piece])
+    while not prediction.finished:
+        predictor.compute([prediction.next()])
     return prediction.result
 
 

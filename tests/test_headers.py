@@ -108,6 +108,7 @@ STRANGE = {
     "a PNG chunk of 4 GB": (png(GREY)[:33] + b"\xff\xff\xff\xf0tEXt" + png(GREY)[33:], "truncated"),
     "two JPEG sizes": (png(GREY, ".jpg").replace(b"\xff\xc0", SOF_600 + b"\xff\xc0", 1), "one size"),
     "a TIFF width of text": (tiff_claiming(*grey(9, 9)[1:], (WIDTH, 2, 1, 9)), "damaged"),
+    "offsets of text": (tiff_claiming(*grey(9, 9), (OFFSETS, 2, 2, 0x3131), (COUNTS, LONG, 1, 81)), "damaged"),
     "two widths in one": (tiff_claiming(*grey(9, 9)[1:], (WIDTH, 3, 2, 9)), "damaged"),
     "tiles of a pixel": (
         tiff_claiming(

@@ -10,7 +10,7 @@ import tifffile
 from conftest import GREY, RGB, pil
 from PIL import Image
 
-from unet.imaging import ImageError, Metadata, measure, read, write_tiff
+from unet.imaging import ImageError, Metadata, Picture, measure, read, write_tiff
 
 STACK = np.stack([GREY + i for i in range(6)]).reshape(3, 2, *GREY.shape)
 
@@ -222,6 +222,15 @@ def test_overviews_thumbnails_masks_and_sub_directories_are_not_pages() -> None:
     np.testing.assert_array_equal(only(file.getvalue()), GREY)
 
 
+def test_a_slide_of_aperio_is_its_baseline() -> None:
+    file, large = io.BytesIO(), np.tile(RGB, (8, 8, 1))
+    with tifffile.TiffWriter(file) as writer:
+        options: dict[str, Any] = {"metadata": None, "photometric": "rgb"}
+        writer.write(large, tile=(16, 16), description="Aperio Image Library v11.2.1\n96x80", **options)
+        writer.write(RGB, description="Aperio Image Library v11.2.1\n96x80 -> 12x10", **options)  # thumbnail
+    np.testing.assert_array_equal(only(file.getvalue()), large)
+
+
 @pytest.mark.parametrize(
     ("number", "name"), [(34712, "JPEG2000"), (50002, "JPEGXL"), (34887, "LERC"), (6, "OJPEG"), (12345, "12345")]
 )
@@ -287,14 +296,20 @@ def test_metadata(data: bytes, expected: Metadata) -> None:
     ids=str,
 )
 def test_writing_carries_resolution_and_calibration_over(metadata: Metadata) -> None:
-    like = read(tiff(GREY, GREY))
-    like = type(like)(like.pages, "ZYX", metadata)
+    like = Picture([GREY, GREY], "ZYX", metadata)
     again = read(write_tiff([GREY, 255 - GREY], like=like))
     assert again.metadata == metadata
     np.testing.assert_array_equal(again.pixels, [GREY, 255 - GREY])
 
 
-def test_numbers_that_are_none_in_the_metadata_do_no_harm() -> None:
+@pytest.mark.parametrize(("axes", "name"), [("TYX", "frames"), ("ZYX", "slices"), ("TZYX", "slices")])
+def test_times_stay_times(axes: str, name: str) -> None:
+    like = Picture([GREY, GREY], axes, Metadata((4, 4), "um"))
+    written = tifffile.TiffFile(io.BytesIO(write_tiff([GREY, GREY], like=like)))
+    assert written.imagej_metadata[name] == 2
+
+
+def test_invalid_numbers_in_the_metadata_are_ignored() -> None:
     xml = described(STACK[:, 0], ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25})
     for number in (b"1e-99", b"0.0", b"nan", b"what", b"-0.25"):
         data = xml.replace(b'SizeX="0.25"', b'SizeX="' + number + b'"' + b" " * (4 - len(number)))

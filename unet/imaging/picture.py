@@ -1,4 +1,4 @@
-"""What passes between files and arrays: limits, pictures, what a file says of its pixels, errors."""
+"""Types of this package: limits, pictures, calibration metadata, errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 class ImageError(UserError):
-    """Bytes that are not an image this package reads. Says why."""
+    """Not an image, a damaged one, or of a kind that is not read. The message says why."""
 
 
 class ImageTooLargeError(ImageError):
@@ -70,7 +70,7 @@ class Picture:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Anything that a decoder raises, as ImageError. Only calls of decoders belong inside: a bug of ours would hide."""
+    """Context that turns any exception of a decoder into ImageError. Only calls of decoders belong inside: it hides bugs."""
     try:
         yield
     except MemoryError:

@@ -13,7 +13,7 @@ from PIL.ImageFile import ImageFile
 from unet.imaging import headers
 from unet.imaging.picture import Array, Claim, ImageError, decoding
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a file, the exception says
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # exceptions say what is wrong with a file
 
 # any depth, grey or colour, with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
 _FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH

@@ -14,7 +14,7 @@ from tifffile import PHOTOMETRIC, TiffFile
 from unet.imaging import headers
 from unet.imaging.picture import Array, Claim, ImageError, Metadata, decoding
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong with a file, the exception says
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # exceptions say what is wrong with a file
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -62,7 +62,7 @@ class TiffImage:
     def __init__(self, data: bytes, max_pages: int | None) -> None:
         file = headers.plain_tiff(data, max_pages)
         with decoding():
-            self.file = TiffFile(file, is_scanimage=False)  # a description that has tifffile guess pages
+            self.file = TiffFile(file, is_scanimage=False)  # such a description makes tifffile guess pages
             directories: list[Any] = list(self.file.pages)
             pages = [page for page in directories if not (page.is_reduced or page.is_mask)] or directories
         if not pages:
@@ -123,7 +123,7 @@ class TiffImage:
         """Resolution and calibration: OME's or ImageJ's, else as the tags of the first page have it."""
         page, ome, imagej = self.blocks[0].page, self.ome or {}, {}
         numbers, unit = [0.0, 0.0, 0.0], ""
-        with suppress(Exception):  # tifffile's, and of numbers that are none: no reason to refuse the pixels
+        with suppress(Exception):  # tifffile's, or of numbers that do not parse: no reason to refuse the pixels
             imagej = (self.file.imagej_metadata if self.file.is_imagej else None) or {}
             unit = str(imagej.get("unit", _UNITS.get(page.resolutionunit, ""))).replace(r"\u00B5", "µ")
             numbers = [float(number) for number in (*page.resolution, imagej.get("spacing", 0))]
@@ -135,7 +135,7 @@ class TiffImage:
         return Metadata(resolution, unit, numbers[2] if right[2] else None)
 
     def _check_stated_sizes(self, page: Any, directory: Any) -> None:
-        """Raises ImageError for a JPEG or WebP strip or tile that says it is larger than the page has it."""
+        """Raises ImageError for a JPEG or WebP strip or tile whose own header states a larger size."""
         if not (size_of := _STATED_SIZES.get(page.compression)):
             return
         if directory.jpegtables and size_of(directory.jpegtables) != (0, 0):
@@ -225,7 +225,7 @@ def _image(samples: Array, page: Any, as_stored: bool) -> Array:
 
 
 def _rendered(samples: Array, page: Any) -> Array:
-    """Samples (..., S) as they are to be seen."""
+    """Samples (..., S) converted to grey or RGB with black as 0."""
     bits = page.bitspersample
     if page.photometric == PHOTOMETRIC.PALETTE:
         colours = np.asarray(page.colormap)

@@ -29,7 +29,6 @@ import numpy as np
 
 CLIENTS, CROWD = 32, 200
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-
 Figures = dict[str, float]
 
 
@@ -87,22 +86,22 @@ def compare_predictors(versions: list[Version], task: tuple[Any, ...], images: l
     """Images/s and peak memory of `Predictor.mask` on the CPU, and the share of pixels whose masks differ."""
     with tempfile.TemporaryDirectory() as folder:
         masks = [str(Path(folder, f"{i}.npy")) for i in (0, 1)]
-        workers = []
-        for version, out in zip(versions, masks, strict=True):
-            arguments = json.dumps([*task, out, [str(image) for image in images]])
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            workers.append(version.start(Path(__file__).resolve(), "worker", arguments, **pipes))
-
-        def turn(process: "subprocess.Popen[str]") -> Figures:
-            print("go", file=process.stdin, flush=True)
-            return json.loads(process.stdout.readline())  # type: ignore[no-any-return, union-attr]
-
+        arguments = [json.dumps([*task, out, [str(image) for image in images]]) for out in masks]
+        workers = [
+            version.start(Path(__file__).resolve(), "worker", each, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            for version, each in zip(versions, arguments, strict=True)
+        ]
         found = by_turns(rounds + 1, *(partial(turn, each) for each in workers))
         for process in workers:
             process.communicate()
         before, after = map(np.load, masks)
     show(found[1:])  # the first round warms up
     print(f"  pixels of {len(images)} masks that differ: {100 * (before != after).mean():.4f} %", flush=True)
+
+
+def turn(worker: "subprocess.Popen[str]") -> Figures:
+    print("go", file=worker.stdin, flush=True)
+    return json.loads(worker.stdout.readline())  # type: ignore[no-any-return, union-attr]
 
 
 def worker(model: str, precision: str, threads: int, out: str, paths: list[str]) -> None:
@@ -134,8 +133,7 @@ def service(version: Version, model: Path, images: list[Path]) -> Figures:
     head = "POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: "
     posts = [f"{head}{len(file)}\r\n\r\n".encode() + file for file in (image.read_bytes() for image in images)]
     began = time.monotonic()
-    command = ["-m", "service", "--model", str(model), "--port", str(port), "--device", "cpu"]
-    server = version.start(*command, **QUIET)
+    server = version.start("-m", "service", "--model", model, "--port", str(port), "--device", "cpu", **QUIET)
     try:
         while asyncio.run(Connection(port).ask(posts[0]))[0] != 200:  # not listening yet, or the model is being loaded
             time.sleep(0.02)
@@ -153,9 +151,9 @@ def service(version: Version, model: Path, images: list[Path]) -> Figures:
         f"requests/s, {CROWD} clients": many.rate,
         "refused (503)": refused,
         "  with Retry-After, %": 100 * many.with_retry_after / max(1, refused),
-        "  p99, ms": percentile(many.refusals, 0.99),
+        "  p99, ms": p99(many.refusals),
         "neither 200 nor 503": answers.total() - answers[200] - answers[503],
-        f"/health p99, {CROWD} clients, ms": percentile(many.health, 0.99),
+        f"/health p99, {CROWD} clients, ms": p99(many.health),
         "peak MiB": peak,
     }
 
@@ -169,8 +167,7 @@ class Load:
         self.port, self.posts = port, posts
         self.statuses: Counter[int] = Counter()
         self.with_retry_after = 0
-        self.refusals: list[float] = []
-        self.health: list[float] = []  # milliseconds, as those of refusals
+        self.refusals, self.health = list[float](), list[float]()  # ms
 
     async def run(self, n_clients: int) -> "Load":
         began = self.last = time.perf_counter()
@@ -205,8 +202,7 @@ class Connection:
     and both share the cores."""
 
     def __init__(self, port: int) -> None:
-        self.port = port
-        self.open = False
+        self.port, self.open = port, False
 
     async def ask(self, request: bytes) -> tuple[int, float | None]:
         """Status (0: the connection broke) and seconds of Retry-After."""
@@ -231,8 +227,8 @@ def peak_mib(pid: int) -> float:
     return int(peak_kib) / 1024 + sum(peak_mib(int(child)) for child in children)
 
 
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[int(share * len(values))] if values else 0.0
+def p99(values: list[float]) -> float:
+    return sorted(values)[99 * len(values) // 100] if values else 0.0
 
 
 def training(version: Version, data: Path) -> Figures:

@@ -49,9 +49,6 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1], metavar="N")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of the predictor, %(default)s")
-    parser.add_argument(
-        "--seconds", type=float, default=5, metavar="S", help="of each load on the service, %(default)s"
-    )
     parser.add_argument("--service", action="store_true", help="requests/s, refusals, /health, memory, start")
     parser.add_argument("--training", action="store_true", help="crops/s of three epochs at base 16")
     arguments = parser.parse_args()

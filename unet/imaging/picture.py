@@ -70,7 +70,7 @@ class Picture:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Context that turns any exception of a decoder into ImageError. Only calls of decoders belong inside: it hides bugs."""
+    """Turns any exception of a decoder into ImageError. Only calls of decoders belong inside: it would hide bugs."""
     try:
         yield
     except MemoryError:

@@ -9,24 +9,18 @@ import struct
 from unet.imaging.picture import ImageError, ImageTooLargeError
 
 PNG = b"\x89PNG\r\n\x1a\n"
-MAX_CHUNKS = 100_000
-"""Chunks of a PNG, which usually has one for 8 or more KiB."""
-MAX_SCANS = 100
-"""Scans of a progressive JPEG, which has about ten. Each takes the time of a whole image, and may be a few bytes."""
-MAX_SEGMENTS = 10_000
-"""Segments of a JPEG before its first scan."""
-MAX_TAGS = 4096
-"""Tags of a TIFF directory; libtiff's limit, too."""
-MAX_STRIPS = 2**20
-"""Offsets and byte counts of strips and tiles, of all pages of a TIFF together."""
+MAX_CHUNKS = 100_000  # of a PNG, which usually has one for 8 or more KiB
+MAX_SCANS = 100  # of a JPEG; ten are usual, each takes the time of a whole image and may be a few bytes
+MAX_SEGMENTS = 10_000  # of a JPEG before its first scan
+MAX_TAGS = 4096  # of a TIFF directory; libtiff's limit, too
+MAX_STRIPS = 2**20  # offsets and byte counts of strips and tiles of all pages of a TIFF
 
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSLESS, _DHT, _EOI, _SOS = 0xC3, 0xC4, 0xD9, 0xDA
+# bytes of one value by TIFF's data types
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of one value, by TIFF's data types."""
-_STRIPS = (273, 279, 324, 325)
-"""Offsets and byte counts of strips, of tiles."""
+_STRIPS = (273, 279, 324, 325)  # offsets and byte counts of strips, of tiles
 _TIFF_TAGS = {
     *(*range(254, 260), 262, 266, 270, 274, 277, 278, *_STRIPS),  # size, samples, description, orientation
     *(282, 283, 284, 292, 296, 317, 320, 322, 323, 338, 339, 347, 530),  # resolution, planes, predictor, palette, JPEG

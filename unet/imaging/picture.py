@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,30 +26,17 @@ class Limits:
     """Upper bounds that hold before any memory is allocated for pixels; None: no bound."""
 
     max_bytes: int | None = None
-    max_pixels: int | None = None
-    """All pages together."""
+    max_pixels: int | None = None  # all pages together
     max_pages: int | None = None
-
-
-class Claim(NamedTuple):
-    """A page as the headers have it."""
-
-    width: int
-    height: int
-    pixels: int
-    """Pixels that decoding takes memory for: a tile may be larger than its image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """Calibration as the file states it: plain values, None or empty where it says nothing."""
 
-    resolution: tuple[float, float] | None = None
-    """Pixels per unit along x and y."""
-    unit: str = ""
-    """Unit of `resolution` and `spacing`: "inch", "cm", or as ImageJ and OME spell it ("micron", "µm")."""
-    spacing: float | None = None
-    """Distance of two slices of a z-stack."""
+    resolution: tuple[float, float] | None = None  # pixels per unit along x and y
+    unit: str = ""  # of `resolution` and `spacing`: "inch", "cm", or as ImageJ and OME spell it ("micron", "µm")
+    spacing: float | None = None  # distance of two slices of a z-stack
 
 
 @dataclass(frozen=True, slots=True)

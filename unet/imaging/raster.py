@@ -11,20 +11,19 @@ from PIL import BmpImagePlugin, GifImagePlugin, ImageOps, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
 from unet.imaging import headers
-from unet.imaging.picture import Array, Claim, ImageError, decoding
+from unet.imaging.picture import Array, ImageError, decoding
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # exceptions say what is wrong with a file
 
 # any depth, grey or colour, with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
 _FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+# what Pillow opens lazily, by the first bytes
 _PILLOW: dict[bytes, type[ImageFile]] = {
     headers.PNG: PngImagePlugin.PngImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
     b"GIF8": GifImagePlugin.GifImageFile,
 }
-"""What Pillow opens lazily, by the first bytes."""
-_BITFIELDS = 3
-"""A compression of BMP: none, but masks say where the bits of a colour are."""
+_BITFIELDS = 3  # compression of a BMP: none, but masks say where the bits of a colour are
 
 
 class RasterFile:
@@ -45,9 +44,9 @@ class RasterFile:
         else:
             raise ImageError("expected an image (PNG, JPEG, TIFF, BMP, WebP or GIF), found something else")
 
-    def claims(self) -> Iterator[Claim]:
-        """What its one page claims."""
-        yield Claim(*self.size, math.prod(self.size))
+    def claims(self) -> Iterator[tuple[int, int, int]]:
+        """(width, height, pixels to be allocated) of the one page."""
+        yield *self.size, math.prod(self.size)
 
     def decode(self, as_stored: bool) -> Array:
         """(H, W) grey or (H, W, 3) RGB as in the file, without alpha, EXIF orientation applied; of an animation the

@@ -7,8 +7,7 @@ from unet.imaging.raster import RasterFile
 from unet.imaging.tiff import MAGIC, TiffImage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-MAX_SIDE = 1_000_000
-"""Pixels: libpng's limit, which writes answers; OpenCV's is 2**20."""
+MAX_SIDE = 1_000_000  # pixels: the limit of libpng, which writes answers; OpenCV's is 2**20
 UNLIMITED = Limits()
 
 
@@ -27,18 +26,14 @@ def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: b
     alpha is dropped, the orientation is applied, of an animation the first picture counts. Palettes are looked up, and
     black is 0; `as_stored`, for labels: indices of the palette, and samples as they are.
     """
-    image, _ = _opened(_bytes(source, limits), limits)
+    if not isinstance(source, bytes):
+        with Path(source).open("rb") as file:
+            source = file.read(-1 if limits.max_bytes is None else limits.max_bytes + 1)
+    image, _ = _opened(source, limits)
     if isinstance(image, TiffImage):
         return Picture(image.decode(as_stored), image.axes, image.metadata())
     page = image.decode(as_stored)
     return Picture([page], "YXS"[: page.ndim])
-
-
-def _bytes(source: bytes | str | Path, limits: Limits) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    with Path(source).open("rb") as file:
-        return file.read(-1 if limits.max_bytes is None else limits.max_bytes + 1)
 
 
 def _opened(data: bytes, limits: Limits) -> tuple[TiffImage | RasterFile, int]:

@@ -12,14 +12,18 @@ import numpy as np
 from tifffile import PHOTOMETRIC, TiffFile
 
 from unet.imaging import headers
-from unet.imaging.picture import Array, Claim, ImageError, Metadata, decoding
+from unet.imaging.picture import Array, ImageError, Metadata, decoding
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # exceptions say what is wrong with a file
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_DESCRIBED = ("shaped", "ome", "imagej", "svs")
-"""Descriptions of axes that are followed: tifffile's own, OME's, ImageJ's, Aperio's."""
+_DESCRIBED = (
+    "shaped",
+    "ome",
+    "imagej",
+    "svs",
+)  # axes are those of tifffile's own, OME's, ImageJ's, Aperio's descriptions
 _STATED_SIZES: dict[int, Callable[[bytes], tuple[int, int]]] = {
     7: partial(headers.jpeg_size, fill=False),
     50001: headers.webp_size,
@@ -32,21 +36,17 @@ _SAMPLES = {
     **{PHOTOMETRIC.RGB: 3, PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3},
 }
 """Samples of a pixel, without extra ones, by the photometric interpretations that are read."""
-_ALPHA = (1, 2)
-"""ExtraSamples: associated and unassociated alpha."""
+_ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
 _UNITS = {2: "inch", 3: "cm"}
 _RESOLUTION, _ORIENTATION = {282, 283}, 274
-_MAX_JSON, _MAX_XML = 2**16, 2**24
-"""Characters of a description that is parsed: tifffile's or ImageJ's, OME's."""
+_MAX_JSON, _MAX_XML = 2**16, 2**24  # characters of descriptions that are parsed: tifffile's or ImageJ's, OME's
 
 
 class Block(NamedTuple):
     """Pages that are decoded together."""
 
-    page: Any
-    """The TiffPage that describes the samples of all. In a damaged file its attributes may have any type."""
-    directories: list[Any]
-    """A TiffPage or TiffFrame for each; the first alone where all samples lie in a row."""
+    page: Any  # the TiffPage that describes the samples of all; in a damaged file its attributes may have any type
+    directories: list[Any]  # a TiffPage or TiffFrame for each; the first alone where all samples lie in a row
     axes: str
     shape: tuple[int, ...]
     load: Callable[[], Array]
@@ -98,15 +98,15 @@ class TiffImage:
             blocks.append(Block(s.keyframe, directories, axes, shape, partial(s.asarray, squeeze=False, maxworkers=1)))
         return blocks
 
-    def claims(self) -> Iterator[Claim]:
-        """What each page claims. A tile may be larger than its image, and a pixel of many channels counts as one for
-        every 16 bytes."""
+    def claims(self) -> Iterator[tuple[int, int, int]]:
+        """(width, height, pixels to be allocated) of each page. A tile may be larger than its image; a pixel of many
+        channels counts as one for every 16 bytes."""
         for block in self.blocks:
             page, height, width = block.page, block.length("Y"), block.length("X")
             tile = page.tilewidth * page.tilelength * page.tiledepth
             weight = math.ceil(block.length("CS") * page.dtype.itemsize / 16)
             for _ in range(math.prod(block.shape) // block.length("YXCS")):
-                yield Claim(width, height, max(height * width, tile) * weight)
+                yield width, height, max(height * width, tile) * weight
 
     def decode(self, as_stored: bool) -> list[Array]:
         """Pages, (H, W) or (H, W, C). Raises ImageError."""

@@ -1,4 +1,4 @@
-"""Training steps: optimisers, the moving average, and what is saved."""
+"""Training steps: optimisers, the moving average, saving and restoring."""
 
 import copy
 from dataclasses import replace

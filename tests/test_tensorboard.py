@@ -1,4 +1,4 @@
-"""`--tensorboard`: what TensorBoard itself reads."""
+"""`--tensorboard`, read by TensorBoard itself."""
 
 import sys
 from pathlib import Path

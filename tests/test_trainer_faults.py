@@ -1,4 +1,4 @@
-"""What can go wrong with a run: folder, disk, damaged files, changed data, numbers and memory. One line, no traceback,
+"""Faults of a run: folder, disk, damaged files, changed data, numbers and memory. One line, no traceback,
 and nothing is lost."""
 
 # ruff: noqa: F811  (parameters are named like the imported fixtures)
@@ -85,7 +85,7 @@ def test_a_missing_package_names_the_extra(
 
 
 def test_a_folder_has_one_trainer_at_a_time(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The next holder of the lock removes what a killed run left behind, and nothing else."""
+    """The next holder of the lock removes the temporary files of a killed run, and no others."""
     leftover, foreign = half / "out" / ".best_model.pth.a1b2c3d4.tmp", half / "out" / ".notes.tmp"
     leftover.touch()
     foreign.touch()

@@ -1,4 +1,4 @@
-"""Several processes train what one would: two of them on this machine, over gloo."""
+"""Two processes on this machine, over gloo, train the same as one."""
 
 import re
 import subprocess

@@ -1,6 +1,6 @@
 """Short training runs for the tests of the trainer, and fixtures to import.
 
-A run's folder holds `data/`, what it learns from, and `out/`, its --out.
+The folder of a run holds `data/`, its images and labels, and `out/`, its results.
 """
 
 import csv

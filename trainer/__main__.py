@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
         with stop.listen():  # before the imports, which take seconds
             _train(argv, stop)
     except (Exception, Stopped) as error:
-        if stop.signal:  # whatever a library, or another process of this run that is gone already, made of it
+        if stop.signal:  # also where a library, or the end of another process, turned it into another exception
             print(f"unet-train: {stop}", file=sys.stderr)
             return 128 + stop.signal
         if message := _explain(error):
@@ -42,7 +42,7 @@ def _explain(error: BaseException) -> str | None:
             return str(error)
         case ModuleNotFoundError(name="fcntl"):
             return "expected Linux or macOS; on Windows: WSL or Docker"
-        case ModuleNotFoundError():
+        case ModuleNotFoundError() if not str(error.name).startswith(("trainer", "unet")):
             return f"{error.name} is not installed; expected the extra: pip install '.[train]', in the clone"
         case OSError() if error.filename:
             return f"{error.filename}: {error.strerror}"

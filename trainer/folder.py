@@ -95,7 +95,7 @@ def _lock(path: Path) -> IO[str]:
 
 
 class RunFolder:
-    """The files of one run. `identity` is what makes two runs the same: recipe, seed, split, data."""
+    """The files of one run. Runs with the same `identity` (recipe, seed, split, data) are the same run."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path

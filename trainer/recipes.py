@@ -1,4 +1,4 @@
-"""Recipes: everything that decides what a training run does, apart from its data and its seed."""
+"""Recipes: all settings of a training run apart from its data and its seed."""
 
 from dataclasses import asdict, dataclass, field, replace
 from textwrap import wrap

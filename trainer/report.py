@@ -1,4 +1,4 @@
-"""What a run prints, and report.json: its settings, a line per epoch, and the account of the saved model."""
+"""Output of a run: its settings, a line per epoch, and the final table, samples.png and report.json."""
 
 import json
 import platform
@@ -28,7 +28,7 @@ from unet.pixels import to_pixels
 
 
 def print_data(settings: TrainSettings, data: DataSet, train: list[Sample], val: list[Sample]) -> None:
-    """Print what there is to train on, and warn of classes that a side lacks."""
+    """Print the size of the data set, and warn of classes missing in training or validation."""
     same = " (the same one, so the scores say little)" if len(data.samples) == 1 else ""
     print(
         f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on{same}, "
@@ -41,7 +41,7 @@ def print_data(settings: TrainSettings, data: DataSet, train: list[Sample], val:
 
 
 def print_recipe(settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
-    """Print how it is trained, and warn of images that are too dark for a recipe without normalisation."""
+    """Print recipe and device, and warn of images that are too dark for a recipe without normalisation."""
     if not recipe.standardise:
         brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in data.samples))
         kinds = {str(sample.image.dtype) for sample in data.samples} - {"uint8"}

@@ -130,7 +130,7 @@ class Trainer:
 
 
 def identity(settings: TrainSettings, recipe: Recipe, data: DataSet) -> dict[str, Any]:
-    """What two runs must share to be the same run. The device is not part of it."""
+    """Settings and data by which an interrupted run is recognised. The device is not among them."""
     same = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
     return {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in same} | {"data": data.files}
 

@@ -12,7 +12,7 @@ STEPS = 5
 
 @torch.no_grad()
 def skeleton(x: Tensor) -> Tensor:
-    """(B, K, H, W) in 0..1 -> soft skeleton of the same shape and range: what each opening removes, step by step."""
+    """(B, K, H, W) in 0..1 -> soft skeleton of the same shape and range: the sum of all that openings remove."""
     lines = torch.zeros_like(x)
     for _ in range(STEPS):
         eroded = torch.minimum(_extreme_of_three(x, 2, torch.minimum, 1), _extreme_of_three(x, 3, torch.minimum, 1))

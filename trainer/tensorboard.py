@@ -12,7 +12,7 @@ class TensorBoard:
     """Writer of the rows of history.csv as scalars. Raises UserError if the extra is not installed."""
 
     def __init__(self, out: Path, first_epoch: int) -> None:
-        """`first_epoch` hides what an interrupted run wrote for this epoch and later ones."""
+        """Events of `first_epoch` and later, left by an interrupted run, are hidden."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """Data-parallel training (DDP): the processes that `torchrun -m trainer ...` starts, or the only one.
 
 Each process computes its share of every batch. DDP averages the gradients, and sums that stand in a denominator of the
-loss are taken over all processes, so that N processes learn what one would. In a single process these functions do
+loss are taken over all processes, so that N processes learn the same as one. In a single process these functions do
 nothing.
 """
 

@@ -123,3 +123,13 @@ def test_a_form_full_of_near_ends_takes_linear_time(client: TestClient) -> None:
         assert post(client, body, "boundary=" + boundary.decode()).status_code == 400
         times.append(time.perf_counter() - started)
     assert times[1] < 40 * times[0] + 1
+
+
+def test_a_part_without_a_file_name_keeps_its_bytes(client: TestClient) -> None:
+    """Also bytes that would be text in UTF-8."""
+    image = np.full((32, 40, 3), (0x20, 0xA9, 0xC3), np.uint8)
+    data = png(image, ".bmp")
+    assert "é" in data.decode("utf-8")
+    answer = post(client, form(FILE.replace(b'; filename="a.png"', b"") + b"\r\n" + data))
+    assert answer.content == client.post("/segment", content=data).content
+    assert answer.status_code == 200

@@ -1,7 +1,7 @@
 """Many large images at once:  python tests/benchmarks/crowd.py MODEL [--side 4096] [--clients 31] [--tta] [--json FILE]
 
-Stripes in colour, of which a PNG of 4096 x 4096 has 54 KB: whoever sends them needs little. Prints what became of them,
-the service's memory before and at most, and how long meanwhile a small image and `/health` take.
+Stripes in colour, which make a PNG of 54 KB at 4096 x 4096. Prints the statuses of the answers, the service's memory
+before and at most, and how long a small image and `/health` take meanwhile.
 """
 
 import argparse

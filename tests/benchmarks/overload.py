@@ -1,4 +1,4 @@
-"""Twice as many requests as the service can do:  python tests/benchmarks/overload.py MODEL DATA [--json FILE]
+"""Twice as many requests as the service can answer:  python tests/benchmarks/overload.py MODEL DATA [--json FILE]
 
 First finds the capacity, with eight clients that each wait for their answer; then sends requests at twice that rate
 whether or not earlier ones have been answered, in squares cut from the images of DATA. Prints what came of them, and
@@ -40,7 +40,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         url = wait_for(server)
-        for n_clients in (1, CLIENTS):  # warm: a stream that is alone starts a thread for each core
+        for n_clients in (1, CLIENTS):  # warm: a prediction that is alone starts a thread for each core
             asyncio.run(load(url, requests, n_clients, arguments.seconds / 5))
         before = asyncio.run(load(url, requests, CLIENTS, arguments.seconds))["rate"]
         held = holds(server.pid)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 async def flood(url: str, requests: list[bytes], n: int, rate: float, pid: int) -> dict[str, Any]:
-    """`n` requests at `rate` a second, each on a connection that has nothing else to do."""
+    """`n` requests at `rate` a second, each on an idle connection."""
     address = httpx.URL(url)
     idle: deque[Connection] = deque()
     times: list[float] = []
@@ -85,7 +85,7 @@ async def flood(url: str, requests: list[bytes], n: int, rate: float, pid: int) 
     async def ask(index: int) -> None:
         while idle and idle[0].ended:
             await idle.popleft().__aexit__()
-        # in turn, so that none is idle for so long that the service closes it
+        # by turns, so that none is idle until the service closes it
         connection = idle.popleft() if idle else await Connection(address).__aenter__()
         asked = time.perf_counter()
         status, _ = await connection.ask(requests[index % len(requests)])
@@ -115,7 +115,7 @@ async def flood(url: str, requests: list[bytes], n: int, rate: float, pid: int) 
 
 
 def holds(pid: int) -> dict[str, int]:
-    """Open files and threads of a process, once it has noticed that nobody is connected any more."""
+    """Open files and threads of a process, when they no longer change."""
     process, before, now = Path(f"/proc/{pid}"), None, {"files": -1, "threads": -1}
     while now != before:
         before = now

@@ -1,10 +1,9 @@
-"""What the service adds to the model:  python tests/benchmarks/serving.py MODEL DATA [--json FILE]
+"""The service against the model alone:  python tests/benchmarks/serving.py MODEL DATA [--json FILE]
 
 Starts `unet-serve`, then compares, in one run and by turns: the raw loop, the same predictor on the same images in as
-many threads as the service has streams (on a GPU in its largest batches), without HTTP, files or a queue; and N clients
-that each post an image, wait for the mask, and post the next. Prints requests per second, their share of the raw
-loop's, times, refusals and memory; and what the service takes of a core for a request, with what it refuses meanwhile,
-beside what the raw loop takes for an image.
+many threads as the service has (on a GPU in its largest batches), without HTTP, files or a queue; and N clients that
+each post an image, wait for the mask, and post the next. Prints requests per second, their share of the raw loop's,
+times, refusals and memory, and CPU time per request, refusals included, beside that of the raw loop per image.
 """
 
 import argparse
@@ -114,8 +113,7 @@ def measure(
 
 
 def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> tuple[float, float]:
-    """Images per second of the predictor alone, as many at a time as the service computes, and seconds of a core for
-    each."""
+    """Images per second of the predictor alone, as many at a time as the service computes, and CPU seconds per image."""
     on_gpu = predictor.device.type == "cuda"
     n_streams = CUDA_THREADS if on_gpu else min(torch.get_num_threads(), MAX_THREADS)
     n_threads = torch.get_num_threads() // n_streams
@@ -141,8 +139,8 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> tuple[f
 
 
 def loads(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
-    """`load`, from more than one process where there are cores for it: a GPU answers more than one can ask. Beside it
-    `probe`, in a process that does nothing else."""
+    """`load` from several processes where there are cores for them, as one cannot keep a GPU busy; beside it `probe` in a
+    process of its own."""
     n = max(1, min(n_clients // 8, (os.cpu_count() or 1) // 4))
     shares = [n_clients // n + (i < n_clients % n) for i in range(n)]
     with ProcessPoolExecutor(n + 1, get_context("fork")) as processes:
@@ -162,7 +160,7 @@ def _run(work: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
 
 
 async def probe(url: str, seconds: float) -> list[float]:
-    """How long /health takes, twenty times a second."""
+    """Seconds that /health takes, measured twenty times a second."""
     times = []
     end = time.perf_counter() + seconds
     async with Connection(httpx.URL(url)) as connection:
@@ -174,7 +172,7 @@ async def probe(url: str, seconds: float) -> list[float]:
 
 
 async def load(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
-    """N clients for some seconds; who is refused comes back when it has been told to."""
+    """N clients for some seconds; a refused client comes back after Retry-After."""
     times: list[float] = []
     refused: list[float] = []
     statuses: Counter[int] = Counter()
@@ -207,8 +205,8 @@ async def load(url: str, requests: list[bytes], n_clients: int, seconds: float) 
 
 
 class Connection:
-    """A keep-alive connection that knows just enough HTTP: client and service share the machine's cores, and a real
-    client library takes as long for a request as the service."""
+    """A keep-alive connection with just enough HTTP: client and service share the machine's cores, and a real client
+    library takes as long for a request as the service."""
 
     def __init__(self, address: httpx.URL) -> None:
         self.address = address
@@ -222,11 +220,11 @@ class Connection:
 
     @property
     def ended(self) -> bool:
-        """By the service, which does not keep connections that nobody uses."""
+        """Whether the service has closed the connection."""
         return self.reader.at_eof()
 
     async def ask(self, request: bytes) -> tuple[int, float]:
-        """Status, and the seconds of Retry-After."""
+        """Sends a request; returns the status and the seconds of Retry-After."""
         self.writer.write(request)
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower()
         headers = dict(line.split(": ", 1) for line in head.splitlines()[1:-1])
@@ -243,7 +241,7 @@ class Connection:
 
 
 def encoded(image: Any, suffix: str) -> bytes:
-    """As a file; the order of colours does not matter here."""
+    """An image file; the order of colours does not matter here."""
     return bytes(cv2.imencode(suffix, image)[1])
 
 
@@ -259,7 +257,7 @@ def first(url: str, file: bytes) -> int:
 
 
 def wait_for(server: "subprocess.Popen[str]") -> str:
-    """The address that it prints; the rest of what it says is thrown away."""
+    """The address that the program prints; the rest of its stderr is discarded."""
     assert server.stderr
     for line in server.stderr:
         if line.startswith("listening on "):
@@ -275,14 +273,14 @@ def wait_for(server: "subprocess.Popen[str]") -> str:
 
 
 def memory(pid: int) -> float:
-    """Resident, MiB, with the processes that it has started."""
+    """Resident memory in MiB, of a process and its children."""
     status = Path(f"/proc/{pid}/status").read_text()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024 + sum(memory(int(child)) for child in children)
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of a core so far, of a process and those that it has started."""
+    """CPU seconds so far, of a process and its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") + sum(cpu_s(int(child)) for child in children)

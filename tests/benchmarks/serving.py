@@ -113,7 +113,7 @@ def measure(
 
 
 def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> tuple[float, float]:
-    """Images per second of the predictor alone, as many at a time as the service computes, and CPU seconds per image."""
+    """Images per second of the predictor alone, as many at a time as in the service, and CPU seconds per image."""
     on_gpu = predictor.device.type == "cuda"
     n_streams = CUDA_THREADS if on_gpu else min(torch.get_num_threads(), MAX_THREADS)
     n_threads = torch.get_num_threads() // n_streams
@@ -139,8 +139,8 @@ def raw_loop(predictor: Predictor, images: list[Any], seconds: float) -> tuple[f
 
 
 def loads(url: str, requests: list[bytes], n_clients: int, seconds: float) -> dict[str, Any]:
-    """`load` from several processes where there are cores for them, as one cannot keep a GPU busy; beside it `probe` in a
-    process of its own."""
+    """`load` from several processes where there are cores for them, as one cannot keep a GPU busy; beside it `probe`
+    in a process of its own."""
     n = max(1, min(n_clients // 8, (os.cpu_count() or 1) // 4))
     shares = [n_clients // n + (i < n_clients % n) for i in range(n)]
     with ProcessPoolExecutor(n + 1, get_context("fork")) as processes:

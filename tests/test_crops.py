@@ -148,6 +148,6 @@ def test_cutting_crops_never_waits_for_the_gpu() -> None:
     try:
         for _ in range(3):
             next(crops)
-            average.update()
+            average.update(network)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -124,15 +124,15 @@ def test_the_average_forgets_faster_at_first() -> None:
     for step, value in enumerate([4.0, 0.0, 0.0, 0.0], 1):
         torch.nn.init.constant_(network.weight, value)
         network.num_batches_tracked.fill_(step)
-        average.update()
+        average.update(network)
         found.append(average.module.weight.item())
     # keeps nothing, then (1 + n) / (10 + n): 2/11, 3/12, 4/13
     assert found == pytest.approx([4, 4 * 2 / 11, 4 * 2 / 11 / 4, 4 * 2 / 11 / 4 * 4 / 13])
     assert average.module.num_batches_tracked == 4  # counters are copied
     for _ in range(20):
-        average.update()
+        average.update(network)
     torch.nn.init.constant_(network.weight, 1.0)
-    average.update()
+    average.update(network)
     assert average.module.weight.item() == pytest.approx(0.5, abs=1e-4)  # the decay, in the long run
 
 

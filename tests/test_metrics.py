@@ -80,21 +80,21 @@ def test_merged_objects() -> None:
     walls = label.astype(np.float32) * 0.9
     perfect = object_scores(walls, label, 0.5)
     assert perfect
-    assert (perfect.rand, perfect.information) == (1, 0)
+    assert (perfect["rand"], perfect["information"]) == (1, 0)
     thick = walls.copy()
     thick[:, 4:7] = 0.1  # thicker walls are no error
     assert object_scores(thick, label, 0.5) == perfect
     merged = object_scores(np.full((8, 11), 0.9, np.float32), label, 0.5)
     assert merged
-    assert merged.rand == pytest.approx(2 * 0.5 / (0.5 + 1), abs=0.01)  # precision a half, recall 1
-    assert merged.information == pytest.approx(1)  # one bit: which of the two
+    assert merged["rand"] == pytest.approx(2 * 0.5 / (0.5 + 1), abs=0.01)  # precision a half, recall 1
+    assert merged["information"] == pytest.approx(1)  # one bit: which of the two
 
 
 def test_objects_that_touch_at_a_corner_are_two() -> None:
     label = np.kron(np.eye(2, dtype=np.uint8), np.ones((4, 4), np.uint8))
     found = object_scores(label.astype(np.float32), label, 0.5)
     assert found
-    assert (found.rand, found.information) == (1, 0)
+    assert (found["rand"], found["information"]) == (1, 0)
 
 
 def test_labels_without_several_objects_have_no_object_scores() -> None:
@@ -108,4 +108,4 @@ def test_labels_without_several_objects_have_no_object_scores() -> None:
     label[7:9, 7:9] = 1
     missed = object_scores(nothing, label, 0.5)
     assert missed
-    assert missed.rand < 0.9
+    assert missed["rand"] < 0.9

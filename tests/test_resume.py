@@ -201,7 +201,7 @@ def test_a_killed_run_resumes_exactly_and_keeps_its_lock_until_then(
         next(line for line in program.stdout if line.startswith("epoch   2/3"))
         program.send_signal(signal.SIGSTOP)
         assert train_in(half) == 2
-        assert f"out: another unet-train is writing there (process {program.pid} on " in capsys.readouterr().err
+        assert "out: another unet-train is writing there" in capsys.readouterr().err
         program.kill()
     assert program.returncode == -signal.SIGKILL
     assert_resumes(half, whole)

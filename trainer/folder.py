@@ -3,13 +3,11 @@
 import csv
 import fcntl
 import io
-import os
-import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trainer.learner import Learner
 from unet import checkpoint as checkpoints
@@ -58,40 +56,20 @@ def claim(path: Path) -> Iterator[None]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path / LOCK)
+        lock = (path / LOCK).open("a")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; expected a folder for the results") from error
     with lock:
-        with suppress(OSError):  # a full disk is better reported for a file that matters
-            lock.truncate(0)
-            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
-            checkpoints.remove_leftovers(path / name)
-        try:
-            yield
-        finally:
-            (path / LOCK).unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> IO[str]:
-    """The locked file, whose text names its holder. Raises UserError if another process holds it."""
-    while True:
-        lock = path.open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with lock:
-                lock.seek(0)
-                raise UserError(
-                    f"{path.parent}: another unet-train is writing there ({lock.read()}): wait for it, or choose "
-                    "another --out"
-                ) from None
+            message = f"{path}: another unet-train is writing there: wait for it, or choose another --out"
+            raise UserError(message) from None
         except OSError:
             pass  # no locks on this file system
-        with suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
-                return lock
-        lock.close()  # its former holder has just removed it: try again
+        for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
+            checkpoints.remove_leftovers(path / name)
+        yield
 
 
 class RunFolder:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from itertools import compress
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from unet.engines.graphs import recorded
 class Average(nn.Module):
     """Exponential moving average (EMA) of a network's weights and buffers, as `module`.
 
-    It averages over fewer steps at the start, so that the initial weights are soon forgotten. Unlike torch's
-    AveragedModel it counts steps on the CPU: reading a counter from a GPU would wait for all queued work.
+    It averages over fewer steps at the start, so that the initial weights are soon forgotten. (torch's AveragedModel
+    copies its counter to the GPU in each step, and so waits for all queued work.)
     """
 
     n_averaged: Tensor
@@ -30,20 +29,15 @@ class Average(nn.Module):
         self.module = copy.deepcopy(network)
         self.register_buffer("n_averaged", torch.tensor(0))
         self.decay = decay
-        averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, network))
-        is_float = [tensor.is_floating_point() for tensor in averaged]
-        is_counter = [not each for each in is_float]  # of batch norm
-        self._floats = list(compress(averaged, is_float)), list(compress(current, is_float))
-        self._counters = list(compress(averaged, is_counter)), list(compress(current, is_counter))
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Add the network's present weights to the average."""
+    def update(self, network: nn.Module) -> None:
+        """Add the network's present weights to the average; counters of batch norm are copied."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        torch._foreach_lerp_(*self._floats, 1 - keep)
-        if self._counters[0]:
-            torch._foreach_copy_(*self._counters)
+        pairs = zip(self.module.state_dict().values(), network.state_dict().values(), strict=True)
+        for averaged, current in pairs:
+            averaged.lerp_(current, 1 - keep) if averaged.is_floating_point() else averaged.copy_(current)
         self.n_averaged += 1
 
 
@@ -80,7 +74,7 @@ class Learner:
                 group["lr"] = lr
         loss = self._step(*batch)
         if self.averaged:
-            self.averaged.update()
+            self.averaged.update(self.network)
         return loss
 
     def _one_step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:

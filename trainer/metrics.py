@@ -94,21 +94,13 @@ class ThresholdCurve:
         return float((foreground * lower).sum() / (background.sum() * foreground.sum()))
 
 
-@dataclass(frozen=True)
-class ObjectScores:
+def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> dict[str, float] | None:
     """Quality of the separation of objects, restricted to the foreground as in ISBI 2012 (Arganda-Carreras et al.
-    2015)."""
+    2015): `rand`, V_rand in 0..1, 1 is perfect; `information`, variation of information in bits, 0 is perfect.
 
-    rand: float  # V_rand, 0..1: 1 - scikit-image's adapted_rand_error; 1 is perfect
-    information: float  # variation of information, bits: splits and mergers together; 0 is perfect
-
-
-def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> ObjectScores | None:
-    """Compare (H, W) probabilities of the foreground with (H, W) class indices. None for a label without two objects,
-    or with single pixels only.
-
-    The components above the threshold grow over the probability until they meet (watershed), so that the thickness of a
-    border does not count.
+    (H, W) probabilities of the foreground are compared with (H, W) class indices. Components above the threshold grow
+    over the probability until they meet (watershed), so that the thickness of a border does not count. None for a label
+    without two objects, or with single pixels only.
     """
     truth = connected_components(label > 0, connectivity=1)
     sizes = np.bincount(truth.ravel())[1:]
@@ -117,4 +109,4 @@ def object_scores(probabilities: FloatArray, label: Labels, threshold: float) ->
     grown = watershed(-probabilities, connected_components(probabilities > threshold, connectivity=1))
     error, _, _ = adapted_rand_error(truth, grown, ignore_labels=(0,))
     splits, mergers = variation_of_information(truth, grown, ignore_labels=(0,))
-    return ObjectScores(float(1 - error), float(splits + mergers))
+    return {"rand": float(1 - error), "information": float(splits + mergers)}

@@ -4,9 +4,9 @@ import io
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -85,19 +85,10 @@ def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> by
 
 
 def class_colours(n: int) -> Colours:
-    """(n, 3) RGB in 0..1: black, orange, then each as far as possible in CIELAB from white and from those before it
-    (Glasbey et al. 2007)."""
-    steps = np.linspace(0, 1, 11, dtype=np.float32)
-    rgb = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
-    lab = cv2.cvtColor(rgb[np.newaxis], cv2.COLOR_RGB2LAB)[0]
-    visible = (lab[:, 0] > 45) & (lab[:, 0] < 85)  # lightness 0..100: neither hidden on black nor on white
-    distance = np.where(visible, np.linalg.norm(lab - [100, 0, 0], axis=1), -np.inf)
-    chosen = [int(np.abs(rgb - colour).sum(axis=1).argmin()) for colour in ((0, 0, 0), (1, 0.6, 0))]
-    for i in range(n):
-        if i >= len(chosen):
-            chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[i]], axis=1))
-    return rgb[chosen[:n]]
+    """(n, 3) RGB in 0..1: black for the first class, then a wheel of hues from orange on, light and dark by turns."""
+    wheel = colormaps["hsv"]((0.09 + np.arange(n - 1) / (n - 1)) % 1)[:, :3]
+    wheel[1::2] *= 0.6
+    return np.concatenate([np.zeros((1, 3)), wheel]).astype(np.float32)
 
 
 def _rgb(image: Array) -> Colours:

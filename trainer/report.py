@@ -141,7 +141,7 @@ def _test(predictor: Predictor, val: list[Sample]) -> tuple[dict[str, float], fl
         probabilities = predictor(sample.image)
         seconds += time.monotonic() - started
         if predictor.binary and (objects := object_scores(probabilities, sample.label, predictor.threshold)):
-            found.append(asdict(objects))
+            found.append(objects)
     means = {name: float(np.mean([each[name] for each in found])) for name in found[0]} if found else {}
     return means, seconds / len(val)
 

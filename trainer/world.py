@@ -8,11 +8,12 @@ nothing.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from unet.device import resolve_device
@@ -98,7 +99,7 @@ def average_gradients(network: nn.Module) -> nn.Module:
 
 def sum(x: Tensor) -> Tensor:
     """Sum over all processes (all-reduce); gradients flow through it."""
-    return x if size() == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
+    return x if size() == 1 else all_reduce(x)  # type: ignore[no-untyped-call]
 
 
 def any_of(flag: bool) -> bool:
@@ -125,20 +126,6 @@ def first_alone(prepare: Callable[[], T]) -> T:
         prepared = prepare()
     broadcast(0)  # barrier
     return prepared if is_first() else prepare()
-
-
-class _Sum(torch.autograd.Function):
-    """All-reduce. The loss of each process depends on the sum, so the gradients are summed as well."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Sum.forward(ctx, gradient)
 
 
 def _scalar(value: float) -> Tensor:

@@ -54,7 +54,7 @@ def measure(predictor: Predictor, samples: list[Sample], tta: bool) -> dict[str,
         curve.add(probabilities[inside], sample.label[inside])
         for threshold in RAND_THRESHOLDS:
             if found := object_scores(probabilities, sample.label, threshold):
-                rand[threshold].append(found.rand)
+                rand[threshold].append(found["rand"])
     at_threshold = scores(curve.confusion(round(predictor.threshold * curve.BINS)))
     half = scores(curve.confusion(curve.BINS // 2))
     best = max(RAND_THRESHOLDS, key=lambda threshold: np.mean(rand[threshold]))

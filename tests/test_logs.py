@@ -180,11 +180,14 @@ def test_a_long_client_name_from_a_proxy_is_cut(client: TestClient) -> None:
         "client": ("x" * 9999, 0),
     }
 
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
     async def send(message: Any) -> None:
         pass
 
     with written() as lines:
-        asyncio.run(client.app(scope, send, send))  # type: ignore[arg-type]
+        asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
     assert len(lines()[0]) < 1000
 
 

@@ -147,7 +147,7 @@ def test_several_classes(make_checkpoint: Make, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "found nothing"),
+        (b"", "expected an image"),
         (b"hello", "expected an image"),
         (png(IMAGE)[:200], "truncated"),
     ],
@@ -210,7 +210,9 @@ def test_422_for_a_bad_parameter(client: TestClient, query: str, said: str) -> N
 
 def test_422_for_a_form_without_the_file(client: TestClient) -> None:
     assert "multipart field `file`" in problem(client.post("/segment", files={"image": png(IMAGE)}), 422)
-    assert "image: expected output, threshold or tta" in problem(client.post("/segment", files={"image": b"", "file": png(IMAGE)}), 422)
+    assert "image: expected output, threshold or tta" in problem(
+        client.post("/segment", files={"image": b"", "file": png(IMAGE)}), 422
+    )
 
 
 def test_404_and_405_are_problems_too(client: TestClient) -> None:

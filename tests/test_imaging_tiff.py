@@ -152,35 +152,28 @@ def test_bands_are_channels(n_bands: int, planes: Any) -> None:
     np.testing.assert_array_equal(only(tiff(stored, photometric="minisblack", planarconfig=planes)), bands)
 
 
-def test_cmyk_becomes_rgb() -> None:
-    image = Image.fromarray(RGB).convert("CMYK")
-    page = only(pil(image, "TIFF"))
-    assert np.abs(page.astype(int) - RGB).max() <= 1
-    assert only(pil(image, "TIFF"), as_stored=True).shape == (10, 12, 4)
-
-
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("kind", [{"imagej": True}, {"ome": True}, {}], ids=["ImageJ", "OME", "tifffile"])
-def test_z_and_t_are_pages_and_c_are_channels(kind: dict[str, Any], compression: str | None) -> None:
+def test_the_planes_of_a_stack_are_its_pages(kind: dict[str, Any], compression: str | None) -> None:
     data = described(STACK, metadata={"axes": "ZCYX"}, compression=compression, **kind)
     picture = read(data)
-    assert picture.axes == "ZCYX"
-    np.testing.assert_array_equal(picture.pixels, np.moveaxis(STACK, 1, -1))
-    assert measure(data) == 3 * GREY.size
-    times = read(described(STACK[:, 0], metadata={"axes": "TYX"}, compression=compression, **kind))
-    np.testing.assert_array_equal(times.pixels, STACK[:, 0])
+    assert picture.axes == "IYX"
+    np.testing.assert_array_equal(picture.pixels, STACK.reshape(6, *GREY.shape))
+    assert measure(data) == 6 * GREY.size
 
 
-def test_an_imagej_stack_in_one_directory_has_all_its_pages() -> None:
+def test_an_imagej_stack_in_one_directory_is_refused_instead_of_losing_planes() -> None:
+    """As ImageJ writes more than 4 GB."""
     data = bytearray(described(STACK[:, 0], imagej=True, metadata={"axes": "ZYX"}))
     first = tifffile.TiffFile(io.BytesIO(data)).pages[0]
     after = first.offset + 2 + 12 * len(first.tags)
     data[after : after + 4] = bytes(4)  # no further directory
-    np.testing.assert_array_equal(read(bytes(data)).pixels, STACK[:, 0])
+    with pytest.raises(ImageError, match="expected 3 pages, as ImageJ's description says, found 1"):
+        read(bytes(data))
 
 
-@pytest.mark.parametrize("description", ["ImageJ=1.53\nimages=9\nslices=9\n", '{"shape": [9, 10, 12]}', "OME>", "?"])
-def test_a_description_that_contradicts_the_pages_is_ignored(description: str) -> None:
+@pytest.mark.parametrize("description", ["ImageJ=1.53\nimages=many\n", '{"shape": [9, 10, 12]}', "OME>", "?"])
+def test_a_damaged_description_is_ignored(description: str) -> None:
     data = tiff(GREY, description=description)
     np.testing.assert_array_equal(only(data), GREY)
 
@@ -238,19 +231,20 @@ def test_other_compressions_are_refused_by_name(number: int, name: str) -> None:
     data = bytearray(tiff(GREY, compression="lzw"))
     at = tifffile.TiffFile(io.BytesIO(data)).pages[0].tags[259].valueoffset
     data[at : at + 2] = number.to_bytes(2, "little")
-    with pytest.raises(ImageError, match=f"compression {name} is not read"):
+    with pytest.raises(ImageError, match=rf"this kind of TIFF is not read .*compression {name}\)"):
         read(bytes(data))
 
 
-def test_colours_of_cielab_are_refused_by_name() -> None:
-    with pytest.raises(ImageError, match="found 3 x CIELAB"):
-        read(pil(Image.new("LAB", (8, 8), (137, 0, 0)), "TIFF"))
+@pytest.mark.parametrize("mode", ["LAB", "CMYK"])
+def test_other_colours_are_refused(mode: str) -> None:
+    with pytest.raises(ImageError, match=r"\(. x (CIELAB|SEPARATED) of 8 bits"):
+        read(pil(Image.new(mode, (8, 8)), "TIFF"))
 
 
-def test_ycbcr_without_jpeg_is_refused_by_name() -> None:
+def test_ycbcr_without_jpeg_is_refused() -> None:
     data = bytearray(tiff(RGB, photometric="rgb", extratags=[(530, "H", 2, (1, 1), True)]))
     data[tifffile.TiffFile(io.BytesIO(data)).pages[0].tags[262].valueoffset] = 6
-    with pytest.raises(ImageError, match="found 3 x YCBCR"):
+    with pytest.raises(ImageError, match="3 x YCBCR of 8 bits"):
         read(bytes(data))
 
 
@@ -269,16 +263,8 @@ def test_a_stack_of_metamorph_is_refused_instead_of_losing_planes() -> None:
             described(STACK[:, 0], imagej=True, resolution=(4, 4), metadata={"unit": "um", "spacing": 0.5}),
             Metadata((4, 4), "um", 0.5),
         ),
-        (
-            described(
-                STACK[:, 0],
-                ome=True,
-                metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2},
-            ),
-            Metadata((4, 2), "µm", 2.0),
-        ),
     ],
-    ids=["inch", "cm", "no unit", "ImageJ", "OME"],
+    ids=["inch", "cm", "no unit", "ImageJ"],
 )
 def test_metadata(data: bytes, expected: Metadata) -> None:
     assert read(data).metadata == expected
@@ -302,17 +288,9 @@ def test_writing_carries_resolution_and_calibration_over(metadata: Metadata) -> 
     np.testing.assert_array_equal(again.pixels, [GREY, 255 - GREY])
 
 
-@pytest.mark.parametrize(("axes", "name"), [("TYX", "frames"), ("ZYX", "slices"), ("TZYX", "slices")])
-def test_times_stay_times(axes: str, name: str) -> None:
-    like = Picture([GREY, GREY], axes, Metadata((4, 4), "um"))
-    written = tifffile.TiffFile(io.BytesIO(write_tiff([GREY, GREY], like=like)))
-    assert written.imagej_metadata[name] == 2
-
-
-def test_invalid_numbers_in_the_metadata_are_ignored() -> None:
-    xml = described(STACK[:, 0], ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25})
-    for number in (b"1e-99", b"0.0", b"nan", b"what", b"-0.25"):
-        data = xml.replace(b'SizeX="0.25"', b'SizeX="' + number + b'"' + b" " * (4 - len(number)))
-        if len(data) == len(xml):  # the same length: offsets stay
-            assert read(data).metadata.resolution is None
-            assert len(read(write_tiff([GREY, GREY], like=read(data))).pages) == 2
+@pytest.mark.parametrize("spacing", ["1e-99", "0.0", "nan", "what", "-0.25"])
+def test_invalid_numbers_in_the_metadata_are_ignored(spacing: str) -> None:
+    description = f"ImageJ=1.53\nunit=um\nspacing={spacing}\n"
+    picture = read(tiff(GREY, GREY, description=description, resolution=(0, 4)))
+    assert (picture.metadata.resolution, picture.metadata.spacing) == (None, None)
+    assert len(read(write_tiff([GREY, GREY], like=picture)).pages) == 2

@@ -105,7 +105,6 @@ def seeds() -> dict[str, bytes]:
         "tiff-big": tiff(GREY, bigtiff=True, rowsperstrip=4),
         "tiff-pages": tiff(GREY, RGB, GREY[:5]),
         "tiff-planar": tiff(np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate"),
-        "tiff-cmyk": pil(rgb.convert("CMYK"), "TIFF"),
         "tiff-palette": pil(palette, "TIFF"),
         "tiff-turned": pil(grey, "TIFF", exif=turned),
         "tiff-shaped": described(stack, metadata={"axes": "ZCYX"}, compression="zlib"),

@@ -9,24 +9,17 @@ import struct
 from unet.imaging.picture import ImageError, ImageTooLargeError
 
 PNG = b"\x89PNG\r\n\x1a\n"
-MAX_CHUNKS = 100_000  # of a PNG, which usually has one for 8 or more KiB
+MAX_PARTS = 100_000  # chunks of a PNG, usually of 8 or more KiB; segments of a JPEG before its first scan
 MAX_SCANS = 100  # of a JPEG; ten are usual, each takes the time of a whole image and may be a few bytes
-MAX_SEGMENTS = 10_000  # of a JPEG before its first scan
 MAX_TAGS = 4096  # of a TIFF directory; libtiff's limit, too
-MAX_STRIPS = 2**20  # offsets and byte counts of strips and tiles of all pages of a TIFF
+MAX_VALUES = 2**20  # numbers in the tags of a TIFF, all pages together: most are places and sizes of strips or tiles
 
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSLESS, _DHT, _EOI, _SOS = 0xC3, 0xC4, 0xD9, 0xDA
-# bytes of one value by TIFF's data types
-_TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_STRIPS = (273, 279, 324, 325)  # offsets and byte counts of strips, of tiles
-_TIFF_TAGS = {
-    *(*range(254, 260), 262, 266, 270, 274, 277, 278, *_STRIPS),  # size, samples, description, orientation
-    *(282, 283, 284, 292, 296, 317, 320, 322, 323, 338, 339, 347, 530),  # resolution, planes, predictor, palette, JPEG
-    *(32997, 32998, 42113),  # depth, GDAL_NODATA
-}
+_TIFF_TAGS = {*range(254, 348), 530, 32997} - {330}  # those of TIFF 6, without sub-directories; depth
 _STK = 33628
+_BYTES = (2, 7)  # types of values: text, undefined
 
 
 def plain_png(data: bytes) -> bytes:
@@ -35,12 +28,9 @@ def plain_png(data: bytes) -> bytes:
     libpng writes a line to stderr for each repetition. Raises ImageError for a chunk that is longer than the file.
     """
     kept, seen, end = [PNG], set(), len(PNG)
-    for _ in range(MAX_CHUNKS):
-        if len(data) < end + 12:
-            raise ImageError("the image is truncated or damaged")
-        start = end
-        length, name = struct.unpack_from(">I4s", data, start)
-        end += 12 + length
+    for _ in range(MAX_PARTS):
+        start, name = end, data[end + 4 : end + 8]
+        end += 12 + int.from_bytes(data[start : start + 4])
         if end > len(data):
             raise ImageError("the image is truncated or damaged")
         if name in _NEEDED and (name == b"IDAT" or name not in seen):
@@ -48,10 +38,10 @@ def plain_png(data: bytes) -> bytes:
             seen.add(name)
         if name == b"IEND":
             return b"".join(kept)
-    raise ImageError(f"expected a PNG of at most {MAX_CHUNKS} chunks, found more")
+    raise ImageError(f"expected a PNG of at most {MAX_PARTS} chunks, found more")
 
 
-def jpeg_size(data: bytes, fill: bool = True) -> tuple[int, int]:
+def jpeg_size(data: bytes, fill: bool = False) -> tuple[int, int]:
     """(width, height) of a JPEG; (0, 0) for tables without an image. Raises ImageError.
 
     `fill`: bytes FF between segments are allowed. A JPEG in a TIFF must have none: what libjpeg refuses, imagecodecs
@@ -60,7 +50,7 @@ def jpeg_size(data: bytes, fill: bool = True) -> tuple[int, int]:
     size, position = (0, 0), 2
     if data.count(b"\xff\xda") > MAX_SCANS:  # starts of scans; data of a scan has no such bytes
         raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, found more")
-    for _ in range(MAX_SEGMENTS):
+    for _ in range(MAX_PARTS):
         while fill and data[position : position + 2] == b"\xff\xff":
             position += 1
         start, marker, length, height, width = struct.unpack(">BBHxHH", data[position : position + 9].ljust(9, b"\0"))
@@ -68,69 +58,61 @@ def jpeg_size(data: bytes, fill: bool = True) -> tuple[int, int]:
             return size
         too_long = marker == _DHT and 19 + sum(data[position + 5 : position + 21]) > length
         position += 2 + length
-        if start != 0xFF or length < 2 or position > len(data) or marker == _LOSSLESS or too_long:
+        again = marker in _SOF and size != (0, 0)
+        if start != 0xFF or length < 2 or position > len(data) or marker == _LOSSLESS or too_long or again:
             raise ImageError("the image is truncated, damaged, or a lossless JPEG")
         if marker in _SOF:
-            if size != (0, 0):
-                raise ImageError("the image is damaged: a JPEG has one size")
             size = width, height
-    raise ImageError(f"expected a JPEG of at most {MAX_SEGMENTS} segments, found more")
+    raise ImageError(f"expected a JPEG of at most {MAX_PARTS} segments, found more")
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
     """(width, height) of a WebP's canvas. (Pillow allocates the canvas when it opens a WebP.) Raises ImageError."""
-    if len(data) < 30 or not data.startswith(b"RIFF") or data[8:12] != b"WEBP":
-        raise ImageError("the image is truncated or damaged")
-    kind, sides = data[12:16], int.from_bytes(data[21:25], "little")
+    kind, sides = data[12:16] if data[8:12] == b"WEBP" else b"", int.from_bytes(data[21:25], "little")
     if kind == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     if kind == b"VP8L":
         return (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
     if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    raise ImageError("the image is damaged: expected the picture of a WebP first")
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    raise ImageError("the image is truncated or damaged")
 
 
 def plain_tiff(data: bytes, max_pages: int | None) -> io.BytesIO:
     """The TIFF without tags that its pages do not need: vendors' own, EXIF, sub-directories, repetitions.
 
-    Raises ImageTooLargeError for many more directories than pages may be; ImageError for directories that overlap or
-    form a loop, and for tags that take more memory than the file has bytes.
+    Raises ImageTooLargeError for more directories than pages may be; ImageError for directories that overlap or form a
+    loop, and for tags that take more memory than the file has bytes; struct.error for places beyond the end.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     head, entry, pointer = (order + code for code in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")))
     ends: dict[int, int] = {}
-    pointed = strips = 0
+    n_values = n_bytes = 0
     file = io.BytesIO(data)
-    try:
-        (start,) = struct.unpack_from(pointer, data, 8 if big else 4)
-        while start and start not in ends:
-            # a page may come with a mask, a thumbnail or overviews
-            if max_pages is not None and len(ends) > 2 * max_pages + 30:
-                raise ImageTooLargeError(f"expected at most {max_pages} pages (--max-pages), found more")
-            (n_tags,) = struct.unpack_from(head, data, start)
-            if n_tags > MAX_TAGS:
-                raise ImageError(f"expected a TIFF directory of at most {MAX_TAGS} tags, found {n_tags}")
-            first = start + struct.calcsize(head)
-            end = first + n_tags * struct.calcsize(entry)
-            (following,) = struct.unpack_from(pointer, data, end)
-            kept: dict[int, bytes] = {}
-            for tag, kind, count, value in struct.iter_unpack(entry, data[first:end]):
-                if tag == _STK:
-                    raise ImageError("MetaMorph's STK is not read: save it as a TIFF of several pages")
-                if tag in _TIFF_TAGS and tag not in kept:
-                    kept[tag] = struct.pack(entry, tag, kind, count, value)
-                    pointed += count * _TIFF_TYPES.get(kind, 0)
-                    strips += count if tag in _STRIPS else 0
-            if pointed > 2 * len(data) or strips > MAX_STRIPS:
-                raise ImageError("the image is damaged: the tags of the TIFF hold more than the file")
-            file.seek(start)
-            file.write(struct.pack(head, len(kept)) + b"".join(kept.values()) + struct.pack(pointer, following))
-            ends[start], start = end + struct.calcsize(pointer), following
-    except (struct.error, OverflowError) as error:  # a position beyond the end
-        raise ImageError("the image is truncated or damaged") from error
+    (start,) = struct.unpack_from(pointer, data, 8 if big else 4)
+    while start and start not in ends:
+        if max_pages is not None and len(ends) >= max_pages:
+            raise ImageTooLargeError(f"expected at most {max_pages} pages (--max-pages), found more")
+        (n_tags,) = struct.unpack_from(head, data, start)
+        if n_tags > MAX_TAGS:
+            raise ImageError(f"expected a TIFF directory of at most {MAX_TAGS} tags, found {n_tags}")
+        first = start + struct.calcsize(head)
+        end = first + n_tags * struct.calcsize(entry)
+        kept: dict[int, bytes] = {}
+        for tag, kind, count, value in struct.iter_unpack(entry, data[first:end]):
+            if tag == _STK:
+                raise ImageError("MetaMorph's STK is not read: save it as a TIFF of several pages")
+            if tag in _TIFF_TAGS and tag not in kept:
+                kept[tag] = struct.pack(entry, tag, kind, count, value)
+                n_values += count * (kind not in _BYTES)
+                n_bytes += count * (kind in _BYTES)
+        if n_values > MAX_VALUES or n_bytes > 2 * len(data):
+            raise ImageError("the image is damaged: the tags of the TIFF hold more than the file")
+        following = data[end : end + struct.calcsize(pointer)]
+        file.seek(start)
+        file.write(struct.pack(head, len(kept)) + b"".join(kept.values()) + following)
+        ends[start], (start,) = end + len(following), struct.unpack(pointer, following)
     if start or any(end > start for end, start in zip(sorted(ends.values()), sorted(ends)[1:], strict=False)):
         raise ImageError("the image is damaged: the directories of the TIFF overlap or form a loop")
     file.seek(0)

@@ -46,7 +46,7 @@ class Picture:
     pages: list[Array]
     """(H, W), or (H, W, C) for several channels; one page for anything but a TIFF. Sizes of pages may differ."""
     axes: str
-    """Axes as the file has them, in tifffile's letters: YX, YXS, ZYX, TZCYX..."""
+    """Axes as the file has them, in tifffile's letters: YX, YXS, SYX; IYX... for several pages."""
     metadata: Metadata = field(default_factory=Metadata)
 
     @property
@@ -60,7 +60,7 @@ def decoding() -> Iterator[None]:
     """Turns any exception of a decoder into ImageError. Only calls of decoders belong inside: it would hide bugs."""
     try:
         yield
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:
         detail = " ".join(str(error).split())[:200] or type(error).__name__

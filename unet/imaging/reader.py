@@ -1,21 +1,33 @@
-"""Reading: limits first, from headers; then pixels."""
+"""Reading: limits first, from headers; then pixels. PNG, JPEG, WebP through OpenCV, GIF and BMP through Pillow."""
 
+import io
 from pathlib import Path
 
-from unet.imaging.picture import ImageError, ImageTooLargeError, Limits, Picture
-from unet.imaging.raster import RasterFile
+import cv2
+import numpy as np
+from PIL import ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from unet.imaging import headers
+from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Limits, Picture, decoding
 from unet.imaging.tiff import MAGIC, TiffImage
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # exceptions say what is wrong with a file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 MAX_SIDE = 1_000_000  # pixels: the limit of libpng, which writes answers; OpenCV's is 2**20
 UNLIMITED = Limits()
+_PILLOW: dict[bytes, type[ImageFile]] = {headers.PNG: PngImageFile, b"BM": BmpImageFile, b"GIF8": GifImageFile}
+"""Opened lazily, by the first bytes."""
+_RUN_LENGTHS = (1, 2)  # compression of a BMP: Pillow takes seconds
 
 
 def measure(data: bytes, limits: Limits = UNLIMITED) -> int:
-    """Number of pixels that decoding takes memory for, all pages together, from headers alone.
-
-    Raises ImageTooLargeError, or ImageError for what is not an image.
-    """
+    """Number of pixels that decoding takes memory for, all pages together, from headers alone. Raises
+    ImageTooLargeError, or ImageError for what is not an image."""
     return _opened(data, limits)[1]
 
 
@@ -36,23 +48,57 @@ def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: b
     return Picture([page], "YXS"[: page.ndim])
 
 
-def _opened(data: bytes, limits: Limits) -> tuple[TiffImage | RasterFile, int]:
+def _opened(data: bytes, limits: Limits) -> "tuple[TiffImage | RasterImage, int]":
     """The image, not decoded yet, and its number of pixels, which are within the limits."""
-    if not data:
-        raise ImageError("expected an image, found nothing (0 bytes)")
     if limits.max_bytes is not None and len(data) > limits.max_bytes:
         raise ImageTooLargeError(f"expected at most {limits.max_bytes} bytes (--max-bytes), found more")
-    image = TiffImage(data, limits.max_pages) if data.startswith(MAGIC) else RasterFile(data)
+    image = TiffImage(data, limits.max_pages) if data.startswith(MAGIC) else RasterImage(data)
     total = 0
-    for n_pages, (width, height, pixels) in enumerate(image.claims(), 1):
+    for n_pages, (width, height, pixels) in enumerate(image.claims, 1):
         total += pixels
         found = f"found {width} x {height} on page {n_pages}"
         if not width or not height:
             raise ImageError(f"expected an image, found {width} x {height} pixels")
-        if limits.max_pages is not None and n_pages > limits.max_pages:
-            raise ImageTooLargeError(f"expected at most {limits.max_pages} pages (--max-pages), found more")
         if limits.max_pixels is not None and total > limits.max_pixels:
             raise ImageTooLargeError(f"expected at most {limits.max_pixels} pixels (--max-pixels), {found}")
         if max(width, height) > MAX_SIDE:
             raise ImageTooLargeError(f"expected sides of at most {MAX_SIDE} pixels, {found}")
     return image, total
+
+
+class RasterImage:
+    """A PNG, JPEG, BMP, WebP or GIF in memory: its size known, nothing decoded. Raises ImageError for other files."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = headers.plain_png(data) if data.startswith(headers.PNG) else data
+        self.lazy: ImageFile | None = None
+        if data.startswith(b"\xff\xd8\xff"):
+            self.size = headers.jpeg_size(data, fill=True)
+        elif data.startswith(b"RIFF"):
+            self.size = headers.webp_size(data)
+        elif kind := next((kind for magic, kind in _PILLOW.items() if data.startswith(magic)), None):
+            with decoding():  # (`Image.open` would apply limits of its own, which are global)
+                self.lazy = kind(io.BytesIO(self.data))
+                self.size = self.lazy.size
+        else:
+            raise ImageError(f"expected an image (PNG, JPEG, TIFF, BMP, WebP or GIF), found {len(data)} other bytes")
+        self.claims = [(*self.size, self.size[0] * self.size[1])]  # width, height, pixels to be allocated
+
+    def decode(self, as_stored: bool) -> Array:
+        """(H, W) grey or (H, W, 3) RGB as in the file, without alpha, EXIF orientation applied; of an animation the
+        first picture. `as_stored`: indices of a palette, uint8, instead of its colours. Raises ImageError."""
+        lazy = self.lazy
+        if lazy and as_stored and lazy.mode == "P":
+            with decoding():
+                return np.array(ImageOps.exif_transpose(lazy))
+        if lazy and lazy.format != "PNG" and lazy.info.get("compression") not in _RUN_LENGTHS:
+            with decoding():
+                colours = np.array(lazy.convert("RGB"))
+            grey = not lazy.mode.startswith("RGB") and (colours == colours[..., :1]).all()  # of a palette
+            return np.ascontiguousarray(colours[..., 0]) if grey else colours
+        with decoding():
+            # with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
+            page = cv2.imdecode(np.frombuffer(self.data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+        if page is None or sorted(page.shape[:2]) != sorted(self.size):  # EXIF may turn it
+            raise ImageError("the image is truncated, damaged, or of a kind that is not read")
+        return cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page

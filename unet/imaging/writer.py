@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from tifffile import TiffWriter
 
-from unet.imaging.picture import Array, Picture
+from unet.imaging.picture import Array, Metadata, Picture
 
 _UNITS = {"inch": "INCH", "cm": "CENTIMETER"}
 
@@ -21,24 +21,20 @@ def write_png(image: Array) -> bytes:
 
 
 def write_tiff(pages: Sequence[Array], like: Picture | None = None) -> bytes:
-    """Pages as for `write_png` -> one TIFF (LZW) with the resolution of `like`.
-
-    With ImageJ's calibration if the unit is neither inch nor cm, and all pages have one size.
-    """
+    """Pages as for `write_png` -> one TIFF (LZW) with the resolution of `like`, and with ImageJ's calibration
+    if the unit is neither inch nor cm and all pages have one size."""
+    metadata = like.metadata if like else Metadata()
     options: dict[str, Any] = {"compression": "lzw", "photometric": "rgb" if pages[0].ndim == 3 else "minisblack"}
-    metadata = like.metadata if like else None
-    if metadata and metadata.resolution:
+    if metadata.resolution:
         options |= {"resolution": metadata.resolution, "resolutionunit": _UNITS.get(metadata.unit, "NONE")}
-    calibrated = bool(metadata and metadata.unit and metadata.unit not in _UNITS)
+    imagej = metadata.unit not in ("", *_UNITS) and len({page.shape for page in pages}) == 1
     file = io.BytesIO()
-    if metadata and calibrated and len({page.shape for page in pages}) == 1:
-        time = like is not None and "T" in like.axes and "Z" not in like.axes
-        unit = metadata.unit.replace("µ", r"\u00B5").encode("ascii", "replace").decode()  # as ImageJ writes it
-        described = {"axes": "TYX" if time else "ZYX", "unit": unit, "spacing": metadata.spacing or 1.0}
-        with TiffWriter(file, imagej=True) as writer:
+    with TiffWriter(file, imagej=imagej, bigtiff=not imagej and sum(page.nbytes for page in pages) > 2**31) as writer:
+        if imagej:
+            unit = metadata.unit.replace("µ", r"\u00B5").encode("ascii", "replace").decode()  # as ImageJ writes it
+            described = {"axes": "ZYXS"[: pages[0].ndim + 1], "unit": unit, "spacing": metadata.spacing or 1.0}
             writer.write(np.stack(pages), metadata=described, **options)
-    else:
-        with TiffWriter(file, bigtiff=sum(page.nbytes for page in pages) > 2**31) as writer:
+        else:
             for page in pages:
                 writer.write(page, metadata=None, **options)
     return file.getvalue()

@@ -33,7 +33,7 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.fixture
-def published(site: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+def published(site: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two slices on the server, a registry of them, and an empty cache."""
     folder, url = site
     rng = np.random.default_rng(0)
@@ -46,33 +46,30 @@ def published(site: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Monkey
             lines.append(f"{name}/{i:02d}.png {hashlib.sha256(data).hexdigest()}")
     (tmp_path / "registry.txt").write_text("\n".join(lines))
     monkeypatch.setattr(download, "REGISTRY", tmp_path / "registry.txt")
+    monkeypatch.setattr(download, "URL", url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return folder, url
+    return folder
 
 
-def test_the_data_set_is_downloaded_once(published: tuple[Path, str]) -> None:
-    folder, url = published
-    data = read_folder(download.isbi2012(url))
+def test_the_data_set_is_downloaded_once(published: Path) -> None:
+    data = read_folder(download.isbi2012())
     assert [sample.name for sample in data.samples] == ["00", "01"]
-    for path in folder.rglob("*.png"):
+    for path in published.rglob("*.png"):
         path.unlink()
-    assert read_folder(download.isbi2012(url)).fingerprint == data.fingerprint
+    assert read_folder(download.isbi2012()).fingerprint == data.fingerprint
 
 
-def test_a_file_with_a_wrong_checksum_is_refused(
-    published: tuple[Path, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, url = published
-    (folder / "label" / "1.png").write_bytes(b"something else")
-    assert main(["--data", "isbi2012", "--isbi2012-url", url, "--out", str(folder / "out")]) == 2
+def test_a_file_with_a_wrong_checksum_is_refused(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (published / "label" / "1.png").write_bytes(b"something else")
+    assert main(["--data", "isbi2012", "--out", str(published / "out")]) == 2
     assert "does not match the known hash" in capsys.readouterr().err
 
 
 def test_a_failed_download_says_how_to_do_it_by_hand(
-    published: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = published
-    assert main(["--data", "isbi2012", "--isbi2012-url", "http://127.0.0.1:1", "--out", str(folder / "out")]) == 2
+    monkeypatch.setattr(download, "URL", "http://127.0.0.1:1")
+    assert main(["--data", "isbi2012", "--out", str(published / "out")]) == 2
     printed = capsys.readouterr().err
     assert "By hand: put image/N.png" in printed
     assert "Traceback" not in printed

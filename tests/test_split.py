@@ -2,7 +2,8 @@
 
 import pytest
 
-from trainer.data import SplitKind, split, split_fold
+from trainer.data import split, split_fold
+from trainer.data.split import SplitKind
 from unet.errors import UserError
 
 

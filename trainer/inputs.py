@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data import IMAGES, LABELS, DataSet, Sample, download, read_folder, sample, split, split_fold
+from trainer.data import DataSet, Sample, download, read_folder, sample, split, split_fold
+from trainer.data.pairs import IMAGES, LABELS
 from trainer.settings import TrainSettings
 from unet.errors import UserError
 
@@ -16,7 +17,7 @@ def read(settings: TrainSettings) -> DataSet:
         folder = settings.out / "sample"
         sample.write(folder)
     elif settings.data == "isbi2012" and not folder.is_dir():
-        folder = download.isbi2012(settings.isbi2012_url)
+        folder = download.isbi2012()
     if not folder.is_dir():
         found = "not a folder" if folder.exists() else "no such folder"
         raise UserError(

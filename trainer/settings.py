@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from trainer.data import SplitKind
+from trainer.data.split import SplitKind
 from trainer.recipes import RECIPES, Recipe, RecipeName
 from unet.device import DeviceChoice
 from unet.settings import ProgramSettings
@@ -58,11 +58,6 @@ class TrainSettings(ProgramSettings):
         ge=0,
         lt=2**32,
         description="same seed, data, epochs and machine: same weights on a CPU, nearly the same on a GPU",
-    )
-    isbi2012_url: str = Field(
-        "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train",
-        description="where --data isbi2012 is downloaded from",
-        json_schema_extra={"metavar": "URL"},
     )
     tensorboard: bool = Field(False, description="also write the history for TensorBoard, into OUT/tensorboard")
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.labels import Classes, has_colour
-from trainer.data.pairs import Pair, find_pairs
+from trainer.data.pairs import find_pairs
 from unet import imaging
 from unet.errors import UserError
 from unet.pixels import to_pixels
@@ -65,70 +65,57 @@ class DataSet:
 
 
 def read_folder(folder: Path) -> DataSet:
-    """Data set of a folder. Raises DataError with all problems, by file name."""
+    """Data set of a folder: page i of a label belongs to page i of its image.
+
+    Raises DataError with all problems, by file name.
+    """
     pairs, problems = find_pairs(folder)
-    reader = Reader(folder, problems)
+    classes = Classes()
+    files: dict[str, str] = {}
+    pages: list[tuple[str, Array, Array]] = []  # name, image, label values
     for pair in pairs:
-        reader.read(pair)
-    problems = problems or reader.classes.problems()
-    if problems:
-        raise DataError(folder, problems)
-    samples = [Sample(name, image, reader.classes.indices(values)) for name, image, values in reader.pages]
-    return DataSet(samples, reader.classes.values, reader.files)
-
-
-class Reader:
-    """Reads pairs of files; collects their pages, classes and checksums, and everything wrong with them."""
-
-    def __init__(self, folder: Path, problems: list[str]) -> None:
-        self.folder = folder
-        self.problems = problems
-        self.classes = Classes()
-        self.files: dict[str, str] = {}
-        self.pages: list[tuple[str, Array, Array]] = []  # name, image, label values
-
-    def read(self, pair: Pair) -> None:
-        """Page i of the label belongs to page i of the image."""
-        image_file, label_file = self.name(pair.image), self.name(pair.label)
-        images, labels = self.read_pages(pair.image), self.read_pages(pair.label)
+        image_file, label_file = (path.relative_to(folder).as_posix() for path in (pair.image, pair.label))
+        images: list[Array] = []
+        labels: list[Array] = []
+        with collect(problems, image_file):
+            images, files[image_file] = read_pages(pair.image)
+        with collect(problems, label_file):
+            labels, files[label_file] = read_pages(pair.label)
         if images and labels and len(images) != len(labels):
-            self.problems.append(
-                f"{label_file}: number of pages is {len(labels)}; expected {len(images)} as in its image"
-            )
-            return
+            problems.append(f"{label_file}: number of pages is {len(labels)}; expected {len(images)} as in its image")
+            continue
         for i, (image, label) in enumerate(zip(images, labels, strict=False), start=1):
             page = f" page {i}" if len(images) > 1 else ""
-            if _size(image) != _size(label):
-                expected = f"expected {_size(image)} as in its image"
-                self.problems.append(f"{label_file}{page}: found {_size(label)} pixels; {expected}")
-            with self.collect(image_file + page):
+            if (size := _size(label)) != (expected := _size(image)):
+                problems.append(f"{label_file}{page}: found {size} pixels; expected {expected} as in its image")
+            with collect(problems, image_file + page):
                 to_pixels(image)
-            with self.collect(label_file + page):
-                values = self.classes.read(label, label_file + page, lossy=pair.label.suffix.lower() in LOSSY_SUFFIXES)
-                self.pages.append((pair.name + page, image, values))
+            with collect(problems, label_file + page):
+                values = classes.read(label, label_file + page, lossy=pair.label.suffix.lower() in LOSSY_SUFFIXES)
+                pages.append((pair.name + page, image, values))
+    if problems := problems or classes.problems():
+        raise DataError(folder, problems)
+    samples = [Sample(name, image, classes.indices(values)) for name, image, values in pages]
+    return DataSet(samples, classes.values, files)
 
-    def read_pages(self, path: Path) -> list[Array]:
-        """Pages of an image file; none if it cannot be read."""
-        with self.collect(self.name(path)):
-            if path.exists() and not path.is_file():  # a pipe would be waited for
-                raise UserError("found a pipe or device; expected a file")
-            data = path.read_bytes()
-            self.files[self.name(path)] = hashlib.sha256(data).hexdigest()
-            return imaging.read(data).pages
-        return []
 
-    @contextmanager
-    def collect(self, name: str) -> Iterator[None]:
-        """Adds errors to `problems`."""
-        try:
-            yield
-        except UserError as error:
-            self.problems.append(f"{name}: {error}")
-        except OSError as error:
-            self.problems.append(f"{name}: cannot be read: {error.strerror or error}")
+def read_pages(path: Path) -> tuple[list[Array], str]:
+    """Pages of an image file, and its SHA-256. Raises UserError and OSError."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError("found a pipe or device; expected a file")
+    data = path.read_bytes()
+    return imaging.read(data).pages, hashlib.sha256(data).hexdigest()
 
-    def name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+
+@contextmanager
+def collect(problems: list[str], name: str) -> Iterator[None]:
+    """Add errors with the file of that name to `problems`."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(f"{name}: {error}")
+    except OSError as error:
+        problems.append(f"{name}: cannot be read: {error.strerror or error}")
 
 
 def _size(image: Array) -> str:

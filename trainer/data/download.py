@@ -11,28 +11,26 @@ import pooch
 from trainer.data.pairs import IMAGES, LABELS
 from unet.errors import UserError
 
+URL = "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train"
 REGISTRY = Path(__file__).with_name("isbi2012.txt")
 """Files and their SHA-256."""
 
 
-class DownloadError(UserError):
-    """The data set could not be downloaded. The message says how to get it by hand."""
+def isbi2012() -> Path:
+    """Data folder in the user's cache. Files there with the right checksum are not downloaded again.
 
-
-def isbi2012(base_url: str) -> Path:
-    """Data folder in the user's cache. Files there with the right checksum are not downloaded again."""
+    Raises UserError if a file cannot be downloaded; its message says how to get the data set by hand.
+    """
     cache = pooch.create(path=pooch.os_cache("unet-service") / "isbi2012", base_url="", registry=None)
     cache.load_registry(REGISTRY)
-    for name in cache.registry:
-        remote = "image" if name.startswith(IMAGES) else "label"
-        cache.urls[name] = f"{base_url.rstrip('/')}/{remote}/{int(Path(name).stem)}.png"
     pooch.get_logger().setLevel("WARNING")
     try:
         for name in cache.registry:
+            cache.urls[name] = f"{URL}/{'image' if name.startswith(IMAGES) else 'label'}/{int(Path(name).stem)}.png"
             cache.fetch(name)
     except (OSError, ValueError) as error:  # OSError: connection or disk; ValueError: pooch's for a wrong checksum
-        raise DownloadError(
-            f"isbi2012 cannot be downloaded from {base_url} ({error}). By hand: put image/N.png and label/N.png from "
+        raise UserError(
+            f"isbi2012 cannot be downloaded from {URL} ({error}). By hand: put image/N.png and label/N.png from "
             f"there, N = 0 to 29, into {cache.abspath} as {IMAGES}/NN.png and {LABELS}/NN.png"
         ) from error
     return Path(cache.abspath)

@@ -28,13 +28,13 @@ class Classes:
     """Values in the labels of a data set, with the colours that they were read from."""
 
     def __init__(self) -> None:
-        self.labels: dict[int, list[str]] = defaultdict(list)  # value -> all labels that have it
-        self.colours: dict[int, dict[Colour, str]] = defaultdict(dict)  # value -> colour -> first label that has it
+        # value -> colour -> all labels that have it
+        self.found: dict[int, dict[Colour, list[str]]] = defaultdict(lambda: defaultdict(list))
 
     @property
     def values(self) -> tuple[int, ...]:
         """Values of the classes, ascending."""
-        return tuple(sorted(self.labels))
+        return tuple(sorted(self.found))
 
     def read(self, page: Array, name: str, *, lossy: bool) -> Array:
         """Values (H, W) of a label page, (H, W) or (H, W, 3) RGB of any dtype. `lossy`: from a JPEG or WebP file.
@@ -52,10 +52,8 @@ class Classes:
         if len(distinct) > (2 if lossy else MAX_CLASSES):
             expected = f"expected 2, or one per class (at most {MAX_CLASSES})"
             raise UserError(f"found {len(distinct)} different values; {expected}: {NOISE_ADVICE}")
-        for value in distinct:
-            self.labels[int(value)].append(name)
         for colour, value in _colours(page, values) if coloured else ((3 * (int(v),), v) for v in distinct):
-            self.colours[int(value)].setdefault(colour, name)
+            self.found[int(value)][colour].append(name)
         return values
 
     def indices(self, values: Array) -> npt.NDArray[np.uint8]:
@@ -65,25 +63,25 @@ class Classes:
     def problems(self) -> list[str]:
         """One line for each thing wrong with the labels as a whole."""
         low, high, count = self.values[0], self.values[-1], len(self.values)
+        names = {value: [name for names in colours.values() for name in names] for value, colours in self.found.items()}
         if count == 1:
             return [f"{LABELS}: found only the value {low} in all labels; expected at least two values"]
         if count > MAX_CLASSES:
             return [f"{LABELS}: found {count} different values in all; expected 2 to {MAX_CLASSES}: {NOISE_ADVICE}"]
         if count > 2 and not 0 <= low <= high <= 255:
-            name = self.labels[low if low < 0 else high][0]
+            name = names[low if low < 0 else high][0]
             return [f"{name}: class values are {low} to {high} in all; expected 0 to 255, since masks have 8 bits"]
         problems = []
-        for value, names in self.colours.items():
-            if len(names) > 1:  # they would silently become one class
-                (colour, name), (other, other_name), *_ = names.items()
+        for value, colours in self.found.items():
+            if len(colours) > 1:  # they would silently become one class
+                (colour, (name, *_)), (other, (other_name, *_)), *_ = colours.items()
                 equal = f"the colour {other} is as bright as {colour} in {name}, so both would be class {value}"
                 problems.append(f"{other_name}: {equal}; expected one grey value per class")
-        ones, full = self.labels.get(1, []), self.labels.get(255, [])
-        if self.values == (0, 1, 255) and not set(ones) & set(full):  # two conventions for one foreground
-            expected = (
-                "expected one value per class: save all as 0 and 255, or as 0, 1 and 2 if these are three classes"
+        if self.values == (0, 1, 255) and set(names[1]).isdisjoint(names[255]):  # two conventions for one foreground
+            problems.append(
+                f"{LABELS}: the foreground is 1 in {names[1][0]} and 255 in {names[255][0]}; expected one value per "
+                "class: save all as 0 and 255, or as 0, 1 and 2 if these are three classes"
             )
-            problems.append(f"{LABELS}: the foreground is 1 in {ones[0]} and 255 in {full[0]}; {expected}")
         return problems
 
 

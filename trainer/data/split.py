@@ -32,12 +32,11 @@ def split_fold(n_samples: int, folds: int, fold: int, kind: SplitKind, seed: int
         raise UserError(
             f"--fold {fold} --folds {folds}: expected 1 <= fold <= folds <= {n_samples}, the number of images"
         )
-    parts = np.array_split(_order(n_samples, kind, seed), folds)
-    val = sorted(int(i) for i in parts[fold - 1])
-    return [i for i in range(n_samples) if i not in val], val
+    val = np.array_split(_order(n_samples, kind, seed), folds)[fold - 1].tolist()
+    return [i for i in range(n_samples) if i not in val], sorted(val)
 
 
 def _order(n_samples: int, kind: SplitKind, seed: int) -> list[int]:
     if kind == "contiguous":
         return list(range(n_samples))
-    return [int(i) for i in np.random.default_rng(seed).permutation(n_samples)]
+    return list(map(int, np.random.default_rng(seed).permutation(n_samples)))

@@ -1,4 +1,4 @@
-"""Admission control: places for requests, a deadline for each, and refusals while the service is stopping."""
+"""Admission control: places and deadlines for requests, room for large images, refusals while the service stops."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +9,10 @@ from service.problems import ProblemError
 
 RETRY_AFTER = (1, 2, 3)
 """Retry-After in seconds, staggered so that retries spread out."""
-
+RETRY_AFTER_LARGE = 5
+"""The same for a large image, which takes some seconds."""
+SMALL = 2**20
+"""Pixels of an image that never waits: as many of them as there are places do not take much memory."""
 
 GiveUp = Callable[[ProblemError], None]
 """Ends an admitted request before its deadline, with this answer."""
@@ -18,29 +21,23 @@ GiveUp = Callable[[ProblemError], None]
 class Admission:
     """`max_in_flight` places; a request holds one for at most `timeout_s` seconds."""
 
-    def __init__(
-        self, max_in_flight: int, timeout_s: float, on_change: Callable[[int], object] = lambda in_flight: None
-    ) -> None:
+    def __init__(self, max_in_flight: int, timeout_s: float, on_change: Callable[[int], object]) -> None:
         """`on_change` is told the number of requests in flight."""
-        self.max_in_flight = max_in_flight
-        self.timeout_s = timeout_s
         self.stopping = False
         """New requests are refused; those in flight are finished."""
-        self._places: set[GiveUp] = set()
+        self._max_in_flight = max_in_flight
+        self._timeout_s = timeout_s
         self._on_change = on_change
+        self._places: set[GiveUp] = set()
         self._left = asyncio.Event()
         self._retry_after = cycle(RETRY_AFTER)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._places)
 
     def check(self) -> None:
         """Raises ProblemError, 503, when all places are taken or the service is stopping."""
         if self.stopping:
             raise ProblemError(503, "the service is stopping; ask another one", retry_after=1, close=True)
-        if self.in_flight >= self.max_in_flight:
-            detail = f"{self.in_flight} requests are in flight already (--max-in-flight); try again"
+        if len(self._places) >= self._max_in_flight:
+            detail = f"{len(self._places)} requests are in flight already (--max-in-flight); try again"
             raise ProblemError(503, detail, retry_after=next(self._retry_after))
 
     @asynccontextmanager
@@ -48,7 +45,7 @@ class Admission:
         """A place for one request. Raises ProblemError: 503 as `check`, 504 after `timeout_s`, or what the request was
         ended with."""
         self.check()
-        answer = ProblemError(504, f"expected to be finished within {self.timeout_s:g} s (--timeout-s), found no end")
+        answer = ProblemError(504, f"expected to be finished within {self._timeout_s:g} s (--timeout-s), found no end")
 
         def give_up(reason: ProblemError) -> None:
             nonlocal answer
@@ -57,7 +54,7 @@ class Admission:
                 deadline.reschedule(asyncio.get_running_loop().time())
 
         try:
-            async with asyncio.timeout(self.timeout_s) as deadline:
+            async with asyncio.timeout(self._timeout_s) as deadline:
                 self._places.add(give_up)
                 self._on_change(len(self._places))
                 try:
@@ -86,3 +83,40 @@ class Admission:
         """Ends all requests in flight: 503."""
         for give_up in list(self._places):
             give_up(ProblemError(503, "the service was stopped before this was done", retry_after=5, close=True))
+
+
+class PixelBudget:
+    """Pixels in memory at a time, so that many large images do not exhaust it; first come, first served. An image above
+    the whole budget is processed alone."""
+
+    def __init__(self, pixels: int, max_waiting: int) -> None:
+        self._all = self._free = pixels
+        self._freed = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._n_waiting = 0
+        self._max_waiting = max_waiting
+
+    @asynccontextmanager
+    async def room(self, pixels: int) -> AsyncIterator[None]:
+        """Waits for room for an image of so many pixels and holds it. Raises ProblemError, 503, when too many wait."""
+        if pixels <= SMALL:
+            yield
+            return
+        if self._n_waiting >= self._max_waiting:
+            detail = f"{self._max_waiting} images above {SMALL} pixels are waiting already; try again"
+            raise ProblemError(503, detail, retry_after=RETRY_AFTER_LARGE)
+        pixels = min(pixels, self._all)
+        self._n_waiting += 1
+        try:
+            async with self._turn:
+                while self._free < pixels:
+                    self._freed.clear()
+                    await self._freed.wait()
+                self._free -= pixels
+        finally:
+            self._n_waiting -= 1
+        try:
+            yield
+        finally:
+            self._free += pixels
+            self._freed.set()

@@ -2,19 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
+from starlette.datastructures import State
 
 import unet
 from service import access, problems
-from service.admission import Admission
-from service.budget import PixelBudget
-from service.draining import Draining
+from service.admission import Admission, PixelBudget
 from service.metrics import Metrics
-from service.middleware import AnswerHeaders, RequestLimits, UnexpectedErrors
+from service.middleware import RequestLimits, UnexpectedErrors
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
 from service.routes import health, metrics, segment
@@ -28,9 +27,9 @@ PIXELS_PER_CODEC = 2**24
 `tta`, takes up to half a GiB."""
 
 
-def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> FastAPI:
-    """The app. All that lives as long as it does is made in its lifespan and kept in `app.state`. `handle_signals`:
-    SIGTERM and SIGINT start a graceful shutdown, which needs uvicorn in the main thread."""
+def create_app(settings: ServeSettings, on_start: Callable[[State], object] = lambda state: None) -> FastAPI:
+    """The app. All that lives as long as it does is made in its lifespan and kept in `app.state`, which `on_start` is
+    given when it is complete."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,12 +48,8 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
             warm_up=lambda prediction: state.queue.submit(prediction).result(),
             on_outcome=lambda outcome: counts.reloads.labels(outcome).inc(),
         )
-        counts.watch(state.queue, state.slot, device)
         await asyncio.to_thread(state.slot.refresh)  # a model that is there serves the first request
-        if handle_signals:
-            state.queue.on_lost = Draining(state.admission, settings.grace_s).stop
-            if state.queue.lost:
-                state.queue.on_lost()
+        on_start(state)
         watcher = asyncio.create_task(state.slot.watch(settings.watch_s))
         yield
         watcher.cancel()
@@ -74,7 +69,7 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
     )
     app.state.settings = settings
     app.state.limits = Limits(settings.max_bytes, settings.max_pixels, settings.max_pages)
-    counts = app.state.metrics = Metrics()
+    counts = app.state.metrics = Metrics(app.state)
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
     problems.install(app)
     app.add_middleware(UnexpectedErrors)  # the innermost; the request limits are behind the keys
@@ -86,5 +81,4 @@ def create_app(settings: ServeSettings, *, handle_signals: bool = False) -> Fast
         app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
     app.include_router(health.live_router)
     app.add_middleware(Telemetry, routes=frozenset(app.openapi()["paths"]))
-    app.add_middleware(AnswerHeaders)
     return app

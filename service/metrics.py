@@ -23,21 +23,23 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from starlette.datastructures import State
 
-from service.models import ModelSlot
-from service.queue import Queue
+from service.models import Model
 
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-STAGE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+STAGE_SECONDS = (0.0005, 0.001, 0.0025, *REQUEST_SECONDS)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
-class Metrics:
-    """Counters, and gauges of what `watch` is given."""
+class Metrics(Collector):
+    """Counters, and gauges of the queue, the device and the model in the app's state."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: State) -> None:
         disable_created_metrics()  # a second time series for each, of no use here
+        self._state = state
         self.registry = CollectorRegistry()
+        self.registry.register(self)
         ProcessCollector(registry=self.registry)
         counter = partial(Counter, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
@@ -64,50 +66,34 @@ class Metrics:
         self.queue_length = gauge("unet_queue_length", "Predictions that wait for their next tile to be computed")
         self.gpu_memory = gauge("unet_gpu_memory_bytes", "GPU memory in use by tensors, and held for them", ["kind"])
 
-    def watch(self, queue: Queue, slot: ModelSlot, device: torch.device) -> None:
-        """Sets the objects that gauges are read from."""
-        self._queue, self._device, self._model = queue, device, _Model(slot)
-        self.registry.register(self._model)
-
     def refresh(self) -> None:
         """Sets the gauges."""
-        self.queue_length.set(len(self._queue))
-        if self._device.type == "cuda":
-            self.gpu_memory.labels("allocated").set(torch.cuda.memory_allocated(self._device))
-            self.gpu_memory.labels("reserved").set(torch.cuda.memory_reserved(self._device))
+        self.queue_length.set(len(self._state.queue))
+        if (device := self._state.device).type == "cuda":
+            self.gpu_memory.labels("allocated").set(torch.cuda.memory_allocated(device))
+            self.gpu_memory.labels("reserved").set(torch.cuda.memory_reserved(device))
 
     def text(self) -> bytes:
         """All metrics in the text format of Prometheus."""
         self.refresh()
         if not (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")):
             return generate_latest(self.registry)
-        _forget_dead_workers(Path(folder))
+        for path in Path(folder).glob("gauge_live*.db"):  # workers that have ended have no gauges; their counters stay
+            if (pid := re.sub(r"\D", "", path.stem)) and not Path("/proc", pid).exists():
+                multiprocess.mark_process_dead(pid, folder)
         everybody = CollectorRegistry()
         multiprocess.MultiProcessCollector(everybody)
-        everybody.register(self._model)
+        everybody.register(self)
         return generate_latest(everybody)
 
-
-def _forget_dead_workers(folder: Path) -> None:
-    """Removes the gauges of processes that have ended; their counters stay."""
-    for path in folder.glob("gauge_live*.db"):
-        pid = re.sub(r"\D", "", path.stem)
-        if pid and not Path("/proc", pid).exists():
-            multiprocess.mark_process_dead(pid, str(folder))
-
-
-class _Model(Collector):
-    """Id and loading time of the model that is served."""
-
-    def __init__(self, slot: ModelSlot) -> None:
-        self.slot = slot
-
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Id and loading time of the model that is served."""
         info = GaugeMetricFamily(
             "unet_model_info", "1, for the model that is served", labels=("id", "device", "precision", "classes")
         )
         loaded = GaugeMetricFamily("unet_model_loaded_timestamp_seconds", "When the model was loaded, Unix time")
-        if model := self.slot.current:
+        model: Model | None = self._state.slot.current
+        if model:
             predictor = model.predictor
             info.add_metric((model.id, str(predictor.device), predictor.precision, str(len(predictor.class_values))), 1)
             loaded.add_metric((), model.loaded_at.timestamp())

@@ -1,33 +1,20 @@
-"""Middleware: headers of answers, limits of requests, load shedding, and answers to bugs."""
+"""Middleware: limits of requests, load shedding, and answers to bugs."""
 
 import asyncio
 import logging
-import re
-import uuid
 from contextlib import suppress
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import logs, problems
+from service import logs
 from service.problems import ProblemError
 from service.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
 LINGER_S = 1.0
-_CDN = "https://cdn.jsdelivr.net"
-PAGE_POLICY = (
-    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-    "img-src 'self' blob: data:"
-)
-DOCS_POLICY = (
-    f"{PAGE_POLICY} https://fastapi.tiangolo.com; "
-    f"script-src 'self' 'unsafe-inline' {_CDN}; style-src 'self' 'unsafe-inline' {_CDN}"
-)
-"""FastAPI's /docs has an inline script and loads the rest from a CDN."""
-_ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def route_path(scope: Scope) -> str:
@@ -36,39 +23,22 @@ def route_path(scope: Scope) -> str:
 
 
 class Middleware:
-    """Base class: `handle` gets HTTP requests; everything else passes through."""
+    """Base class: `handle` gets HTTP requests, and may raise ProblemError; everything else passes through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self.handle(scope, receive, send)
+        except ProblemError as error:
+            await error.response()(scope, receive, send)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
-
-
-class AnswerHeaders(Middleware):
-    """Headers of every answer: `X-Request-Id`, the client's own or a new one, which is also in every log entry; for
-    browsers no sniffing of media types, and pages that load nothing foreign and cannot be framed."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
-        logs.request_id.set(request_id)  # until the end of the server's task for this request
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                if headers.get("content-type", "").startswith("text/html"):
-                    docs = route_path(scope).startswith("/docs")
-                    headers.setdefault("Content-Security-Policy", DOCS_POLICY if docs else PAGE_POLICY)
-                    headers["Referrer-Policy"] = "no-referrer"
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
 
 
 class RequestLimits(Middleware):
@@ -107,7 +77,7 @@ class RequestLimits(Middleware):
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > self.settings.max_bytes:
-                raise ProblemError(413, self._detail("more"))
+                raise self._too_large("more")
             if received - in_time >= 1024:
                 in_time, deadline = received, now() + self.settings.idle_s
             return message
@@ -126,29 +96,28 @@ class RequestLimits(Middleware):
                         pass
             await send({"type": "http.response.body"})
 
-        await (self._refusal(scope) or self.app)(scope, limited, lingering)
+        try:
+            self._check(scope)
+        except ProblemError as error:
+            await error.response()(scope, limited, lingering)
+        else:
+            await self.app(scope, limited, lingering)
 
-    def _refusal(self, scope: Scope) -> ASGIApp | None:
+    def _check(self, scope: Scope) -> None:
+        """Raises ProblemError for what can be refused before the body is read."""
         # as sent, without the protocol's name; `: ` and the end of a line count
         n_bytes = len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"])
         n_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-        if n_bytes > self.settings.max_header_bytes:
-            detail = (
-                f"expected at most {self.settings.max_header_bytes} bytes of headers (--max-header-bytes), found more"
-            )
-            return problems.response(431, detail)
+        if n_bytes > (most := self.settings.max_header_bytes):
+            raise ProblemError(431, f"expected at most {most} bytes of headers (--max-header-bytes), found more")
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.settings.max_bytes:
-            return problems.response(413, self._detail(announced))
+            raise self._too_large(announced)
         if scope["method"] == "POST" and route_path(scope) == self.path:
-            try:
-                scope["app"].state.admission.check()
-            except ProblemError as error:
-                return problems.answer(error)
-        return None
+            scope["app"].state.admission.check()
 
-    def _detail(self, found: str) -> str:
-        return f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found {found}"
+    def _too_large(self, found: str) -> ProblemError:
+        return ProblemError(413, f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found {found}")
 
 
 class UnexpectedErrors(Middleware):
@@ -163,4 +132,4 @@ class UnexpectedErrors(Middleware):
             log.exception("a bug in the service")
             scope["app"].state.metrics.bugs.inc()
             detail = f"a bug in the service; its log has the traceback of request {logs.request_id.get()}"
-            await problems.response(500, detail)(scope, receive, send)
+            raise ProblemError(500, detail) from None

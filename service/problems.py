@@ -1,7 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457): the only place where an error becomes an HTTP answer."""
 
 from collections.abc import Mapping
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -30,32 +29,30 @@ class Problem(BaseModel):
 
 
 class ProblemError(Exception):
-    """Ends a request with this status and explanation."""
+    """Ends a request with this status, explanation and headers."""
 
-    def __init__(self, status: int, detail: str, *, retry_after: int | None = None, close: bool = False) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        retry_after: int | None = None,
+        close: bool = False,
+    ) -> None:
         super().__init__(detail)
         self.status = status
-        self.detail = detail
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
         if close:
             self.headers["Connection"] = "close"
 
-
-def response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer with this status and explanation."""
-    return Response(_body(status, detail), status, headers=headers, media_type=MEDIA_TYPE)
-
-
-def answer(error: ProblemError) -> Response:
-    """The answer to a request that has ended with this error."""
-    return response(error.status, error.detail, error.headers)
-
-
-@lru_cache(64)
-def _body(status: int, detail: str) -> bytes:
-    """Cached: a service that is full gives the same answer many times a second."""
-    title = "Client Closed Request" if status == HUNG_UP else HTTPStatus(status).phrase
-    return Problem(type="about:blank", title=title, status=status, detail=detail).model_dump_json().encode()
+    def response(self) -> Response:
+        """The answer to the request."""
+        title = "Client Closed Request" if self.status == HUNG_UP else HTTPStatus(self.status).phrase
+        problem = Problem(type="about:blank", title=title, status=self.status, detail=str(self))
+        return Response(problem.model_dump_json(), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -69,11 +66,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def refuse(_: Request, error: ProblemError) -> Response:
-        return answer(error)
+        return error.response()
 
     @app.exception_handler(UserError)
     async def bad_image(_: Request, error: UserError) -> Response:
-        return response(413 if isinstance(error, ImageTooLargeError) else 400, str(error))
+        return ProblemError(413 if isinstance(error, ImageTooLargeError) else 400, str(error)).response()
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
@@ -82,11 +79,11 @@ def install(app: FastAPI) -> None:
             detail = f"expected a path of this service, as /docs has them, found {request.url.path[:99]}"
         if error.status_code == 405 and error.headers:
             detail = f"expected {error.headers['Allow']}, found {request.method}"
-        return response(error.status_code, detail, error.headers)
+        return ProblemError(error.status_code, detail, error.headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return response(422, "; ".join(map(_explain, error.errors())))
+        return ProblemError(422, "; ".join(map(_explain, error.errors()))).response()
 
 
 def _explain(error: Any) -> str:

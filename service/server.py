@@ -1,4 +1,4 @@
-"""uvicorn, configured: limits of connections, one process or several, and the exit status."""
+"""uvicorn, configured: limits of connections, one process or several, graceful shutdown, and the exit status."""
 
 import asyncio
 import gc
@@ -9,20 +9,26 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import parent_process
+from types import FrameType
+from typing import cast
 
 import h11
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import State
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from service import logs
 from service.app import create_app
-from service.draining import SIGNALS
 from service.settings import ServeSettings
 
 BACKLOG = 2048
 """Connections that wait to be accepted."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LAST_ANSWERS_S = 0.5
+"""Seconds for the answers to abandoned requests."""
 
 
 class HeaderDeadline(H11Protocol):
@@ -98,7 +104,44 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
 def application(settings: ServeSettings) -> FastAPI:
     """The app for a process that does nothing else."""
     logs.configure(settings.log_format)
-    app = create_app(settings, handle_signals=True)
+    app = create_app(settings, on_start=drain_on_signals)
     sys.setswitchinterval(0.001)  # seconds; with the default, /health waits 5 ms for each thread that computes
     gc.freeze()  # what is imported stays: scanning it again and again would delay every request by 80 ms
     return app
+
+
+def drain_on_signals(state: State) -> None:
+    """Graceful shutdown: after SIGTERM or SIGINT, new requests are refused, and the server stops when none is in flight
+    any more, or after `--grace-s`. The same signal a second time stops at once. A worker process also drains when its
+    parent is gone, and any process stops when its device is lost.
+
+    Called in the event loop, when uvicorn's signal handlers, which stop the server, are installed.
+    """
+    loop = asyncio.get_running_loop()
+    handler = cast(Callable[[int, FrameType | None], None], signal.getsignal(signal.SIGTERM))
+    stop = partial(handler, signal.SIGTERM, None)
+    received: set[int] = set()
+
+    async def drain() -> None:
+        await state.admission.drain(state.settings.grace_s)
+        stop()
+
+    def receive(number: int) -> None:
+        if number in received:
+            state.admission.abandon()
+            loop.call_later(LAST_ANSWERS_S, os._exit, 0)
+        elif not received:
+            state.draining = loop.create_task(drain())
+        received.add(number)
+
+    def orphaned(sentinel: int) -> None:
+        loop.remove_reader(sentinel)
+        receive(signal.SIGTERM)
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, receive, number)
+    if parent := parent_process():
+        loop.add_reader(parent.sentinel, orphaned, parent.sentinel)
+    state.queue.on_lost = lambda: loop.call_soon_threadsafe(stop)
+    if state.queue.lost:
+        state.queue.on_lost()

@@ -1,16 +1,20 @@
-"""Access log and per-request metrics."""
+"""Request ids, access log and per-request metrics."""
 
 import asyncio
 import logging
+import re
 import time
+import uuid
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import PROBES
+from service import logs
+from service.access import PROBES, protect_browsers
 from service.metrics import Metrics
 from service.middleware import Middleware, route_path
 from service.problems import HUNG_UP
@@ -54,7 +58,8 @@ class Notes:
 
 
 class Telemetry(Middleware):
-    """A log entry for each request, and its share of the metrics."""
+    """An `X-Request-Id` for each request, the client's own or a new one, which is also in every log entry; a log entry
+    when it is finished, and its share of the metrics."""
 
     def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
         """`routes`: paths that are labels of the metrics; all others count as `other`."""
@@ -64,6 +69,9 @@ class Telemetry(Middleware):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         notes = scope.setdefault("state", {})["notes"] = Notes()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if re.fullmatch(r"[\x21-\x7e]{1,128}", given) else uuid.uuid4().hex
+        logs.request_id.set(request_id)  # until the end of the server's task for this request
         status, n_in, n_out = HUNG_UP, 0, 0  # until there is an answer
 
         async def count_in() -> Message:
@@ -76,6 +84,9 @@ class Telemetry(Middleware):
             nonlocal status, n_out
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                protect_browsers(headers)
             n_out += len(message.get("body", b""))
             await send(message)
 
@@ -87,7 +98,7 @@ class Telemetry(Middleware):
                 n_out = 0  # the server discards the body
             notes.stages = dict(notes.stages)  # a thread of an abandoned request may still write to it
             self._measure(scope, status, seconds, notes)
-            _log(scope, status, seconds, notes, {"bytes_in": n_in, "bytes_out": n_out})
+            _log(scope, status, seconds, notes, n_in, n_out)
 
     def _measure(self, scope: Scope, status: int, seconds: float, notes: Notes) -> None:
         metrics: Metrics = scope["app"].state.metrics
@@ -100,13 +111,18 @@ class Telemetry(Middleware):
         metrics.refresh()
 
 
-def _log(scope: Scope, status: int, seconds: float, notes: Notes, fields: dict[str, Any]) -> None:
+def _log(scope: Scope, status: int, seconds: float, notes: Notes, n_in: int, n_out: int) -> None:
     level = logging.DEBUG if route_path(scope) in PROBES else logging.WARNING if status >= 500 else logging.INFO
-    method, path = scope["method"], scope["path"][:256]  # without the query, which may be private
-    client = (scope.get("client") or ("",))[0][:64]  # a proxy may pass on any text
-    fields = {"client": client, "method": method, "path": path, "status": status} | fields
-    fields["ms"] = round(1000 * seconds, 1)
+    fields: dict[str, Any] = {
+        "client": (scope.get("client") or ("",))[0][:64],  # a proxy may pass on any text
+        "method": scope["method"],
+        "path": scope["path"][:256],  # without the query, which may be private
+        "status": status,
+        "bytes_in": n_in,
+        "bytes_out": n_out,
+        "ms": round(1000 * seconds, 1),
+    }
     if notes.model_id:
         fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in notes.stages.items()}
         fields["model_id"] = notes.model_id
-    log.log(level, "%s %s %d %.0f ms", method, path, status, 1000 * seconds, extra={"fields": fields})
+    log.log(level, "%(method)s %(path)s %(status)d %(ms).0f ms", fields, extra={"fields": fields})

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from conftest import run
 
-from service.budget import SMALL, PixelBudget
+from service.admission import SMALL, PixelBudget
 from service.problems import ProblemError
 
 LARGE = 2 * SMALL

@@ -14,8 +14,8 @@ from conftest import Serve, picture, png
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from service.admission import PixelBudget
 from service.app import create_app
-from service.budget import PixelBudget
 from service.queue import Job, Queue
 from service.settings import ServeSettings
 from trainer.data import sample

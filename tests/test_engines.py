@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from unet.device import DTYPES, Precision
 from unet.engines import operators, prepare
 from unet.engines.composed_up import ComposedUp
-from unet.engines.fused_unet import FusedUNet, FusedUp
+from unet.engines.engine import Engine, FusedUNet, FusedUp
 from unet.engines.operators import CuDNNConvolution
-from unet.engines.plain import Engine
 from unet.network import NetworkConfig, UNet, Up
 
 CPU = torch.device("cpu")
@@ -119,11 +118,13 @@ def test_forward_hooks_see_every_feature_map_intact(bilinear: bool) -> None:
     network = trained(bilinear=bilinear)
     engine = prepare(network, CPU, "fp32")
     assert isinstance(engine, Engine)
+    fused = isinstance(engine.network, FusedUNet)
     maps: dict[str, list[Tensor]] = {}
-    for traced in (network, engine.network):
-        for name in ("inc", "down1", "down2", "down3", "down4", "up1", "up2", "up3", "up4"):
-            keep = lambda module, inputs, output, name=name: maps.setdefault(name, []).append(output)  # noqa: E731
-            traced.get_submodule(name).register_forward_hook(keep)
+    for name in ("inc", "down1", "down2", "down3", "down4", "up1", "up2", "up3", "up4"):
+        part = f"{name[:-1]}s.{int(name[-1]) - 1}" if fused and name != "inc" else name
+        keep = lambda module, inputs, output, name=name: maps.setdefault(name, []).append(output)  # noqa: E731
+        network.get_submodule(name).register_forward_hook(keep)
+        engine.network.get_submodule(part).register_forward_hook(keep)
     x = images(network, (48, 32))
     network(x)
     engine(x)
@@ -219,7 +220,7 @@ def test_engine_of_a_gpu_agrees_with_its_operators_imitated(
     engine = prepare(network, CPU, precision)
     assert isinstance(engine, Engine)
     assert isinstance(engine.network, FusedUNet)
-    assert isinstance(engine.network.up1, FusedUp)
+    assert isinstance(engine.network.ups[0], FusedUp)
     assert (engine(x) - expected).norm() < close * expected.norm()
 
 

@@ -1,8 +1,7 @@
 """Engines: everything that exists only for speed, behind `prepare`.
 
-    plain.py         the network itself, in its folded form: what everything falls back to, on every device of torch
+    engine.py        the network in its folded form, in plain torch (what everything falls back to), or in fewer passes
     operators.py     convolutions of oneDNN (CPU) and cuDNN (GPU) that apply ReLU while they write
-    fused_unet.py    the same network, computed with those
     composed_up.py   an up-convolution and the convolution after it as one, on a CPU
     graphs.py        CUDA graph capture and replay
     process.py       OpenMP and malloc settings; imported before torch
@@ -28,8 +27,7 @@ def prepare(network: "UNet", device: "torch.device", precision: "Precision") -> 
     """
     from unet.device import DTYPES
     from unet.engines import graphs, operators
-    from unet.engines.fused_unet import FusedUNet
-    from unet.engines.plain import Engine
+    from unet.engines.engine import Engine, FusedUNet
 
     dtype = DTYPES[precision]
     folded = network.folded().to(device)

@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,6 @@ log = logging.getLogger(__name__)
 
 Function = Callable[..., Tensor]
 Arguments = Sequence[Tensor | None]
-Capture = Callable[[Function, Arguments], Function]
-"""Makes a function that computes the same for arguments of the examples' shapes."""
 
 MAX_GRAPHS = 32
 """Graphs kept, least recently used first out; each holds a copy of its inputs and outputs."""
@@ -33,8 +32,7 @@ def recorded(function: Function, device: torch.device) -> Function:
     """The function, on an NVIDIA GPU with CUDA graphs for the shapes that it is called with again and again."""
     if device.type != "cuda":
         return function
-    pool = torch.cuda.graph_pool_handle()
-    return GraphCache(function, lambda function, examples: capture(function, examples, pool))
+    return GraphCache(function, partial(capture, pool=torch.cuda.graph_pool_handle()))
 
 
 class GraphCache:
@@ -48,7 +46,8 @@ class GraphCache:
     _capturing = threading.Lock()
     """CUDA captures one graph at a time, whichever cache it is for."""
 
-    def __init__(self, function: Function, capture: Capture) -> None:
+    def __init__(self, function: Function, capture: Callable[[Function, Arguments], Function]) -> None:
+        """`capture`: makes a function that computes the same for arguments of the examples' shapes."""
         self.function = function
         self.capture = capture
         self.graphs: OrderedDict[object, Function | None] = OrderedDict()
@@ -57,22 +56,18 @@ class GraphCache:
         self._thread = threading.local()
 
     def __call__(self, *arguments: Tensor | None) -> Tensor:
-        with self._lock:
-            return self._choose(arguments)(*arguments)
-
-    def _choose(self, arguments: Arguments) -> Function:
-        """The graph for the arguments, captured if need be, or the function itself."""
         key = tuple(None if each is None else (each.shape, each.dtype, each.stride()) for each in arguments)
-        graph = self.graphs.get(key)
-        if graph is None and key in self.graphs and hasattr(self._thread, "initialised"):
-            graph = self._captured(arguments)
-        if graph is None:
-            self._thread.initialised = True
-        self.graphs[key] = graph
-        self.graphs.move_to_end(key)
-        if len(self.graphs) > MAX_GRAPHS:
-            self.graphs.popitem(last=False)
-        return graph or self.function
+        with self._lock:
+            graph = self.graphs.get(key)
+            if graph is None and key in self.graphs and hasattr(self._thread, "initialised"):
+                graph = self._captured(arguments)
+            if graph is None:
+                self._thread.initialised = True
+            self.graphs[key] = graph
+            self.graphs.move_to_end(key)
+            if len(self.graphs) > MAX_GRAPHS:
+                self.graphs.popitem(last=False)
+            return (graph or self.function)(*arguments)
 
     def _captured(self, arguments: Arguments) -> Function:
         try:

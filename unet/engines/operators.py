@@ -1,6 +1,6 @@
 """Convolutions that add another tensor and apply ReLU in the pass that writes the result.
 
-What they buy: see fused_unet.py. Where they apply: CPUs, by oneDNN, and NVIDIA GPUs, by cuDNN, if they agree with plain
+What they buy: see engine.py. Where they apply: CPUs, by oneDNN, and NVIDIA GPUs, by cuDNN, if they agree with plain
 torch on a small example there. How they are tested: with operators that are missing, changed or wrong.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet.network import DoubleConv
+from unet.network import DoubleConv, Down
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,6 @@ class OneDNNConvolution:
 class CuDNNConvolution:
     """cuDNN, on an NVIDIA GPU: public functions of torch."""
 
-    NARROW = 8
-    """Its fused operators are slow for fewer channels, such as those of an image."""
-
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: int, dtype: torch.dtype) -> None:
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
         self.bias = None if bias is None else bias.to(dtype)
@@ -57,7 +54,7 @@ class CuDNNConvolution:
         return F.conv2d(x, self.weight, self.bias, *self.options)
 
     def relu(self, x: Tensor) -> Tensor:
-        if x.shape[1] < self.NARROW:
+        if x.shape[1] < 8:  # for few channels, such as those of an image, the fused operators are slow
             return self(x).relu_()
         return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.options)
 
@@ -71,9 +68,9 @@ Convolve = Callable[[Tensor, Tensor | None, int], Convolution]
 """A convolution from float32 weights (K, C, height, width), a bias (K,) or None, and a padding."""
 
 
-def convolutions(layers: DoubleConv) -> tuple[nn.Conv2d, nn.Conv2d, int]:
+def convolutions(block: DoubleConv | Down) -> tuple[nn.Conv2d, nn.Conv2d, int]:
     """The two convolutions of a folded block, and their padding."""
-    first, second = (layer for layer in layers.double_conv if isinstance(layer, nn.Conv2d))
+    first, second = (layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
     return first, second, int(first.padding[0])
 
 
@@ -90,12 +87,13 @@ def available(device: torch.device, dtype: torch.dtype) -> Convolve | None:
     convolve = partial(KINDS[device.type], dtype=dtype)
     try:
         error = largest_error(convolve, device, dtype)
-        problem = "" if error < TOLERANCE[dtype] else f"their results are wrong by {error:.0%}"
+        if error < TOLERANCE[dtype]:
+            return convolve
+        problem = f"their results are wrong by {error:.0%}"
     except (AttributeError, RuntimeError, TypeError) as raised:  # missing, refused, or of another signature
         problem = str(raised).partition("\n")[0]
-    if problem:
-        log.warning("computing without fused convolutions, which is slower: %s", problem)
-    return None if problem else convolve
+    log.warning("computing without fused convolutions, which is slower: %s", problem)
+    return None
 
 
 @torch.inference_mode()

@@ -11,24 +11,12 @@ import ctypes
 import os
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
-
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # 50 to 200 microseconds, then threads sleep
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 
-def keep_memory() -> None:
-    """Makes glibc's malloc keep freed memory for the next forward pass, in one arena for all threads.
-
-    The arenas that it makes for further threads consist of pieces of 64 MiB, which are returned to the system whatever
-    the thresholds are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-        mallopt(_M_ARENA_MAX, 1)
-
-
-keep_memory()
+if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)  # keeps freed memory for the next forward pass
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(_M_ARENA_MAX, 1)  # those of further threads are pieces of 64 MiB, returned whatever the thresholds are

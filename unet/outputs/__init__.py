@@ -1,19 +1,23 @@
 """Kinds of answers: the predictor's results and the uploaded picture -> bytes and their media type. Imports no torch.
 
-A new kind is a file here and a line in the registry.
+A new kind is an entry of the registry, with a file here if it encodes in its own way.
 """
 
-from unet.outputs.kind import Answer, Kind
-from unet.outputs.mask import MASK
-from unet.outputs.probability import PROBABILITY
+from unet.outputs.kind import Answer, Kind, as_image
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        MASK,
-        PROBABILITY,
-    )
-}
+MASK = Kind(
+    name="mask",
+    description="8-bit, 0 and 255 for a binary model, the class values for several classes",
+    wants="mask",
+    encode=as_image,
+)
+PROBABILITY = Kind(
+    name="probability",
+    description="8-bit grey, 255 certain; of the foreground, or of each pixel's likeliest class",
+    wants="probability",
+    encode=as_image,
+)
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (MASK, PROBABILITY)}
 """By the name that requests and command lines use."""
 
 __all__ = ["KINDS", "Answer", "Kind"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from service.problems import ProblemError
 from unet import Predictor
 from unet.device import out_of_memory
 from unet.network import STRIDE
@@ -29,10 +30,6 @@ BATCH_PIXELS = 2**22
 """Pixels of a batch on an accelerator: 16 images of 512 x 512."""
 SMALLEST_TILE = 256
 """Side in pixels. A device without memory for a tile of this size has none for any image."""
-
-
-class InferenceError(RuntimeError):
-    """The device has no memory for an image, or does not answer any more."""
 
 
 class Job(Future[npt.NDArray[Any]]):
@@ -95,7 +92,8 @@ class Queue:
         return len(self._waiting)
 
     def submit(self, prediction: Prediction, request_id: str = "") -> Job:
-        """Appends a prediction. Its future raises InferenceError, or what the predictor raises."""
+        """Appends a prediction. Its future raises ProblemError, 503, if the device has no memory for the image or does
+        not answer any more; else what the predictor raises."""
         job = Job(prediction, request_id)
         with self._changed:
             if not self._closed:
@@ -199,7 +197,8 @@ class Queue:
         # its frames know the jobs, which are to have it: a reference cycle would keep their images
         error.__traceback__ = error.__context__ = error.__cause__ = None
         if memory or self.lost:
-            error = InferenceError("not enough memory to compute this image" if memory else "the device has failed")
+            detail = "not enough memory to compute this image" if memory else "the device has failed"
+            error = ProblemError(503, detail, retry_after=5)
         for job in batch:
             if job.set_running_or_notify_cancel():
                 job.set_exception(error)

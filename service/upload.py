@@ -1,7 +1,7 @@
 """The image and the options in a request: a multipart form with a field `file`, or the image as the body."""
 
 from collections.abc import AsyncGenerator
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
@@ -9,27 +9,21 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.problems import ProblemError
 
-_FORM = "multipart/form-data"
+FORM = "multipart/form-data"
 # curl --data-binary calls everything a form
-_RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
-_MEDIA_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp", "application/octet-stream")
+RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+DECLARED = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp", "application/octet-stream")
 
 
 def openapi(fields: dict[str, Any]) -> dict[str, Any]:
     """The request body in the OpenAPI document; `fields`: schemas of the form's other fields, by name."""
     binary = {"type": "string", "format": "binary"}
     form = {"type": "object", "required": ["file"], "properties": {"file": binary, **fields}}
-    content = {_FORM: {"schema": form}, **{media_type: {"schema": binary} for media_type in _MEDIA_TYPES}}
+    content = {FORM: {"schema": form}, **{media_type: {"schema": binary} for media_type in DECLARED}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-class Upload(NamedTuple):
-    image: bytes
-    fields: dict[str, str | UploadFile]
-    """The form's other parts."""
-
-
-class _FormParser(MultiPartParser):
+class FormParser(MultiPartParser):
     spool_max_size = 2**32
     """Never on disk, which may be read-only, full, or memory anyway: RequestLimits bounds the whole body."""
     complete = False
@@ -38,23 +32,17 @@ class _FormParser(MultiPartParser):
         self.complete = True
 
 
-async def read_upload(request: Request, max_parts: int) -> Upload:
-    """Raises ProblemError 400, 413, 415 or 422."""
+async def read_upload(request: Request, max_parts: int) -> tuple[bytes, dict[str, str | UploadFile]]:
+    """The image, and the other parts of a form. Raises ProblemError 400, 413, 415 or 422."""
     encoding = request.headers.get("content-encoding") or "identity"
     if encoding.lower() != "identity":
         raise ProblemError(415, f"expected a body as it is, found Content-Encoding {encoding}")
     content_type = request.headers.get("content-type") or "application/octet-stream"
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type == _FORM:
-        return await _read_form(request, content_type, max_parts)
-    if not media_type.startswith(_RAW):
-        raise ProblemError(415, f"expected {_FORM}, an image type or application/octet-stream, found {media_type}")
-    return Upload(b"".join([piece async for piece in request.stream()]), {})  # `request.body()` would keep a copy
-
-
-async def _read_form(request: Request, content_type: str, max_parts: int) -> Upload:
-    # bytes of a part without a file name come as text: in Latin-1, which every byte is a character of
-    headers = Headers({"content-type": f"{content_type}; charset=latin-1"})
+    if media_type != FORM and not media_type.startswith(RAW):
+        raise ProblemError(415, f"expected {FORM}, an image type or application/octet-stream, found {media_type}")
+    if media_type != FORM:
+        return b"".join([piece async for piece in request.stream()]), {}  # `request.body()` would keep a copy
 
     async def stream() -> AsyncGenerator[bytes, None]:
         async for piece in request.stream():
@@ -62,7 +50,9 @@ async def _read_form(request: Request, content_type: str, max_parts: int) -> Upl
         if not parser.complete:
             raise MultiPartException("Its end is missing.")
 
-    parser = _FormParser(headers, stream(), max_files=max_parts, max_fields=max_parts, max_part_size=2**32)
+    # bytes of a part without a file name come as text: in Latin-1, which every byte is a character of
+    headers = Headers({"content-type": f"{content_type}; charset=latin-1"})
+    parser = FormParser(headers, stream(), max_files=max_parts, max_fields=max_parts, max_part_size=2**32)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -73,12 +63,11 @@ async def _read_form(request: Request, content_type: str, max_parts: int) -> Upl
         parts = form.multi_items()
         if len(parts) > max_parts:
             raise ProblemError(413, f"expected at most {max_parts} parts (--max-parts), found {len(parts)}")
-        files = [value for name, value in parts if name == "file"]
+        files = form.getlist("file")
         if len(files) != 1:
-            raise ProblemError(
-                422, f"file: expected one multipart field `file` that holds an image, found {len(files)}"
-            )
+            detail = f"file: expected one multipart field `file` that holds an image, found {len(files)}"
+            raise ProblemError(422, detail)
         image = files[0].encode("latin-1") if isinstance(files[0], str) else await files[0].read()
-        return Upload(image, {name: value for name, value in parts if name != "file"})
+        return image, {name: value for name, value in parts if name != "file"}
     finally:
         await form.close()

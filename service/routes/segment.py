@@ -3,18 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.admission import GiveUp
 from service.logs import request_id
-from service.models import ModelSlot
+from service.models import Model
 from service.problems import HUNG_UP, ProblemError, declare
-from service.queue import InferenceError, Queue
+from service.queue import Queue
 from service.telemetry import Notes
 from service.upload import openapi, read_upload
 from unet import Predictor, imaging
@@ -23,7 +23,6 @@ from unet.outputs import KINDS
 from unet.predictor import Array, Prediction
 
 PATH = "/segment"
-
 HEADERS = {
     "X-Model-Id": "the model that answered",
     "X-Request-Id": "the client's, or a new one",
@@ -32,20 +31,14 @@ HEADERS = {
 
 router = APIRouter()
 
-Decoded = tuple[Picture, list[Prediction]]
-
-
-def _known(output: str) -> str:
-    if output not in KINDS:
-        raise ValueError(f"expected {' or '.join(KINDS)}")
-    return output
-
 
 class SegmentOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")  # a misspelt option is an error, not silence
 
-    output: Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(KINDS)})] = Field(
-        "mask", description=" ".join(f"{kind.name}: {kind.description}." for kind in KINDS.values())
+    output: str = Field(
+        "mask",
+        description=" ".join(f"{kind.name}: {kind.description}." for kind in KINDS.values()),
+        json_schema_extra={"enum": list(KINDS)},
     )
     threshold: float | None = Field(
         None, ge=0, le=1, description="foreground is above it; binary models only (default: the model's own)"
@@ -54,6 +47,13 @@ class SegmentOptions(BaseModel):
         False,
         description="test-time augmentation: average over eight rotations and flips; better, and eight times slower",
     )
+
+    @field_validator("output")
+    @classmethod
+    def _known(cls, output: str) -> str:
+        if output not in KINDS:
+            raise ValueError(f"expected {' or '.join(KINDS)}")
+        return output
 
     def updated(self, fields: Mapping[str, object]) -> "SegmentOptions":
         """These options with those of a form, which win. Raises RequestValidationError."""
@@ -82,49 +82,48 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
     """The mask of an image: PNG, JPEG, TIFF (of several pages, too), BMP or WebP, sent as the multipart field `file` or
     as the body itself. The options may be fields of the form, too."""
     state = request.app.state
-    slot: ModelSlot = state.slot
     notes: Notes = request.state.notes
-    if (model := slot.current) is None:
-        raise ProblemError(503, slot.refusal or "no model yet: the service waits for its file", retry_after=5)
+    model: Model | None = state.slot.current
+    if model is None:
+        raise ProblemError(503, state.slot.refusal or "no model yet: the service waits for its file", retry_after=5)
+    predictor = model.predictor
     async with state.admission.admit() as give_up:
-        data, options = await _read(request, query, model.predictor)
+        data, fields = await read_upload(request, state.settings.max_parts)
+        options = query.updated(fields)
+        if options.threshold is not None and not predictor.binary:
+            raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
         notes.begin(model.id)
         async with ended_by_hang_up(request, give_up):
             pixels = await notes.run("decode", state.codecs, imaging.measure, data, state.limits)
             # the mean over views is kept for each class
-            async with state.budget.room(pixels * (model.predictor.n_classes if options.tta else 1)):
-                decoded = notes.run("decode", state.codecs, decode, data, state.limits, model.predictor, options)
+            async with state.budget.room(pixels * (predictor.n_classes if options.tta else 1)):
+                decoded = notes.run("decode", state.codecs, decode, data, state.limits, predictor, options)
                 del data  # large, and not needed while the prediction waits for its turn
                 picture, predictions = await decoded
-                masks = [await _compute(state.queue, prediction, notes) for prediction in predictions]
-                answer = await notes.run("encode", state.codecs, KINDS[options.output].encode, masks, picture)
+                results: list[Array] = []
+                while predictions:  # each is freed when it is computed
+                    results.append(await compute(state.queue, predictions.pop(0), notes))
+                answer = await notes.run("encode", state.codecs, KINDS[options.output].encode, results, picture)
     notes.pixels = pixels
     headers = {"X-Model-Id": model.id, "Server-Timing": notes.server_timing()}
     return Response(answer.body, media_type=answer.media_type, headers=headers)
 
 
-async def _read(request: Request, query: SegmentOptions, predictor: Predictor) -> tuple[bytes, SegmentOptions]:
-    """The file and the options of a request. Raises ProblemError and RequestValidationError."""
-    upload = await read_upload(request, request.app.state.settings.max_parts)
-    options = query.updated(upload.fields) if upload.fields else query
-    if options.threshold is not None and not predictor.binary:
-        raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
-    return upload.image, options
-
-
-def decode(data: bytes, limits: Limits, predictor: Predictor, options: SegmentOptions) -> Decoded:
-    """A file -> its picture, and a prediction for each page. Raises ImageError or PixelError."""
+def decode(
+    data: bytes, limits: Limits, predictor: Predictor, options: SegmentOptions
+) -> tuple[Picture, list[Prediction]]:
+    """A file -> what it says of its pixels, and a prediction for each page. Raises ImageError or PixelError."""
     picture = imaging.read(data, limits)
-    start = partial(predictor.start, wanted=KINDS[options.output].wants, threshold=options.threshold, tta=options.tta)
-    return picture, [start(page) for page in picture.pages]
+    wanted, threshold, tta = KINDS[options.output].wants, options.threshold, options.tta
+    predictions = [predictor.start(page, wanted, threshold=threshold, tta=tta) for page in picture.pages]
+    return replace(picture, pages=[]), predictions  # no output needs the pages, which may be large
 
 
-async def _compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:
+async def compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:
+    """The result of a prediction, computed by turns with those of other requests. Raises ProblemError, 503."""
     job = queue.submit(prediction, request_id.get())
     try:
         return await asyncio.wrap_future(job)
-    except InferenceError as error:
-        raise ProblemError(503, str(error), retry_after=5) from error
     finally:
         notes.stages["infer"] += job.seconds
 

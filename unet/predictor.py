@@ -125,9 +125,9 @@ class Predictor:
         prediction = Prediction(self, prepared, wanted, self.checked(threshold), tta)
         while not prediction.finished:
             piece = prediction.next()
-            probabilities = self.forward([piece])
-            answers = self.decide(probabilities, prediction.wanted_of_pieces, prediction.threshold)
-            prediction.stitch(piece, answers[0].numpy(force=True))
+            (probabilities,) = self.forward([piece])
+            answer = self.decide(probabilities, prediction.wanted_of_pieces, prediction.threshold)
+            prediction.stitch(piece, answer.numpy(force=True))
         return prediction.result
 
     def start(
@@ -138,14 +138,10 @@ class Predictor:
 
     def compute(self, pieces: Sequence["Piece"]) -> None:
         """Forward, threshold and stitch for pieces of one shape, which may belong to different predictions."""
-        probabilities = self.forward(pieces)
-        for wanted in {piece.prediction.wanted_of_pieces for piece in pieces}:
-            chosen = [i for i, piece in enumerate(pieces) if piece.prediction.wanted_of_pieces == wanted]
-            thresholds = torch.tensor([pieces[i].prediction.threshold for i in chosen], device=self.device)
-            those = probabilities if len(chosen) == len(pieces) else probabilities[chosen]  # indexing copies
-            answers = self.decide(those, wanted, thresholds[:, None, None, None])
-            for i, answer in zip(chosen, answers.numpy(force=True), strict=True):
-                pieces[i].prediction.stitch(pieces[i], answer)
+        for piece, probabilities in zip(pieces, self.forward(pieces), strict=True):
+            prediction = piece.prediction
+            answer = self.decide(probabilities, prediction.wanted_of_pieces, prediction.threshold)
+            prediction.stitch(piece, answer.numpy(force=True))
 
     def preprocess(self, image: Array) -> Prepared:
         """Image -> (H, W, C) pixels with the offset and scale that normalise them. Raises PixelError."""
@@ -155,30 +151,23 @@ class Predictor:
     def forward(self, pieces: Sequence["Piece"]) -> Tensor:
         """B pieces of one shape -> probabilities (B, K, h', w') float32, on the device."""
         prepared = [piece.prediction.prepared for piece in pieces]
-        pixels, offset, scale = (
-            torch.from_numpy(np.stack(arrays)).to(self.device)
-            for arrays in (
-                [piece.pixels for piece in pieces],
-                [each.offset for each in prepared],
-                [each.scale for each in prepared],
-            )
-        )
+        arrays = [p.pixels for p in pieces], [p.offset for p in prepared], [p.scale for p in prepared]
+        pixels, offset, scale = (torch.from_numpy(np.stack(each)).to(self.device) for each in arrays)
         x = normalise(pixels, offset[:, :, None, None], scale[:, :, None, None])  # (B, C, h, w)
         logits = self._logits(x).float()  # (B, K, h', w')
         return logits.sigmoid_() if self.binary else logits.softmax(dim=1)
 
     @torch.inference_mode()
-    def decide(self, probabilities: Tensor, wanted: Wanted, threshold: float | Tensor) -> Tensor:
-        """(..., K, h, w) probabilities -> the same, or (..., 1, h, w) uint8: mask values or the likeliest class's
-        probability."""
+    def decide(self, probabilities: Tensor, wanted: Wanted, threshold: float) -> Tensor:
+        """(K, h, w) probabilities -> the same, or (1, h, w) uint8: mask values or the likeliest class's probability."""
         if wanted == "probabilities":
             return probabilities
         if wanted == "probability":
-            return (probabilities.amax(dim=-3, keepdim=True) * 255).round().to(torch.uint8)
+            return (probabilities.amax(dim=0, keepdim=True) * 255).round().to(torch.uint8)
         if self.binary:
             return probabilities.gt(threshold).to(torch.uint8).mul_(255)
         values = torch.tensor(self.class_values, dtype=torch.uint8, device=probabilities.device)
-        return values[probabilities.argmax(dim=-3, keepdim=True)]
+        return values[probabilities.argmax(dim=0, keepdim=True)]
 
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1

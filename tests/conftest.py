@@ -59,8 +59,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saves after each epoch, however short the epochs of a test are."""
-    if hasattr(sys.modules.get("trainer.run"), "Throttle"):
-        monkeypatch.setattr("trainer.run.Throttle.SHARE", 1.0)
+    if hasattr(sys.modules.get("trainer.run"), "SAVING_SHARE"):
+        monkeypatch.setattr("trainer.run.SAVING_SHARE", 1.0)
 
 
 @pytest.fixture

@@ -136,6 +136,12 @@ def test_a_single_small_crop_per_batch_is_refused() -> None:
         batches([coded(64, 64)], RECIPES["quick"].override(image_size=16, batch_size=1))
 
 
+def test_a_batch_that_cannot_be_shared_equally_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "size", lambda: 2)
+    with pytest.raises(UserError, match="--batch-size 5: expected a multiple of the 2 processes"):
+        batches([coded(64, 64)], RECIPE.override(batch_size=5))
+
+
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_cutting_crops_never_waits_for_the_gpu() -> None:

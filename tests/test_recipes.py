@@ -33,11 +33,10 @@ def test_recipes_build_networks_with_their_dropout() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_summed_up_in_one_line_and_listed_in_full(name: str) -> None:
+def test_a_recipe_is_summed_up_in_one_line(name: str) -> None:
     recipe = RECIPES[name]  # type: ignore[index]
-    assert "\n" not in recipe.summary()
-    assert recipe.summary().startswith(f"{name}: base {recipe.base_channels}, {recipe.epochs} epochs, ")
-    assert f"weight_decay {recipe.weight_decay}" in str(recipe).replace("\n", " ")
+    assert "\n" not in str(recipe)
+    assert str(recipe).startswith(f"{name}: base {recipe.base_channels}, {recipe.epochs} epochs, ")
 
 
 def test_an_impossible_crop_size_names_the_flag() -> None:

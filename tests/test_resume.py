@@ -3,6 +3,7 @@
 # ruff: noqa: F811  (parameters are named like the imported fixtures)
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -30,10 +31,11 @@ from trainer_runs import (  # noqa: F401  (fixtures)
 )
 
 from trainer import learner
+from trainer import run as running
 from trainer.__main__ import main
-from trainer.folder import RunFolder
+from trainer.folder import Progress, RunFolder
 from trainer.recipes import RECIPES
-from trainer.run import Throttle
+from trainer.run import Trainer
 from trainer.schedule import Schedule
 from trainer.stop import Stopped
 from unet import checkpoint as checkpoints
@@ -141,7 +143,7 @@ def test_report_and_history_describe_the_best_model_in_the_folder(
     """The run was killed after it wrote best_model.pth of epoch 3 and before last.pth. The time left ends the resumed
     run before that epoch, or lets it repeat the epoch, with a worse result."""
     with monkeypatch.context() as patch:
-        patch.setattr(Throttle, "due", lambda _: False)
+        patch.setattr(Trainer, "next_save", math.inf)
         patch.setattr(RunFolder, "save_last", Mock(side_effect=[None, Stopped]))
         with pytest.raises(Stopped):
             train_in(half)
@@ -163,19 +165,27 @@ def test_data_that_disappears_during_a_run_does_not_matter(half: Path, whole: Pa
     assert_resumes(half, whole)
 
 
-def test_saving_takes_a_fifth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # conftest saves every epoch
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    saving = Throttle()
-    assert saving.due()
-    with saving:
-        now += 2
-    found = []
-    for _ in range(9):
+def test_saving_takes_a_fifth_of_the_time_at_most(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of one second, saved in two: after a save there are eight seconds of training."""
+    now, saved = 100.0, []
+
+    def train_epoch(learner: object, batches: object, epoch: int, *_: object) -> dict[str, float]:
+        nonlocal now
         now += 1
-        found.append(saving.due())
-    assert found == [False] * 7 + [True] * 2
+        return {"epoch": epoch, "loss": 1.0, "lr": 1.0}
+
+    def save_last(folder: RunFolder, progress: Progress, learner: object) -> None:
+        nonlocal now
+        now += 2
+        saved.append(progress.epoch)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(running, "SAVING_SHARE", 0.2)  # conftest saves every epoch
+    monkeypatch.setattr(running, "train_epoch", train_epoch)
+    monkeypatch.setattr(RunFolder, "save_last", save_last)
+    monkeypatch.setattr("trainer.report.account", Mock())
+    assert train_in(half, "--force", epochs=20) == 0
+    assert saved == [0, 1, 9, 17, 20]
 
 
 @pytest.mark.slow
@@ -184,7 +194,7 @@ def test_a_best_model_that_is_saved_later_has_the_weights_of_its_epoch(
 ) -> None:
     worsening = {"data": data, "epochs": 6, "lr": 0.1}
     assert train(**worsening, out=tmp_path / "often") == 0
-    monkeypatch.setattr(Throttle, "due", lambda _: False)  # only at the end
+    monkeypatch.setattr(Trainer, "next_save", math.inf)  # only at the end
     assert train(**worsening, out=tmp_path / "once") == 0
     assert checkpoints.load(tmp_path / "once" / "best_model.pth").training["epoch"] < 6
     assert_same_run(tmp_path / "often", tmp_path / "once")

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.skeleton import skeleton
+from trainer.losses import skeleton
 
 
 def test_the_centre_line_of_a_bar() -> None:

@@ -100,10 +100,3 @@ def test_each_process_needs_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest
         world.claim_gpu("cuda:0")
     with pytest.raises(DataError):  # on a CPU any number of processes may train
         run(TrainSettings(data=str(tmp_path), out=tmp_path / "out", device="cpu"))
-
-
-def test_a_batch_that_cannot_be_shared_equally_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "size", lambda: 2)
-    world.check_batch_size(4)
-    with pytest.raises(UserError, match="--batch-size 5: expected a multiple of the 2 processes"):
-        world.check_batch_size(5)

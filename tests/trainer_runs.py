@@ -124,7 +124,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (whole / "data" / "Training_Images" / f"{i}.png").write_bytes(png(image))
         (whole / "data" / "Training_Labels" / f"{i}.png").write_bytes(png(label))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(running.Throttle, "SHARE", 1.0)
+        monkeypatch.setattr(running, "SAVING_SHARE", 1.0)
         AtEpoch(monkeypatch)(2, lambda: shutil.copytree(whole, half))
         assert train_in(whole) == 0
     (half / "out" / ".lock").unlink()

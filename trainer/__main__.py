@@ -13,7 +13,13 @@ def main(argv: list[str] | None = None) -> int:
     stop = Stop()
     try:
         with stop.listen():  # before the imports, which take seconds
-            _train(argv, stop)
+            from trainer.settings import TrainSettings
+            from unet.settings import parse
+
+            settings = parse(TrainSettings, argv)
+            from trainer.run import run
+
+            run(settings, stop)
     except (Exception, Stopped) as error:
         if stop.signal:  # also where a library, or the end of another process, turned it into another exception
             print(f"unet-train: {stop}", file=sys.stderr)
@@ -23,16 +29,6 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         raise
     return 0
-
-
-def _train(argv: list[str] | None, stop: Stop) -> None:
-    from trainer.settings import TrainSettings
-    from unet.settings import parse
-
-    settings = parse(TrainSettings, argv)
-    from trainer.run import run
-
-    run(settings, stop)
 
 
 def _explain(error: BaseException) -> str | None:

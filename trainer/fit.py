@@ -29,10 +29,8 @@ def train_epoch(
     # seeds dropout: the same after a resume, different in each process
     torch.manual_seed((batches.seed * 1_000_003 + epoch) * world.size() + world.rank())
     learner.parallel.train()
-    losses: list[float] = []
-    loss: Tensor | None = None
-    lr = 0.0
-    started = time.monotonic()
+    losses: list[Tensor] = []
+    lr, started = 0.0, time.monotonic()
     crops = batches.epoch(epoch)
     batch = next(crops)
     augmenting = time.monotonic() - started
@@ -44,18 +42,15 @@ def train_epoch(
             if step and schedule.time_is_up(now):
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
-            previous, loss = loss, learner.step(batch, lr)
+            losses.append(learner.step(batch, lr))
             cutting = time.monotonic()
             batch = next(crops, batch)
             augmenting += time.monotonic() - cutting
-            if previous is not None:  # read a step late, while a GPU computes this one
-                losses.append(finite_loss(previous, epoch, step))
-                bar.set_postfix(loss=f"{losses[-1]:.4f}")
-    assert loss is not None
-    losses.append(finite_loss(loss, epoch, len(losses) + 1))
+            if step:  # read a step late, while a GPU computes this one
+                bar.set_postfix(loss=f"{finite_loss(losses[-2], epoch, step):.4f}")
     return {
         "epoch": epoch,
-        "loss": sum(losses) / len(losses),
+        "loss": sum(finite_loss(loss, epoch, step) for step, loss in enumerate(losses, 1)) / len(losses),
         "lr": lr,
         "crops": len(losses) * learner.recipe.batch_size,
         "augmentation_seconds": augmenting,

@@ -1,8 +1,6 @@
 """The `--out` folder of a run: its files, and how an interrupted run is found again."""
 
-import csv
 import fcntl
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -94,15 +92,13 @@ class RunFolder:
             return Progress()
         try:
             state, _ = checkpoints.read(self.last)
-            if not (state["progress"]["epoch"] or self.best.exists()):
+            progress = Progress(**state["progress"])
+            if not (progress.epoch or self.best.exists()):
                 return Progress()
-            changed = _differences(state["run"], self.identity)
+            changed = _differences(state["run"], self.identity) or self._check_best(progress)
             if not changed:
                 learner.load_state_dict(state["learner"])
-                progress = Progress(**state["progress"])
-                changed = self._check_best(progress)
-                if not changed:
-                    return progress
+                return progress
         except CheckpointError as error:
             raise UserError(f"{error}. Nothing was changed: {WAYS_OUT}") from error
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -137,33 +133,32 @@ class RunFolder:
         checkpoints.replace_atomically(self.last, checkpoints.to_bytes(state))
 
     def save_history(self, rows: list[dict[str, float]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
-        self.save_file(HISTORY, text.getvalue().encode())
+        """Write `history.csv`, with the columns of the first row."""
+        lines = [list(rows[0]), *([f"{row[name]:.6g}" for name in rows[0]] for row in rows)]
+        self.save_file(HISTORY, "".join(f"{','.join(line)}\n" for line in lines).encode())
 
     def save_file(self, name: str, content: bytes) -> None:
         checkpoints.replace_atomically(self.path / name, content)
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], most_files: int = 5) -> list[str]:
     """`name: was a, is b` for each setting that differs; for the data, which files."""
-    found = []
-    for name in sorted(then.keys() | now.keys()):
-        a, b = then.get(name), now.get(name)
-        if name == "data":
-            found += _changed_files(then[name], now[name])
-        elif isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(f"{prefix}{name}: was {a}, is {b}")
-    return found
-
-
-def _changed_files(then: Mapping[str, str], now: Mapping[str, str], most: int = 5) -> list[str]:
-    names = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
-    found = [
-        f"{name} {'is gone' if name not in now else 'is new' if name not in then else 'has changed'}" for name in names
+    old, new = flat(then), flat(now)
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    settings = [f"{name}: was {old.get(name)}, is {new.get(name)}" for name in changed if not name.startswith("data.")]
+    files = [
+        f"{name[5:]} {'is gone' if name not in new else 'is new' if name not in old else 'has changed'}"
+        for name in changed
+        if name.startswith("data.")
     ]
-    return found if len(found) <= most else [*found[:most], f"and {len(found) - most} more files"]
+    if len(files) > most_files:
+        files[most_files:] = [f"and {len(files) - most_files} more files"]
+    return files + settings
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under names like `recipe.augmentation.flip`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

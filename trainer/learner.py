@@ -35,8 +35,7 @@ class Average(nn.Module):
         """Add the network's present weights to the average; counters of batch norm are copied."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        pairs = zip(self.module.state_dict().values(), network.state_dict().values(), strict=True)
-        for averaged, current in pairs:
+        for averaged, current in zip(self.module.state_dict().values(), network.state_dict().values(), strict=True):
             averaged.lerp_(current, 1 - keep) if averaged.is_floating_point() else averaged.copy_(current)
         self.n_averaged += 1
 
@@ -68,10 +67,7 @@ class Learner:
         A non-finite loss leaves the weights as they are. On a GPU nothing here waits for the result.
         """
         for group in self.optimizer.param_groups:
-            if self.on_gpu:
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+            group["lr"] = group["lr"].fill_(lr) if self.on_gpu else lr
         loss = self._step(*batch)
         if self.averaged:
             self.averaged.update(self.network)

@@ -37,17 +37,16 @@ def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
 
 def scores(matrix: Counts) -> Scores:
     """Scores from a confusion matrix."""
-    hit = np.diag(matrix).astype(float)
+    hit, total = _overlap(matrix)
+    right = matrix.trace() / matrix.sum()
+    return Scores(tuple((2 * hit / total).tolist()), tuple((hit / (total - hit)).tolist()), float(1 - right))
+
+
+def _overlap(matrix: Counts) -> tuple[Counts, npt.NDArray[np.float64]]:
+    """(n, n, ...) -> |A and B| and |A| + |B|, (n, ...) each; NaN for a class that no label has."""
     labelled = matrix.sum(axis=1)
-    total = matrix.sum(axis=0) + labelled  # |A| + |B|
-    dice = np.where(labelled == 0, np.nan, _dice(hit, total))
-    iou = np.where(labelled == 0, np.nan, hit / np.where(labelled == 0, 1, total - hit))
-    return Scores(tuple(map(float, dice)), tuple(map(float, iou)), float(1 - hit.sum() / matrix.sum()))
-
-
-def _dice(hit: npt.NDArray[Any], total: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Dice from |A and B| and |A| + |B|; 1 where both are empty."""
-    return np.where(total == 0, 1.0, 2 * hit / np.where(total == 0, 1, total))
+    total = matrix.sum(axis=0) + np.where(labelled == 0, np.nan, labelled)
+    return np.einsum("ii...->i...", matrix), total
 
 
 class ThresholdCurve:
@@ -74,8 +73,8 @@ class ThresholdCurve:
         """The threshold with the highest score, and its scores; of several the one nearest to 0.5."""
         below = np.cumsum(self.counts, axis=1)[:, :-1]  # row label, column k - 1
         above = self.counts.sum(axis=1, keepdims=True) - below
-        predicted, labels = np.stack([below.sum(axis=0), above.sum(axis=0)]), below + above
-        score = _dice(np.stack([below[0], above[1]]), predicted + labels).mean(axis=0)
+        hit, total = _overlap(np.stack([below, above], axis=1))  # label, prediction, k - 1
+        score = np.nanmean(2 * hit / total, axis=0)
         highest = 1 + np.flatnonzero(score == score.max())
         k = int(highest[np.abs(highest / self.BINS - 0.5).argmin()])
         return k / self.BINS, scores(self.confusion(k))
@@ -86,10 +85,9 @@ class ThresholdCurve:
         return np.stack([below, above], axis=1)
 
     def auc(self) -> float:
-        """Area under the ROC curve: probability that a foreground pixel ranks above a background one, ties a half."""
+        """Area under the ROC curve: probability that a foreground pixel ranks above a background one, ties a half.
+        There must be pixels of both."""
         background, foreground = self.counts
-        if not background.sum() or not foreground.sum():
-            return float("nan")
         lower = np.cumsum(background) - background / 2
         return float((foreground * lower).sum() / (background.sum() * foreground.sum()))
 

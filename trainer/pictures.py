@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch
 
 from trainer.data import Sample
 from trainer.metrics import confusion, scores
+from unet.pixels import match_channels, to_pixels
 from unet.predictor import Predictor
 
 Array = npt.NDArray[Any]
@@ -39,19 +40,17 @@ def curves(history: list[dict[str, float]], class_values: tuple[int, ...]) -> by
     rate.set(ylabel="learning rate", ylim=(0, None))
     left.legend(handles=[*left.lines, *rate.lines], loc="upper right")
 
-    mean = {"linewidth": 3, "linestyle": "--", "label": f"mean  {last['score']:.3f}"}
-    right.plot(epochs, [row["score"] for row in history], color="0.5", **mean)
+    mean = f"mean  {last['score']:.3f}"
+    right.plot(epochs, [row["score"] for row in history], color="0.5", linewidth=3, linestyle="--", label=mean)
     colours = dict(zip(class_values, class_colours(len(class_values)), strict=True))
     for value in sorted(dice, key=lambda value: -dice[value]):  # the legend is in the order in which the lines end
         label = f"class {value}  {dice[value]:.3f}"
         right.plot(epochs, [row[f"dice_{value}"] for row in history], marker=marker, color=colours[value], label=label)
+    figure.legend(title="last epoch", loc="outside right upper", ncols=columns, fontsize="small", handles=right.lines)
     right.axvline(best["epoch"], color="0.6", linestyle=":")
     right.set(title="Validation", xlabel="epoch", ylabel="Dice", ylim=(None, 1.01))
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(
-        handles=right.lines[:-1], title="last epoch", loc="outside right upper", ncols=columns, fontsize="small"
-    )
     return _png(figure)
 
 
@@ -70,17 +69,14 @@ def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> by
         predicted = predictor.to_classes(predictor(sample.image))
         score = scores(confusion(predicted, sample.label, len(values))).score
         height, width = sample.label.shape
-        row[0].set_title(f"{sample.name}, {width} x {height}", fontsize="medium")
-        row[1].set_title("label", fontsize="medium")
-        row[2].set_title(f"prediction, score {score:.3f}", fontsize="medium")
-        row[0].imshow(_rgb(sample.image))
-        for axis, classes in ((row[1], sample.label), (row[2], predicted)):
-            axis.imshow(colours[classes], interpolation="nearest")
-        for axis in row:
+        titles = f"{sample.name}, {width} x {height}", "label", f"prediction, score {score:.3f}"
+        pictures = _rgb(sample.image), colours[sample.label], colours[predicted]
+        for axis, title, picture in zip(row, titles, pictures, strict=True):
+            axis.set_title(title, fontsize="medium")
+            axis.imshow(picture, interpolation="auto" if axis is row[0] else "nearest")
             axis.set_axis_off()
-    patches = [Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="0.5") for colour in colours]
-    names = [f"class {value}" for value in values]
-    figure.legend(patches, names, loc="outside right upper", ncols=columns, fontsize="small")
+    patches = [Patch(facecolor=c, edgecolor="0.5", label=f"class {v}") for c, v in zip(colours, values, strict=True)]
+    figure.legend(handles=patches, loc="outside right upper", ncols=columns, fontsize="small")
     return _png(figure)
 
 
@@ -91,14 +87,11 @@ def class_colours(n: int) -> Colours:
     return np.concatenate([np.zeros((1, 3)), wheel]).astype(np.float32)
 
 
-def _rgb(image: Array) -> Colours:
-    """Any image -> (H, W, 3) in 0..1, stretched from its darkest to its brightest finite pixel."""
-    channels = image[..., np.newaxis] if image.ndim == 2 else image
-    channels = channels[..., :3] if channels.shape[2] >= 3 else channels[..., [0, 0, 0]]
-    finite = channels[np.isfinite(channels)].astype(np.float64)
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    stretched = (np.nan_to_num(channels.astype(np.float64), nan=low) - low) / max(high - low, 1e-9)
-    return stretched.clip(0, 1).astype(np.float32)
+def _rgb(image: Array) -> Array:
+    """Any image -> (H, W, 3) in 0..1, stretched from its darkest to its brightest pixel."""
+    pixels, _ = match_channels(*to_pixels(image), n_channels=3)
+    stretched: Array = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-9)
+    return stretched
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,7 +1,6 @@
 """Recipes: all settings of a training run apart from its data and its seed."""
 
-from dataclasses import asdict, dataclass, field, replace
-from textwrap import wrap
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trainer.data import Augmentation
@@ -56,43 +55,21 @@ class Recipe:
 
     def build(self, n_channels: int, n_classes: int) -> UNet:
         """A new network for images of `n_channels` channels, and labels of 1 (binary) or more classes."""
-        network = NetworkConfig(
-            n_channels=1 if self.grey else n_channels,
-            n_classes=n_classes,
-            bilinear=self.bilinear,
-            base_channels=self.base_channels,
-            variant=self.variant,
-            conv_bias=self.conv_bias,
-        ).build()
+        shared = {name: getattr(self, name) for name in ("variant", "bilinear", "base_channels", "conv_bias")}
+        network = NetworkConfig(n_channels=1 if self.grey else n_channels, n_classes=n_classes, **shared).build()
         network.dropout.p = self.dropout
         return network
 
-    def summary(self) -> str:
+    def __str__(self) -> str:
         """The main settings, in one line."""
         return (
             f"{self.name}: base {self.base_channels}, {self.epochs} epochs, {self.batch_size} crops of "
             f"{self.image_size} px per step, {self.optimizer} at {self.lr:g}, {self.schedule}, loss {self.loss}"
         )
 
-    def __str__(self) -> str:
-        """All settings, wrapped: `default: variant tutorial, bilinear False, ...`."""
-        settings = asdict(self)
-        augmentation = {f"augmentation.{name}": value for name, value in settings.pop("augmentation").items()}
-        listed = ", ".join(f"{name} {value}" for name, value in (settings | augmentation).items() if name != "name")
-        return "\n".join(wrap(f"{self.name}: {listed}", width=100))
-
 
 STRONG = Augmentation(
-    quarter_turns=True,
-    rotation=45,
-    scale=0.2,
-    elastic=8,
-    elastic_spacing=64,
-    brightness=0.2,
-    contrast=0.25,
-    gamma=0.25,
-    blur=1.0,
-    noise=0.2,
+    quarter_turns=True, rotation=45, scale=0.2, elastic=8, brightness=0.2, contrast=0.25, gamma=0.25, blur=1, noise=0.2
 )
 
 RECIPES: dict[RecipeName, Recipe] = {
@@ -115,7 +92,6 @@ RECIPES: dict[RecipeName, Recipe] = {
         input_range="0-255",
         standardise=False,
         image_size=512,
-        batch_size=4,
         epochs=50,
         min_steps=1,
         loss="ce",

@@ -2,13 +2,9 @@
 
 import json
 import platform
-import resource
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -17,7 +13,7 @@ import torch
 import unet
 from trainer import pictures
 from trainer.data import DataSet, Sample
-from trainer.folder import REPORT, SAMPLES, Progress, RunFolder
+from trainer.folder import REPORT, SAMPLES, Progress, RunFolder, flat
 from trainer.inputs import classes_in
 from trainer.metrics import object_scores
 from trainer.recipes import Recipe
@@ -27,8 +23,11 @@ from unet.device import device_name
 from unet.pixels import to_pixels
 
 
-def print_data(settings: TrainSettings, data: DataSet, train: list[Sample], val: list[Sample]) -> None:
-    """Print the size of the data set, and warn of classes missing in training or validation."""
+def print_start(
+    settings: TrainSettings, recipe: Recipe, data: DataSet, train: list[Sample], val: list[Sample], device: torch.device
+) -> None:
+    """Print data, recipe and device, and warn of classes missing in training or validation, and of images that are too
+    dark for a recipe without normalisation."""
     same = " (the same one, so the scores say little)" if len(data.samples) == 1 else ""
     print(
         f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on{same}, "
@@ -38,10 +37,6 @@ def print_data(settings: TrainSettings, data: DataSet, train: list[Sample], val:
         for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):
             value = data.class_values[i]
             print(f"          class {value} is in no image to {purpose}: it {consequence} (try --val-split random)")
-
-
-def print_recipe(settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
-    """Print recipe and device, and warn of images that are too dark for a recipe without normalisation."""
     if not recipe.standardise:
         brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in data.samples))
         kinds = {str(sample.image.dtype) for sample in data.samples} - {"uint8"}
@@ -50,16 +45,19 @@ def print_recipe(settings: TrainSettings, recipe: Recipe, data: DataSet, device:
                 f"          the brightest pixel is {brightest:.2g} of the range of {', '.join(sorted(kinds))}; this "
                 "recipe takes brightness as it is: scale the images to the whole range, or take --recipe default"
             )
-    print(f"recipe    {indent(str(recipe), ' ' * 10).lstrip() if settings.verbose else recipe.summary()}")
+    print(f"recipe    {recipe}")
+    if settings.verbose:
+        print(*(f"          {name} {value}" for name, value in flat(asdict(recipe)).items()), sep="\n")
     fallback = " (no GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
     print(f"device    {device_name(device)}{fallback}", flush=True)
 
 
 def print_epoch(row: Mapping[str, float], epochs: int, remaining: float, improved: bool) -> None:
     dice = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if name.startswith("dice_"))
+    to_go = f", {duration(remaining)} to go" if remaining else ""
     print(
         f"epoch {row['epoch']:3d}/{epochs}  loss {row['loss']:.4f}  {dice}  score {row['score']:.4f}  "
-        f"{row['seconds']:.1f} s{f', {duration(remaining)} to go' if remaining else ''}{'  best' if improved else ''}",
+        f"{row['seconds']:.1f} s{to_go}{'  best' if improved else ''}",
         flush=True,
     )
 
@@ -95,21 +93,25 @@ def account(
 ) -> None:
     """Test the saved model once more, write samples.png and report.json, and print the final table."""
     predictor = Predictor.load(folder.best, device=str(device), precision="fp32")
-    objects, seconds_per_image = _test(predictor, val)
-    rows, elapsed = progress.history, progress.elapsed
+    found = []
+    for sample in val if predictor.binary else ():
+        if scores := object_scores(predictor(sample.image), sample.label, predictor.threshold):
+            found.append(scores)
+    # none if no image has several objects
+    objects = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]} if found else {}
+    rows, best, elapsed = progress.history, progress.best, progress.elapsed
+    validating = sum(row["validation_seconds"] for row in rows)
     timings = {
         "seconds": elapsed,
-        "validation_share": sum(row["validation_seconds"] for row in rows) / elapsed,
+        "validation_share": validating / elapsed,
         "augmentation_share": sum(row["augmentation_seconds"] for row in rows) / elapsed,
         "crops_per_second": sum(row["crops"] for row in rows) / sum(row["training_seconds"] for row in rows),
-        "validation_seconds_per_image": seconds_per_image,
-        "peak_memory_mib": peak_memory(device) / 2**20,
+        "validation_seconds_per_image": validating / (len(rows) * len(val)),
     }
-    report = {"objects": objects, "timings": timings, "device": device_name(device)}
+    report = summary(recipe, data, best) | {"objects": objects, "timings": timings, "device": device_name(device)}
     folder.save_file(SAMPLES, pictures.samples(predictor, val))
-    folder.save_file(REPORT, (json.dumps(summary(recipe, data, progress.best) | report, indent=2) + "\n").encode())
+    folder.save_file(REPORT, (json.dumps(report, indent=2) + "\n").encode())
 
-    best = progress.best
     for value in predictor.class_values:
         if f"dice_{value}" in best:
             print(f"class {value:<12} dice {best[f'dice_{value}']:.4f}  iou {best[f'iou_{value}']:.4f}")
@@ -117,38 +119,16 @@ def account(
     if predictor.binary:
         print(f"auc                {best['auc']:.4f}\nthreshold          {predictor.threshold:.3f}")
     if objects:
-        rand, bits = objects["rand"], objects["information"]
-        print(f"objects            rand {rand:.4f}  variation of information {bits:.4f} bits")
+        print("objects            rand {rand:.4f}  variation of information {information:.4f} bits".format(**objects))
     overlapped = " while the GPU computes" if device.type == "cuda" else ""
     print(
         f"time               {elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation{overlapped}, "
         f"{timings['validation_share']:.1%} validation\n"
-        f"speed              {timings['crops_per_second']:.1f} crops/s in training, {1 / seconds_per_image:.1f} "
-        f"images/s in prediction, {timings['peak_memory_mib']:.0f} MiB at most, on {device_name(device)}\n"
+        f"speed              {timings['crops_per_second']:.1f} crops/s in training, "
+        f"{1 / timings['validation_seconds_per_image']:.1f} images/s in validation, on {device_name(device)}\n"
         f"finished: {outcome(progress, folder)}"
     )
 
 
 def outcome(progress: Progress, folder: RunFolder) -> str:
     return f"best score {progress.best['score']:.4f} in epoch {progress.best['epoch']}, in {folder.best}"
-
-
-def _test(predictor: Predictor, val: list[Sample]) -> tuple[dict[str, float], float]:
-    """Mean object scores of a binary model (none if no image has several objects), and seconds per image."""
-    seconds, found = 0.0, []
-    for sample in val:
-        started = time.monotonic()
-        probabilities = predictor(sample.image)
-        seconds += time.monotonic() - started
-        if predictor.binary and (objects := object_scores(probabilities, sample.label, predictor.threshold)):
-            found.append(objects)
-    means = {name: float(np.mean([each[name] for each in found])) for name in found[0]} if found else {}
-    return means, seconds / len(val)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -25,6 +25,9 @@ from unet.checkpoint import Checkpoint
 from unet.device import out_of_memory
 from unet.errors import UserError
 from unet.pixels import Preprocessing
+
+SAVING_SHARE = 0.2
+"""Largest share of the time that saving takes."""
 
 
 def run(settings: TrainSettings, stop: Stop | None = None) -> None:
@@ -49,10 +52,11 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
 class Trainer:
     """Everything that the loop needs, built before it starts."""
 
+    next_save = 0.0  # by time.monotonic(); before it, only the last epoch is saved
+
     def __init__(self, settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
         train, self.val = divide(settings, data)
-        report.print_data(settings, data, train, self.val)
-        report.print_recipe(settings, recipe, data, device)
+        report.print_start(settings, recipe, data, train, self.val, device)
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
         preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
@@ -71,12 +75,15 @@ class Trainer:
             device=device,
         )
         self.schedule = Schedule(recipe, len(self.batches), settings.max_minutes)
-        self.folder = RunFolder(settings.out, identity(settings, recipe, data))
+        # what an interrupted run is recognised by; the device is not part of it
+        same = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
+        identity = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in same} | {"data": data.files}
+        self.folder = RunFolder(settings.out, identity)
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
 
     def loop(self, stop: Stop) -> None:
         """Train, validate and save, an epoch at a time, to the end of the schedule."""
-        progress, throttle, unsaved_best, board = self.progress, Throttle(), None, None
+        progress, unsaved_best, board = self.progress, None, None
         if progress.epoch:
             print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
         if world.is_first():
@@ -99,9 +106,8 @@ class Trainer:
             progress.finished = self.schedule.finished(progress.epoch, progress.elapsed)
             if board:
                 board.add(row)
-            if world.is_first() and (progress.finished or throttle.due()):
-                with throttle:
-                    self.save(unsaved_best)
+            if world.is_first() and (progress.finished or time.monotonic() >= self.next_save):
+                self.save(unsaved_best)
                 unsaved_best, stop.epoch = None, progress.epoch
             stop.epoch = int(world.broadcast(stop.epoch))
             remaining = self.schedule.remaining(progress.epoch, progress.elapsed)
@@ -121,36 +127,14 @@ class Trainer:
 
     def save(self, best: Checkpoint | None) -> None:
         """Write the files of the epochs so far; `best`: a best model that is not in its file yet."""
+        started = time.monotonic()
         if best:
             checkpoints.save(best, self.folder.best)
         rows = self.progress.rows()
         self.folder.save_history(rows)
         self.folder.save_file(CURVES, pictures.curves(rows, self.data.class_values))
         self.folder.save_last(self.progress, self.learner)  # last: a run that dies before it repeats the epoch
-
-
-def identity(settings: TrainSettings, recipe: Recipe, data: DataSet) -> dict[str, Any]:
-    """Settings and data by which an interrupted run is recognised. The device is not among them."""
-    same = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
-    return {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in same} | {"data": data.files}
-
-
-class Throttle:
-    """A fifth of the time at most for something slow: `if throttle.due(): with throttle: ...`."""
-
-    SHARE = 0.2
-
-    def __init__(self) -> None:
-        self._started = self._ended = 0.0
-
-    def due(self) -> bool:
-        return time.monotonic() - self._ended >= (self._ended - self._started) * (1 / self.SHARE - 1)
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = time.monotonic()
+        self.next_save = started + (time.monotonic() - started) / SAVING_SHARE
 
 
 @contextmanager

@@ -30,17 +30,12 @@ class TrainSettings(ProgramSettings):
         "override them",
     )
     epochs: int | None = Field(None, ge=1, le=2**31, description="passes over the training images")
-    max_minutes: float | None = Field(
-        None, gt=0, description="stop after N minutes, if the epochs are not over by then"
-    )
+    max_minutes: float | None = Field(None, gt=0, description="stop after N minutes if the epochs are not over by then")
     batch_size: int | None = Field(None, ge=1, le=2**16, description="crops per step")
     lr: float | None = Field(None, gt=0, le=1e30, description="highest learning rate")
     base_channels: int | None = Field(None, ge=1, le=2**10, description="channels of the network's first level")
     image_size: int | None = Field(
-        None,
-        ge=1,
-        le=2**28,
-        description="side of the training crops, pixels: a multiple of 16; for the recipe 'paper' plus 4",
+        None, ge=1, le=2**28, description="side of the crops in pixels: a multiple of 16; for the recipe 'paper' plus 4"
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
     val_split: SplitKind = Field(
@@ -54,10 +49,7 @@ class TrainSettings(ProgramSettings):
         json_schema_extra={"metavar": "DEVICE"},
     )
     seed: int = Field(
-        0,
-        ge=0,
-        lt=2**32,
-        description="same seed, data, epochs and machine: same weights on a CPU, nearly the same on a GPU",
+        0, ge=0, lt=2**32, description="same seed, data, epochs and machine: same weights on a CPU, nearly so on a GPU"
     )
     tensorboard: bool = Field(False, description="also write the history for TensorBoard, into OUT/tensorboard")
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")

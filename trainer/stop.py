@@ -27,11 +27,11 @@ class Stop:
         """In this block a signal raises Stopped, unless `defer` is active. Signals that the parent process ignores stay
         ignored."""
         handled = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
-        before = [signal.signal(s, self._handle) for s in handled]
+        before = {s: signal.signal(s, self._handle) for s in handled}
         try:
             yield
         finally:
-            for s, handler in zip(handled, before, strict=True):
+            for s, handler in before.items():
                 signal.signal(s, handler)
 
     @contextmanager
@@ -52,7 +52,7 @@ class Stop:
         return f"stopped by {name}; the same command, without --force, goes on {saved}"
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        first = self.signal is None
-        self.signal = self.signal or signal.Signals(number)
-        if first and not self._deferred:  # a second signal must not interrupt the cleanup
-            raise Stopped
+        if self.signal is None:  # a second signal must not interrupt the cleanup
+            self.signal = signal.Signals(number)
+            if not self._deferred:
+                raise Stopped

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from unet.errors import UserError
 
-FOLDER = "tensorboard"
-
 
 class TensorBoard:
     """Writer of the rows of history.csv as scalars. Raises UserError if the extra is not installed."""
@@ -20,11 +18,10 @@ class TensorBoard:
                 f"--tensorboard: {error.name} is not installed; expected the extra: "
                 "pip install '.[tensorboard]', in the clone"
             ) from error
-        self._writer = SummaryWriter(str(out / FOLDER), purge_step=first_epoch)
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=first_epoch)
 
     def add(self, row: Mapping[str, float]) -> None:
         """Write one row of the history, at its epoch."""
         for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, int(row["epoch"]))
+            self._writer.add_scalar(name, value, int(row["epoch"]))
         self._writer.flush()

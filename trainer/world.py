@@ -43,13 +43,12 @@ def join(choice: str) -> Iterator[torch.device]:
 
     `choice` is the value of --device. Raises UserError if there are too few GPUs, or when another process has ended.
     """
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if together and choice != "cpu":
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield resolve_device(choice)
+        return
+    if choice != "cpu":
         claim_gpu(choice)
     device = resolve_device(choice)
-    if not together:
-        yield device
-        return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         with nullcontext() if is_first() else redirect_stdout(None):
@@ -76,12 +75,6 @@ def claim_gpu(choice: str) -> None:
     torch.cuda.set_device(rank)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises UserError for a batch that the processes cannot share equally."""
-    if batch_size % size():
-        raise UserError(f"--batch-size {batch_size}: expected a multiple of the {size()} processes that share a batch")
-
-
 def synchronise(network: nn.Module) -> nn.Module:
     """Batch norm over the batches of all GPUs. On CPUs torch has none: there it sees the batch of one process."""
     if size() == 1 or not next(network.parameters()).is_cuda:
@@ -104,19 +97,14 @@ def sum(x: Tensor) -> Tensor:
 
 def any_of(flag: bool) -> bool:
     """True in all processes if `flag` is true in one of them."""
-    if size() == 1:
-        return flag
-    tensor = _scalar(float(flag))
-    dist.all_reduce(tensor)
-    return bool(tensor)
+    return bool(sum(_scalar(float(flag))))
 
 
 def broadcast(value: float) -> float:
     """The value of the first process, in all of them."""
-    if size() == 1:
-        return value
     tensor = _scalar(value)
-    dist.broadcast(tensor, src=0)
+    if size() > 1:
+        dist.broadcast(tensor, src=0)
     return float(tensor)
 
 
@@ -129,4 +117,5 @@ def first_alone(prepare: Callable[[], T]) -> T:
 
 
 def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    on_gpu = size() > 1 and dist.get_backend() == "nccl"
+    return torch.tensor(value, dtype=torch.float64, device="cuda" if on_gpu else "cpu")

@@ -7,6 +7,7 @@ the same precision; a step counts as three forward passes); the share of time fo
 
 import argparse
 import json
+import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,6 @@ from trainer.data import Batches, read_folder
 from trainer.fit import train_epoch
 from trainer.learner import Learner
 from trainer.recipes import RECIPES
-from trainer.report import peak_memory
 from trainer.schedule import Schedule
 from trainer.stop import Stop
 from unet.device import device_name, resolve_device
@@ -91,6 +91,13 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the GPU, or of this process (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

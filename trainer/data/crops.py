@@ -44,7 +44,10 @@ class Batches:
         seed: int,
         device: torch.device,
     ) -> None:
-        world.check_batch_size(recipe.batch_size)
+        if recipe.batch_size % world.size():
+            raise UserError(
+                f"--batch-size {recipe.batch_size}: expected a multiple of the {world.size()} processes that share it"
+            )
         if recipe.variant != "paper" and recipe.image_size == STRIDE and recipe.batch_size == world.size():
             raise UserError(
                 f"--image-size {STRIDE} leaves one pixel at the bottom of the network, and batch norm needs more than "
@@ -63,7 +66,7 @@ class Batches:
         self.order = np.repeat(np.arange(len(samples)), crops)  # in proportion to area
 
     def __len__(self) -> int:
-        """Batches in an epoch, all of the same size."""
+        """Number of batches in an epoch, all of the same size."""
         return max(self.recipe.min_steps, -(-len(self.order) // self.recipe.batch_size))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:

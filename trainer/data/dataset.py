@@ -65,10 +65,8 @@ class DataSet:
 
 
 def read_folder(folder: Path) -> DataSet:
-    """Data set of a folder: page i of a label belongs to page i of its image.
-
-    Raises DataError with all problems, by file name.
-    """
+    """Data set of a folder; page i of a label belongs to page i of its image. Raises DataError with all problems, by
+    file name."""
     pairs, problems = find_pairs(folder)
     classes = Classes()
     files: dict[str, str] = {}
@@ -86,7 +84,8 @@ def read_folder(folder: Path) -> DataSet:
             continue
         for i, (image, label) in enumerate(zip(images, labels, strict=False), start=1):
             page = f" page {i}" if len(images) > 1 else ""
-            if (size := _size(label)) != (expected := _size(image)):
+            size, expected = (f"{each.shape[1]} x {each.shape[0]}" for each in (label, image))
+            if size != expected:
                 problems.append(f"{label_file}{page}: found {size} pixels; expected {expected} as in its image")
             with collect(problems, image_file + page):
                 to_pixels(image)
@@ -116,7 +115,3 @@ def collect(problems: list[str], name: str) -> Iterator[None]:
         problems.append(f"{name}: {error}")
     except OSError as error:
         problems.append(f"{name}: cannot be read: {error.strerror or error}")
-
-
-def _size(image: Array) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"

@@ -17,10 +17,8 @@ REGISTRY = Path(__file__).with_name("isbi2012.txt")
 
 
 def isbi2012() -> Path:
-    """Data folder in the user's cache. Files there with the right checksum are not downloaded again.
-
-    Raises UserError if a file cannot be downloaded; its message says how to get the data set by hand.
-    """
+    """Data folder in the user's cache. Files there with the right checksum are not downloaded again. Raises UserError,
+    which says how to get the data set by hand."""
     cache = pooch.create(path=pooch.os_cache("unet-service") / "isbi2012", base_url="", registry=None)
     cache.load_registry(REGISTRY)
     pooch.get_logger().setLevel("WARNING")

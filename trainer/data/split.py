@@ -12,10 +12,8 @@ SplitKind = Literal["contiguous", "random"]
 
 
 def split(n_samples: int, fraction: float, kind: SplitKind, seed: int) -> tuple[list[int], list[int]]:
-    """Indices for (training, validation), at least one each; a single sample is on both sides.
-
-    Validation gets `fraction` of the samples, rounded down: with `contiguous` the last ones.
-    """
+    """Indices for (training, validation), at least one each; a single sample is on both sides. Validation gets
+    `fraction` of the samples, rounded down: with `contiguous` the last ones."""
     if n_samples == 1:
         return [0], [0]
     n_val = min(max(1, math.floor(n_samples * fraction + 1e-9)), n_samples - 1)
@@ -25,9 +23,7 @@ def split(n_samples: int, fraction: float, kind: SplitKind, seed: int) -> tuple[
 
 def split_fold(n_samples: int, folds: int, fold: int, kind: SplitKind, seed: int) -> tuple[list[int], list[int]]:
     """Indices for (training, validation) in fold 1 .. `folds` of a cross-validation: each sample is validated on once.
-
-    Raises UserError if there is no such fold, or more folds than samples.
-    """
+    Raises UserError if there is no such fold, or more folds than samples."""
     if not 1 <= fold <= folds <= n_samples:
         raise UserError(
             f"--fold {fold} --folds {folds}: expected 1 <= fold <= folds <= {n_samples}, the number of images"

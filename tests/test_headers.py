@@ -232,8 +232,14 @@ OME = (
 
 @pytest.mark.parametrize(
     "text",
-    [OME, '{"shape": [1000000000, 9, 9]}', '{"shape": [' + "1, " * 10**6 + "9, 9]}", '{"shape": ' + "[" * 10**5],
-    ids=["OME", "shape", "dimensions", "depth"],
+    [
+        OME,
+        "ImageJ=1.53\n" + "a=b\n" * 2**20,
+        '{"shape": [1000000000, 9, 9]}',
+        '{"shape": [' + "1, " * 10**6 + "9, 9]}",
+        '{"shape": ' + "[" * 10**5,
+    ],
+    ids=["OME", "ImageJ", "shape", "dimensions", "depth"],
 )
 def test_descriptions_that_claim_more_than_there_is_cost_nothing(text: str) -> None:
     body = text.encode() + bytes(1)

@@ -248,6 +248,11 @@ def test_ycbcr_without_jpeg_is_refused() -> None:
         read(bytes(data))
 
 
+def test_a_volume_in_one_directory_is_refused_instead_of_losing_planes() -> None:
+    with pytest.raises(ImageError, match="this kind of TIFF is not read"):
+        read(tiff(STACK[:, 0], volumetric=True, tile=(16, 16, 16), photometric="minisblack"))
+
+
 def test_a_stack_of_metamorph_is_refused_instead_of_losing_planes() -> None:
     with pytest.raises(ImageError, match="MetaMorph"):
         read(tiff(GREY, extratags=[(33628, "I", 1, 0, True)]))

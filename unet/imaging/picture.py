@@ -35,7 +35,7 @@ class Metadata:
     """Calibration as the file states it: plain values, None or empty where it says nothing."""
 
     resolution: tuple[float, float] | None = None  # pixels per unit along x and y
-    unit: str = ""  # of `resolution` and `spacing`: "inch", "cm", or as ImageJ and OME spell it ("micron", "µm")
+    unit: str = ""  # of `resolution` and `spacing`: "inch", "cm", or as ImageJ spells it ("micron", "µm")
     spacing: float | None = None  # distance of two slices of a z-stack
 
 

@@ -49,10 +49,10 @@ class TiffImage:
             raise ImageError("the image is damaged: strips or tiles of the TIFF overlap")
         self.imagej: dict[str, Any] = {}
         with suppress(Exception):  # tifffile's, on a damaged description: no reason to refuse the pixels
-            self.imagej = self.file.imagej_metadata or {}
-        n_images = self.imagej.get("images")
-        if isinstance(n_images, int) and n_images > len(self.pages):
-            raise ImageError(f"expected {n_images} pages, as ImageJ's description says, found {len(self.pages)}")
+            if len(directories[0].description) < 2**16:  # characters; parsing takes a second for a million
+                self.imagej = self.file.imagej_metadata or {}
+        if isinstance(n := self.imagej.get("images"), int) and n > len(self.pages):
+            raise ImageError(f"expected {n} pages, as ImageJ's description says, found {len(self.pages)}")
 
     def decode(self, as_stored: bool) -> list[Array]:
         """Pages, (H, W) or (H, W, C). Raises ImageError."""

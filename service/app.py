@@ -12,13 +12,12 @@ from starlette.datastructures import State
 import unet
 from service import access, problems
 from service.admission import Admission, PixelBudget
-from service.metrics import Metrics
 from service.middleware import RequestLimits, UnexpectedErrors
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
 from service.routes import health, metrics, segment
 from service.settings import ServeSettings
-from service.telemetry import Telemetry
+from service.telemetry import Metrics, Telemetry
 from unet.device import resolve_device
 from unet.imaging import Limits
 
@@ -66,12 +65,12 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
         redoc_url=None,  # one page of documentation is enough
         redirect_slashes=False,  # curl would save the redirection as the mask
         responses=problems.declare(413, 431, 500),
+        exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer),
     )
     app.state.settings = settings
     app.state.limits = Limits(settings.max_bytes, settings.max_pixels, settings.max_pages)
     counts = app.state.metrics = Metrics(app.state)
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
-    problems.install(app)
     app.add_middleware(UnexpectedErrors)  # the innermost; the request limits are behind the keys
     app.add_middleware(RequestLimits, path=segment.PATH, settings=settings)
     access.install(app, settings)

@@ -80,17 +80,12 @@ class ModelSlot:
             return
         try:
             self.current = self._load()
+        except Exception as error:  # no file may stop the service, whatever is wrong with it
+            self._refuse(error)
+        else:
             self.refusal = None
             self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)
-        except CheckpointError as error:
-            reason = str(error).replace(str(self.path), self.path.name)  # clients must not see paths
-            self._refuse(reason, again=isinstance(error, NotReadError))
-        except Exception:  # no file may stop the service, whatever is wrong with it
-            reason = f"{self.path.name} cannot be loaded"
-            if reason != self.refusal:
-                log.exception("loading %s failed", self.path)
-            self._refuse(reason, again=True)
 
     def _load(self) -> Model:
         if self.path.is_fifo():
@@ -101,12 +96,17 @@ class ModelSlot:
         self.warm_up(predictor.start(np.zeros((128, 128), np.uint8), "mask"))
         return Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training))
 
-    def _refuse(self, reason: str, *, again: bool) -> None:
-        """Keeps the old model. `again`: the same file is tried again after a while, but counted and logged once."""
+    def _refuse(self, error: Exception) -> None:
+        """Keeps the old model. After an error that may pass, the same file is tried again after a while, but counted
+        and logged once."""
+        known = isinstance(error, CheckpointError)
+        again = not known or isinstance(error, NotReadError)
+        # clients must not see paths
+        reason = str(error).replace(str(self.path), self.path.name) if known else f"{self.path.name} cannot be loaded"
         if again:
             self._again = time.monotonic() + RETRY_S
         if reason != self.refusal:
-            log.warning("not served: %s", reason)
+            log.warning("not served: %s", reason, exc_info=None if known else error)
         if reason != self.refusal or not again:
             self.on_outcome("refused")
         self.refusal = reason

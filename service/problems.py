@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
@@ -61,29 +61,23 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-def install(app: FastAPI) -> None:
-    """Makes every error that a route raises, its own and the framework's, a problem."""
+async def answer(request: Request, error: Exception) -> Response:
+    """The answer to a request of which a route, or the framework, has raised one of `HANDLED`."""
+    match error:
+        case UserError():
+            error = ProblemError(413 if isinstance(error, ImageTooLargeError) else 400, str(error))
+        case RequestValidationError():
+            error = ProblemError(422, "; ".join(map(_explain, error.errors())))
+        case HTTPException(status_code=404):
+            found = request.url.path[:99]
+            error = ProblemError(404, f"expected a path of this service, as /docs has them, found {found}")
+        case HTTPException(status_code=405, headers={"Allow": allowed} as headers):
+            error = ProblemError(405, f"expected {allowed}, found {request.method}", headers)
+    assert isinstance(error, ProblemError)
+    return error.response()
 
-    @app.exception_handler(ProblemError)
-    async def refuse(_: Request, error: ProblemError) -> Response:
-        return error.response()
 
-    @app.exception_handler(UserError)
-    async def bad_image(_: Request, error: UserError) -> Response:
-        return ProblemError(413 if isinstance(error, ImageTooLargeError) else 400, str(error)).response()
-
-    @app.exception_handler(HTTPException)
-    async def framework(request: Request, error: HTTPException) -> Response:
-        detail = str(error.detail)
-        if error.status_code == 404:
-            detail = f"expected a path of this service, as /docs has them, found {request.url.path[:99]}"
-        if error.status_code == 405 and error.headers:
-            detail = f"expected {error.headers['Allow']}, found {request.method}"
-        return ProblemError(error.status_code, detail, error.headers).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return ProblemError(422, "; ".join(map(_explain, error.errors()))).response()
+HANDLED = (ProblemError, UserError, RequestValidationError, HTTPException)
 
 
 def _explain(error: Any) -> str:

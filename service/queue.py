@@ -49,8 +49,7 @@ def usable_cores() -> int:
 
 
 class Queue:
-    """Predictions of different requests take turns, one piece (tile) at a time, so that a large image does not delay
-    small ones.
+    """Predictions take turns, one piece (tile) at a time, so that a large image does not delay small ones.
 
     On a CPU there is an inference thread per core, up to `MAX_THREADS`: together they compute more than one thread
     that uses all cores. A prediction that is alone gets all cores. On an accelerator, pieces of one shape are computed
@@ -64,7 +63,7 @@ class Queue:
         n_threads: int | None = None,
         on_batch: Callable[[int], object] = lambda size: None,
     ) -> None:
-        """`workers`: processes that share the cores. `n_threads`: inference threads; default: as the device needs.
+        """`workers`: processes that share the cores; `n_threads`: inference threads (None: as the device needs);
         `on_batch` is told the size of each batch."""
         self.failure: str | None = None
         """The last inference error and when it happened; None after a success."""
@@ -81,9 +80,7 @@ class Queue:
         self._n_computing = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"inference-{i}", daemon=True) for i in range(n_threads)
-        ]
+        self._threads = [threading.Thread(target=self._run, name="inference", daemon=True) for _ in range(n_threads)]
         for thread in self._threads:
             thread.start()
 
@@ -96,11 +93,11 @@ class Queue:
         not answer any more; else what the predictor raises."""
         job = Job(prediction, request_id)
         with self._changed:
-            if not self._closed:
+            if self._closed:
+                job.cancel()
+            else:
                 self._waiting.append(job)
                 self._changed.notify()
-                return job
-        job.cancel()
         return job
 
     def close(self) -> None:
@@ -112,8 +109,6 @@ class Queue:
             thread.join()
         for job in self._waiting:
             job.cancel()
-
-    # ---- fair turns
 
     def _run(self) -> None:
         torch.get_num_threads()  # initialises torch in this thread; later it would undo `set_num_threads`
@@ -179,12 +174,17 @@ class Queue:
                 job.set_result(result)
         return [job for job in batch if not job.prediction.finished]
 
-    # ---- errors
-
     def _recover(self, batch: list[Job], predictor: Predictor, side: int, error: Exception) -> list[Job]:
-        """Out of memory: the jobs start again in smaller tiles or batches. Anything else is their result."""
+        """Out of memory: from now on half as many pixels are computed at a time, unless that is too little, and the
+        jobs start again. Anything else is their result."""
         memory = out_of_memory(error)
-        if memory and self._halve(predictor, len(batch), side):
+        if memory and (len(batch) > 1 or side // 2 >= SMALLEST_TILE):
+            if len(batch) > 1:
+                self._batch_pixels //= 2
+            else:
+                predictor.tile = side // 2 // STRIDE * STRIDE
+            found = predictor.tile, self._batch_pixels
+            log.warning("out of memory: from now on tiles of %d, batches of %d pixels", *found)
             for job in batch:
                 job.prediction.restart()
             return batch
@@ -203,17 +203,6 @@ class Queue:
             if job.set_running_or_notify_cancel():
                 job.set_exception(error)
         return []
-
-    def _halve(self, predictor: Predictor, n_jobs: int, side: int) -> bool:
-        """From now on half as many pixels at a time. False if that is too little."""
-        if n_jobs > 1:
-            self._batch_pixels //= 2
-        elif side // 2 < SMALLEST_TILE:
-            return False
-        else:
-            predictor.tile = side // 2 // STRIDE * STRIDE
-        log.warning("out of memory: from now on tiles of %d, batches of %d pixels", predictor.tile, self._batch_pixels)
-        return True
 
 
 def answers(device: torch.device) -> bool:

@@ -45,11 +45,6 @@ class HeaderDeadline(H11Protocol):
         super().data_received(data)
         self._watch()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._deadline:
-            self._deadline.cancel()
-
     def _watch(self) -> None:
         answered = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
         if self.conn.their_state is h11.IDLE or answered:

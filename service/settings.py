@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -30,15 +30,11 @@ def _as_sent(origin: str) -> str:
     return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "")) if host else origin
 
 
-Keys = Annotated[list[Annotated[SecretStr, AfterValidator(_check_key)]], NoDecode, BeforeValidator(_split)]
-Origins = Annotated[
-    list[Annotated[str, AfterValidator(_as_sent), Field(pattern=r"^(\*|https?://[^/\s*?#@]+)$")]],
-    NoDecode,
-    BeforeValidator(_split),
-]
-Hosts = Annotated[
-    list[Annotated[str, Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]], NoDecode, BeforeValidator(_split)
-]
+T = TypeVar("T")
+CommaSeparated = Annotated[list[T], NoDecode, BeforeValidator(_split)]
+Key = Annotated[SecretStr, AfterValidator(_check_key)]
+Origin = Annotated[str, AfterValidator(_as_sent), Field(pattern=r"^(\*|https?://[^/\s*?#@]+)$")]
+Host = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]
 
 
 class ServeSettings(ProgramSettings):
@@ -55,13 +51,11 @@ class ServeSettings(ProgramSettings):
     root_path: str = Field(
         "",
         pattern=r"^(/[\w.~-]+)*$",
-        description="prefix, like /unet, that a proxy takes off before it passes a request on",
+        description="prefix, like /unet, that a proxy takes off before it passes requests on",
     )
-    workers: int = Field(
-        1, ge=1, le=64, description="processes that answer; several feed a GPU that is faster than one of them"
-    )
+    workers: int = Field(1, ge=1, le=64, description="processes that answer; a GPU may be faster than one of them")
     device: DeviceChoice = Field(
-        "auto", description="where to compute: auto, cpu, cuda, cuda:1, mps, or another device of torch"
+        "auto", description="where to compute: auto, cpu, cuda, cuda:1, mps, or another of torch"
     )
     precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
     input_range: InputRange = Field(
@@ -72,22 +66,17 @@ class ServeSettings(ProgramSettings):
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
     max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")
     max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431")
-    max_in_flight: int = Field(
-        32, ge=1, description="requests worked on or waiting at a time, in each worker; above: 503"
-    )
+    max_in_flight: int = Field(32, ge=1, description="requests in work or waiting, in each worker; above: 503")
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
     grace_s: float = Field(
         30, ge=0, allow_inf_nan=False, description="longest time to finish what is in flight when told to stop"
     )
     idle_s: float = Field(
-        10,
-        gt=0,
-        description="longest time for a request's headers, for the next KiB of its body (above: 408), and between "
-        "requests on a connection",
+        10, gt=0, description="longest time for headers, for the next KiB of a body (above: 408), and between requests"
     )
     max_connections: int = Field(512, ge=1, description="open connections, in each worker; above: 503")
     watch_s: float = Field(1, ge=0.01, description="seconds between looks at the model file")
-    api_keys: Keys = Field(
+    api_keys: CommaSeparated[Key] = Field(
         [],
         repr=False,
         description="keys that clients must send, separated by commas (none: anybody may ask); best in "
@@ -96,10 +85,10 @@ class ServeSettings(ProgramSettings):
     keys_everywhere: bool = Field(
         False, description="health, metrics and docs need a key, too; /health/live never does"
     )
-    allowed_hosts: Hosts = Field(
+    allowed_hosts: CommaSeparated[Host] = Field(
         ["*"], description="host names of the service, like example.org or *.example.org; others: 400"
     )
-    cors_origins: Origins = Field(
+    cors_origins: CommaSeparated[Origin] = Field(
         [], description="origins whose pages may call it from a browser, like https://example.org, or *"
     )
     log_format: Style = Field("json", description="JSON objects, one per line, or plain lines for people")

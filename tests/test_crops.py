@@ -11,6 +11,7 @@ from trainer import world
 from trainer.data import Augmentation, Batches, Sample
 from trainer.learner import Average
 from trainer.recipes import RECIPES, Recipe
+from unet import NetworkConfig
 from unet.errors import UserError
 from unet.pixels import Preprocessing
 
@@ -25,8 +26,9 @@ def coded(height: int, width: int) -> Sample:
     return Sample("coded", image, ((y + x) % 2).astype(np.uint8))
 
 
-def batches(samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0, margin: int = 0) -> Batches:
-    return Batches(samples, PREPROCESSING, 3, 2, recipe, margin=margin, seed=seed, device=torch.device("cpu"))
+def batches(samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0, device: str = "cpu") -> Batches:
+    network = NetworkConfig(n_channels=3, base_channels=1, variant=recipe.variant, bilinear=False).build().to(device)
+    return Batches(samples, network, PREPROCESSING, recipe, seed)
 
 
 def test_image_and_label_are_turned_together() -> None:
@@ -104,7 +106,7 @@ def test_images_smaller_than_a_crop_are_mirrored() -> None:
 
 def test_images_for_the_paper_network_have_a_margin_around_the_label() -> None:
     recipe = replace(RECIPES["paper"].override(image_size=36), augmentation=Augmentation())
-    images, labels, weights = next(batches([coded(300, 300)], recipe, margin=92).epoch(1))
+    images, labels, weights = next(batches([coded(300, 300)], recipe).epoch(1))
     assert images.shape[-2:] == (36 + 184, 36 + 184)
     assert torch.equal(images[:, :2, 92:-92, 92:-92].sum(1).round().long() % 2, labels)
     assert weights is not None
@@ -147,7 +149,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(monkeypatch: pytest.Mo
 def test_cutting_crops_never_waits_for_the_gpu() -> None:
     gpu = torch.device("cuda")
     recipe = RECIPES["default"].override(image_size=32, batch_size=4)
-    crops = Batches([coded(64, 96)], PREPROCESSING, 3, 2, recipe, margin=0, seed=0, device=gpu).epoch(1)
+    crops = batches([coded(64, 96)], recipe, device="cuda").epoch(1)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 3), torch.nn.BatchNorm2d(1)).to(gpu)
     average = Average(network, 0.9)
     torch.cuda.set_sync_debug_mode("error")

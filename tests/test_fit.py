@@ -61,8 +61,9 @@ def test_non_finite_probabilities_are_refused() -> None:
 def test_dropout_differs_by_process_and_epoch_and_repeats_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES["quick"].override(image_size=32, batch_size=4, base_channels=2)
     sample = Sample("grey", np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8))
-    crops = Batches([sample], Preprocessing(), 1, 1, recipe, margin=0, seed=0, device=torch.device("cpu"))
-    learner = Learner(recipe.build(1, 1), recipe)
+    network = recipe.build(1, 1)
+    crops = Batches([sample], network, Preprocessing(), recipe, seed=0)
+    learner = Learner(network, recipe)
     seeds: list[int] = []
 
     def stopped(_: bool) -> bool:

@@ -27,9 +27,8 @@ def small_learner(device: str, **settings: object) -> tuple[Learner, Batches]:
     drawn = [sample.generate(np.random.default_rng(i), size=96) for i in range(2)]
     samples = [Sample("", image, label // 255) for image, label in drawn]
     torch.manual_seed(0)
-    learner = Learner(recipe.build(1, 1).to(device), recipe)
-    batches = Batches(samples, Preprocessing(), 1, 2, recipe, margin=0, seed=0, device=torch.device(device))
-    return learner, batches
+    network = recipe.build(1, 1).to(device)
+    return Learner(network, recipe), Batches(samples, network, Preprocessing(), recipe, seed=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)

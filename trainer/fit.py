@@ -23,9 +23,7 @@ def train_epoch(
     learner: Learner, batches: Batches, epoch: int, schedule: Schedule, elapsed: float, stop: Stop
 ) -> dict[str, float]:
     """One pass over the data, cut short when the time is up, but at least one step; returns its columns of history.csv.
-
-    `elapsed`: seconds of training before this epoch. Raises UserError on a non-finite loss, and Stopped.
-    """
+    `elapsed`: seconds of training before this epoch. Raises UserError on a non-finite loss, and Stopped."""
     # seeds dropout: the same after a resume, different in each process
     torch.manual_seed((batches.seed * 1_000_003 + epoch) * world.size() + world.rank())
     learner.parallel.train()
@@ -39,7 +37,7 @@ def train_epoch(
         for step in bar:
             raise_if_stopped(stop)
             now = world.broadcast(elapsed + time.monotonic() - started)
-            if step and schedule.time_is_up(now):
+            if step and now >= schedule.seconds:
                 break
             lr = schedule.lr((epoch - 1) * len(batches) + step, now)
             losses.append(learner.step(batch, lr))
@@ -70,9 +68,7 @@ def validate(predictor: Predictor, samples: list[Sample], stop: Stop, mixed: boo
     """Compare the predictor's answers for whole images with their labels, counted over the whole set; returns columns
     of history.csv: the score, Dice and IoU of each class that the labels have, pixel error, and seconds. For a binary
     problem these are at the threshold with the highest score, which is a column, like the area under the ROC curve.
-
-    `mixed`: compute in bfloat16 on a CPU. Raises UserError on non-finite probabilities, and Stopped.
-    """
+    `mixed`: compute in bfloat16 on a CPU. Raises UserError on non-finite probabilities, and Stopped."""
     started = time.monotonic()
     predictor.network.eval()
     n = len(predictor.class_values)

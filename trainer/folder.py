@@ -48,10 +48,8 @@ class Progress:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Create the folder and lock it against other trainers. Raises UserError.
-
-    The kernel releases the lock however this process ends. A file system without locks is used without one.
-    """
+    """Create the folder and lock it against other trainers. Raises UserError. The kernel releases the lock however this
+    process ends. A file system without locks is used without one."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("a")
@@ -79,10 +77,8 @@ class RunFolder:
         self.best, self.last, self.report = path / BEST, path / LAST, path / REPORT
 
     def restore(self, learner: Learner) -> Progress:
-        """Load the state of the same run into the learner, as far as it came; a new run starts at epoch 0.
-
-        A folder in which another run has not finished an epoch counts as empty. Raises UserError.
-        """
+        """Load the state of the same run into the learner, as far as it came; a new run starts at epoch 0. A folder in
+        which another run has not finished an epoch counts as empty. Raises UserError."""
         if not self.last.exists():
             if self.best.exists():
                 raise UserError(
@@ -114,10 +110,8 @@ class RunFolder:
         )
 
     def _check_best(self, progress: Progress) -> list[str]:
-        """Compare `best_model.pth` with the progress, as the run may end with this file; differences, if any.
-
-        A run killed between the two files has written a later best model than `progress` knows: that one counts.
-        """
+        """Compare `best_model.pth` with the progress, as the run may end with this file; differences, if any. A run
+        killed between the two files has written a later best model than `progress` knows: that one counts."""
         if not progress.best:
             return []
         training = checkpoints.load(self.best).training

@@ -16,11 +16,9 @@ from unet.engines.graphs import recorded
 
 
 class Average(nn.Module):
-    """Exponential moving average (EMA) of a network's weights and buffers, as `module`.
-
-    It averages over fewer steps at the start, so that the initial weights are soon forgotten. (torch's AveragedModel
-    copies its counter to the GPU in each step, and so waits for all queued work.)
-    """
+    """Exponential moving average (EMA) of a network's weights and buffers, as `module`. It averages over fewer steps at
+    the start, so that the initial weights are soon forgotten. (torch's AveragedModel copies its counter to the GPU in
+    each step, and so waits for all queued work.)"""
 
     n_averaged: Tensor
 
@@ -62,10 +60,8 @@ class Learner:
         return self.averaged.module if self.averaged else self.network
 
     def step(self, batch: Batch, lr: float) -> Tensor:
-        """One optimiser step at this learning rate; returns the loss before it, a scalar on the device.
-
-        A non-finite loss leaves the weights as they are. On a GPU nothing here waits for the result.
-        """
+        """One optimiser step at this learning rate; returns the loss before it, a scalar on the device. A non-finite
+        loss leaves the weights as they are. On a GPU nothing here waits for the result."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(lr) if self.on_gpu else lr
         loss = self._step(*batch)

@@ -17,27 +17,22 @@ from trainer import world
 
 LossName = Literal["ce", "ce+dice", "ce+dice+cldice"]
 
-BORDER_WEIGHT = 10.0
-"""w_0 of the paper's equation 2."""
-BORDER_SIGMA = 5.0
-"""sigma of the paper's equation 2, pixels."""
+BORDER_WEIGHT = 10.0  # w_0 of the paper's equation 2
+BORDER_SIGMA = 5.0  # sigma of the paper's equation 2, pixels
 
 CENTRE_LINE_WEIGHT = 0.25
 """Factor of the centre line Dice loss in the sum. With 0.5, and half of the Dice loss, vessels came out worse."""
 
-SKELETON_STEPS = 5
-"""Erosions by one pixel on each side: lines up to twice as wide have a centre line."""
+SKELETON_STEPS = 5  # erosions by one pixel on each side: lines up to twice as wide have a centre line
 
 FloatArray = npt.NDArray[np.float32]
 
 
 def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName) -> Tensor:
     """Logits (B, K, H, W), class indices (B, H, W), weights (B, H, W) or None -> scalar loss.
-
     Cross-entropy (binary for K = 1) averaged by weight; `ce+dice` adds soft Dice, `ce+dice+cldice` also a share of
     centre line Dice. With several processes the mean of their losses is the loss of the whole batch, because sums in
-    a denominator are taken over all of them.
-    """
+    a denominator are taken over all of them."""
     logits = logits.float()
     if logits.shape[1] == 1:
         ce = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), reduction="none")  # (B, H, W)
@@ -52,10 +47,8 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossNa
 
 
 def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), with sums over the whole batch.
-
-    Both classes of a binary problem count, so that it does not matter which one is called foreground.
-    """
+    """1 - mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), with sums over the whole batch. Both classes of a
+    binary problem count, so that it does not matter which one is called foreground."""
     p, y = _by_class(logits, labels)
     overlap, total = _sums(p * y), _sums(p + y)
     return 1 - ((2 * overlap + 1) / (total + 1)).mean()  # + 1: a class that is absent and not predicted is perfect
@@ -122,9 +115,7 @@ def border_weights(label: npt.NDArray[np.integer[Any]], n_classes: int) -> Float
     being a connected component of a class other than 0. w_c balances the classes of this label: its mean is 1.
     """
     share = np.bincount(label.ravel(), minlength=n_classes) / label.size
-    present = share > 0
-    balance = np.zeros(n_classes)
-    balance[present] = 1 / (share[present] * present.sum())
+    balance = 1 / (np.where(share > 0, share, np.inf) * (share > 0).sum())  # 0 for a class that is absent
     nearest, second = two_nearest_objects(label)
     border = BORDER_WEIGHT * np.exp(-((nearest + second) ** 2) / (2 * BORDER_SIGMA**2))
     weights: FloatArray = (balance[label] + border).astype(np.float32)

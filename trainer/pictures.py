@@ -16,9 +16,6 @@ from unet.pixels import match_channels, to_pixels
 from unet.predictor import Predictor
 
 Array = npt.NDArray[Any]
-Colours = npt.NDArray[np.float32]
-"""(n, 3) RGB in 0..1."""
-
 LEGEND_ROWS = 24
 
 
@@ -80,7 +77,7 @@ def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> by
     return _png(figure)
 
 
-def class_colours(n: int) -> Colours:
+def class_colours(n: int) -> npt.NDArray[np.float32]:
     """(n, 3) RGB in 0..1: black for the first class, then a wheel of hues from orange on, light and dark by turns."""
     wheel = colormaps["hsv"]((0.09 + np.arange(n - 1) / (n - 1)) % 1)[:, :3]
     wheel[1::2] *= 0.6

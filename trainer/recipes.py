@@ -3,13 +3,29 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from trainer.data import Augmentation
 from trainer.losses import LossName
 from unet.errors import UserError
 from unet.network import STRIDE, NetworkConfig, UNet, Variant
 from unet.pixels import InputRange
 
 RecipeName = Literal["default", "quick", "tutorial", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Strength of each augmentation; 0 is none. The defaults are flips only."""
+
+    flip: bool = True
+    quarter_turns: bool = False
+    rotation: float = 0.0  # largest angle, degrees to either side
+    scale: float = 0.0  # largest relative change of size: 0.25 is 1 / 1.25 to 1.25 times
+    elastic: float = 0.0  # standard deviation of displacements on a coarse grid, pixels; 10 in the paper
+    elastic_spacing: int = 64  # distance of the points of the coarse grid, pixels; bicubic between them
+    brightness: float = 0.0  # largest shift of the network's input; standard deviations, if that is standardised
+    contrast: float = 0.0  # largest relative change of contrast
+    gamma: float = 0.0  # largest relative change of the exponent
+    blur: float = 0.0  # largest standard deviation of a Gaussian blur, pixels; half of the crops are blurred
+    noise: float = 0.0  # largest standard deviation of noise, in units of the input; half of the crops get some
 
 
 @dataclass(frozen=True, kw_only=True)

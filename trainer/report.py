@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import unet
 from trainer import pictures
@@ -54,20 +55,12 @@ def print_start(
 
 def print_epoch(row: Mapping[str, float], epochs: int, remaining: float, improved: bool) -> None:
     dice = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if name.startswith("dice_"))
-    to_go = f", {duration(remaining)} to go" if remaining else ""
+    to_go = f", {tqdm.format_interval(remaining)} to go" if remaining else ""
     print(
         f"epoch {row['epoch']:3d}/{epochs}  loss {row['loss']:.4f}  {dice}  score {row['score']:.4f}  "
         f"{row['seconds']:.1f} s{to_go}{'  best' if improved else ''}",
         flush=True,
     )
-
-
-def duration(seconds: float) -> str:
-    """Time in the largest unit of which there are more than one and a half."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds > 1.5 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def summary(recipe: Recipe, data: DataSet, best: Mapping[str, float]) -> dict[str, Any]:

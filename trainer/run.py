@@ -26,8 +26,7 @@ from unet.device import out_of_memory
 from unet.errors import UserError
 from unet.pixels import Preprocessing
 
-SAVING_SHARE = 0.2
-"""Largest share of the time that saving takes."""
+SAVING_SHARE = 0.2  # largest share of the time that saving takes
 
 
 def run(settings: TrainSettings, stop: Stop | None = None) -> None:
@@ -64,16 +63,7 @@ class Trainer:
         self.learner = Learner(network, recipe)
         # predicts with the learner's weights as they are at the time
         self.predictor = Predictor(cast(UNet, self.learner.result), preprocessing, class_values=data.class_values)
-        self.batches = Batches(
-            train,
-            preprocessing,
-            network.config.n_channels,
-            len(data.class_values),
-            recipe,
-            margin=network.margin,
-            seed=settings.seed,
-            device=device,
-        )
+        self.batches = Batches(train, network, preprocessing, recipe, settings.seed)
         self.schedule = Schedule(recipe, len(self.batches), settings.max_minutes)
         # what an interrupted run is recognised by; the device is not part of it
         same = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")

@@ -4,8 +4,7 @@ import math
 
 from trainer.recipes import Recipe
 
-WARM_UP = 0.03
-"""Share of the run over which the learning rate rises linearly to its full height."""
+WARM_UP = 0.03  # share of the run over which the learning rate rises linearly to its full height
 
 
 class Schedule:
@@ -27,10 +26,7 @@ class Schedule:
 
     def finished(self, epoch: int, elapsed: float) -> bool:
         """Whether the run ends after this epoch."""
-        return epoch >= self.recipe.epochs or self.time_is_up(elapsed)
-
-    def time_is_up(self, elapsed: float) -> bool:
-        return elapsed >= self.seconds
+        return epoch >= self.recipe.epochs or elapsed >= self.seconds
 
     def remaining(self, epoch: int, elapsed: float) -> float:
         """Seconds to the end, if epochs take as long as they have so far."""

@@ -40,9 +40,7 @@ def is_first() -> bool:
 @contextmanager
 def join(choice: str) -> Iterator[torch.device]:
     """Join the processes that torchrun's variables describe; yields the device of this one. Only the first one prints.
-
-    `choice` is the value of --device. Raises UserError if there are too few GPUs, or when another process has ended.
-    """
+    `choice`: --device. Raises UserError if there are too few GPUs, or when another process has ended."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield resolve_device(choice)
         return

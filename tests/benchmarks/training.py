@@ -45,19 +45,10 @@ def main() -> None:
     )
     device = resolve_device("auto")
     data = read_folder(arguments.data)
-    network = recipe.build(data.n_channels, data.n_classes)
-    learner = Learner(network.to(device), recipe)
+    network = recipe.build(data.n_channels, data.n_classes).to(device)
+    learner = Learner(network, recipe)
     preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
-    batches = Batches(
-        data.samples,
-        preprocessing,
-        data.n_channels,
-        len(data.class_values),
-        recipe,
-        margin=network.margin,
-        seed=0,
-        device=device,
-    )
+    batches = Batches(data.samples, network, preprocessing, recipe, seed=0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(next(batches.epoch(1)).images[:1])
     gflop = 3 * recipe.batch_size * counter.get_total_flops() / 1e9

@@ -7,29 +7,13 @@ Shapes: B crops in a batch, C channels, S side of a crop in pixels. Coordinates 
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Strength of each augmentation; 0 is none. The defaults are flips only."""
-
-    flip: bool = True
-    quarter_turns: bool = False
-    rotation: float = 0.0  # largest angle, degrees to either side
-    scale: float = 0.0  # largest relative change of size: 0.25 is 1 / 1.25 to 1.25 times
-    elastic: float = 0.0  # standard deviation of displacements on a coarse grid, pixels; 10 in the paper
-    elastic_spacing: int = 64  # distance of the points of the coarse grid, pixels; bicubic between them
-    brightness: float = 0.0  # largest shift of the network's input; standard deviations, if that is standardised
-    contrast: float = 0.0  # largest relative change of contrast
-    gamma: float = 0.0  # largest relative change of the exponent
-    blur: float = 0.0  # largest standard deviation of a Gaussian blur, pixels; half of the crops are blurred
-    noise: float = 0.0  # largest standard deviation of noise, in units of the input; half of the crops get some
+from trainer.recipes import Augmentation
 
 
 class RandomValues(NamedTuple):
@@ -105,10 +89,8 @@ def to_image(grid: Tensor, centre: Tensor, size: Tensor) -> Tensor:
 
 
 def sample_image(image: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Crop (C, S, S) of an image (C, H, W), read at the points of a grid (S, S, 2) in -1..1.
-
-    Beyond its border the image is mirrored, with the outermost pixel twice; `unet.pixels.mirror` has it once.
-    """
+    """Crop (C, S, S) of an image (C, H, W), read at the points of a grid (S, S, 2) in -1..1. Beyond the border pixels
+    are mirrored, the outermost one twice; `unet.pixels.mirror` has it once."""
     return F.grid_sample(image[None], grid[None], mode=mode, padding_mode="reflection", align_corners=False)[0]
 
 

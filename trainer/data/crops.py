@@ -1,7 +1,7 @@
 """Batches of augmented crops, cut on the training device; the same ones for the same seed and epoch."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,10 @@ from trainer import world
 from trainer.data.augment import RandomValues, adjust_grey, draw, sample_image, sampling_grid, to_image
 from trainer.data.dataset import Sample
 from trainer.losses import border_weights
+from trainer.recipes import Recipe
 from unet.errors import UserError
-from unet.network import STRIDE
+from unet.network import STRIDE, UNet
 from unet.pixels import Preprocessing
-
-if TYPE_CHECKING:  # a recipe contains an Augmentation, which this package defines
-    from trainer.recipes import Recipe
 
 
 class Batch(NamedTuple):
@@ -33,16 +31,7 @@ class Batches:
     batch is ready when the step before is done."""
 
     def __init__(
-        self,
-        samples: list[Sample],
-        preprocessing: Preprocessing,
-        n_channels: int,
-        n_classes: int,
-        recipe: "Recipe",
-        *,
-        margin: int,
-        seed: int,
-        device: torch.device,
+        self, samples: list[Sample], network: UNet, preprocessing: Preprocessing, recipe: Recipe, seed: int
     ) -> None:
         if recipe.batch_size % world.size():
             raise UserError(
@@ -53,10 +42,9 @@ class Batches:
                 f"--image-size {STRIDE} leaves one pixel at the bottom of the network, and batch norm needs more than "
                 "one value; expected a larger --image-size, or a --batch-size of 2 per process"
             )
-        self.device = device
-        self.recipe = recipe
-        self.margin = margin
-        self.seed = seed
+        self.recipe, self.seed, self.margin = recipe, seed, network.margin
+        self.device = device = next(network.parameters()).device
+        n_channels, n_classes = network.config.n_channels, max(2, network.config.n_classes)
         # whole images are preprocessed once, exactly as in prediction, and stay on the device
         self.images = [preprocessing(s.image, n_channels).tensor().contiguous().to(device) for s in samples]
         self.labels = [torch.from_numpy(s.label).float()[None].to(device) for s in samples]  # (1, H, W)

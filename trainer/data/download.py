@@ -12,8 +12,7 @@ from trainer.data.pairs import IMAGES, LABELS
 from unet.errors import UserError
 
 URL = "https://raw.githubusercontent.com/zhixuhao/unet/b45af4d458437d8281cc218a07fd4380818ece4a/data/membrane/train"
-REGISTRY = Path(__file__).with_name("isbi2012.txt")
-"""Files and their SHA-256."""
+REGISTRY = Path(__file__).with_name("isbi2012.txt")  # files and their SHA-256
 
 
 def isbi2012() -> Path:

@@ -38,9 +38,7 @@ class Classes:
 
     def read(self, page: Array, name: str, *, lossy: bool) -> Array:
         """Values (H, W) of a label page, (H, W) or (H, W, 3) RGB of any dtype. `lossy`: from a JPEG or WebP file.
-
-        Raises UserError for values that cannot be classes.
-        """
+        Raises UserError for values that cannot be classes."""
         if page.ndim == 3 and page.shape[2] != 3:
             raise UserError(f"found {page.shape[2]} channels; expected grey or RGB")
         coloured = has_colour(page)

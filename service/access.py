@@ -3,16 +3,17 @@
 import hmac
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from service import problems
-from service.middleware import Middleware, route_path
+from service.middleware import Check, route_path
 from service.problems import ProblemError
 from service.settings import ServeSettings
 
@@ -33,8 +34,8 @@ PAGE_POLICY = (
 def install(app: FastAPI, settings: ServeSettings) -> None:
     """Adds the middleware, the innermost first: the host is checked before the key."""
     if settings.api_keys:
-        keys = [key.get_secret_value() for key in settings.api_keys]
-        app.add_middleware(Keys, keys=keys, open_paths=LIVE if settings.keys_everywhere else OPEN)
+        keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        app.add_middleware(Check, check=partial(check_key, keys, LIVE if settings.keys_everywhere else OPEN))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -44,52 +45,37 @@ def install(app: FastAPI, settings: ServeSettings) -> None:
             expose_headers=["X-Model-Id", "X-Request-Id", "Server-Timing", "Retry-After"],
         )
     if "*" not in settings.allowed_hosts:
-        app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
+        app.add_middleware(Check, check=partial(check_host, settings.allowed_hosts))
 
 
 def declared(settings: ServeSettings) -> dict[str, Any]:
     """Arguments of `include_router` for routes that need a key: the OpenAPI document declares the two ways to send it,
-    which `Keys` checks."""
+    which `check_key` wants."""
     if not settings.api_keys:
         return {}
     schemes = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
     return {"dependencies": [Depends(scheme) for scheme in schemes], "responses": problems.declare(401)}
 
 
-class Keys(Middleware):
-    """401 without one of the keys, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, before the body is read."""
-
-    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: set[str]) -> None:
-        super().__init__(app)
-        self.keys = [key.encode() for key in keys]
-        self.open_paths = open_paths
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
-        # all are compared, each in constant time
-        known = sum(hmac.compare_digest(each.encode(), key) for each in given for key in self.keys)
-        if not known and route_path(scope) not in self.open_paths:
-            found = "another" if any(given) else "none"
-            detail = f"expected a key of this service as `Authorization: Bearer KEY` or `X-API-Key: KEY`, found {found}"
-            raise ProblemError(401, detail, {"WWW-Authenticate": "Bearer"})
-        await self.app(scope, receive, send)
+def check_key(keys: Sequence[bytes], open_paths: set[str], scope: Scope) -> None:
+    """401 without one of the keys, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
+    # all are compared, each in constant time
+    known = sum(hmac.compare_digest(each.encode(), key) for each in given for key in keys)
+    if not known and route_path(scope) not in open_paths:
+        found = "another" if any(given) else "none"
+        detail = f"expected a key of this service as `Authorization: Bearer KEY` or `X-API-Key: KEY`, found {found}"
+        raise ProblemError(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-class AllowedHosts(Middleware):
+def check_host(hosts: Sequence[str], scope: Scope) -> None:
     """400 for a foreign `Host` header, against DNS rebinding."""
-
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        super().__init__(app)
-        self.names = {host.lower() for host in hosts if not host.startswith("*")}
-        self.endings = tuple(host[1:].lower() for host in hosts if host.startswith("*"))
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
-        if not (host in self.names or host.endswith(self.endings) or route_path(scope) in PROBES):
-            raise ProblemError(400, "Host: expected a name of this service, found another")
-        await self.app(scope, receive, send)
+    host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
+    known = any(host == each or (each.startswith("*") and host.endswith(each[1:])) for each in hosts)
+    if not known and route_path(scope) not in PROBES:
+        raise ProblemError(400, "Host: expected a name of this service, found another")
 
 
 def protect_browsers(headers: MutableHeaders) -> None:

@@ -7,15 +7,10 @@ from itertools import cycle
 
 from service.problems import ProblemError
 
-RETRY_AFTER = (1, 2, 3)
-"""Retry-After in seconds, staggered so that retries spread out."""
-RETRY_AFTER_LARGE = 5
-"""The same for a large image, which takes some seconds."""
-SMALL = 2**20
-"""Pixels of an image that never waits: as many of them as there are places do not take much memory."""
+RETRY_AFTER = (1, 2, 3)  # seconds, staggered so that retries spread out
+SMALL = 2**20  # pixels of an image that never waits: as many of them as there are places do not take much memory
 
-GiveUp = Callable[[ProblemError], None]
-"""Ends an admitted request before its deadline, with this answer."""
+GiveUp = Callable[[ProblemError], None]  # ends an admitted request before its deadline, with this answer
 
 
 class Admission:
@@ -23,8 +18,7 @@ class Admission:
 
     def __init__(self, max_in_flight: int, timeout_s: float, on_change: Callable[[int], object]) -> None:
         """`on_change` is told the number of requests in flight."""
-        self.stopping = False
-        """New requests are refused; those in flight are finished."""
+        self.stopping = False  # new requests are refused; those in flight are finished
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._on_change = on_change
@@ -104,7 +98,7 @@ class PixelBudget:
             return
         if self._n_waiting >= self._max_waiting:
             detail = f"{self._max_waiting} images above {SMALL} pixels are waiting already; try again"
-            raise ProblemError(503, detail, retry_after=RETRY_AFTER_LARGE)
+            raise ProblemError(503, detail, retry_after=5)  # a large image takes some seconds
         pixels = min(pixels, self._all)
         self._n_waiting += 1
         try:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -12,7 +12,7 @@ from starlette.datastructures import State
 import unet
 from service import access, problems
 from service.admission import Admission, PixelBudget
-from service.middleware import RequestLimits, UnexpectedErrors
+from service.middleware import RequestLimits
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
 from service.routes import health, metrics, segment
@@ -52,8 +52,6 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
         watcher = asyncio.create_task(state.slot.watch(settings.watch_s))
         yield
         watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
         state.queue.close()
         state.codecs.shutdown(cancel_futures=True)
 
@@ -71,8 +69,7 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     app.state.limits = Limits(settings.max_bytes, settings.max_pixels, settings.max_pages)
     counts = app.state.metrics = Metrics(app.state)
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
-    app.add_middleware(UnexpectedErrors)  # the innermost; the request limits are behind the keys
-    app.add_middleware(RequestLimits, path=segment.PATH, settings=settings)
+    app.add_middleware(RequestLimits, path=segment.PATH, settings=settings)  # the innermost: behind the keys
     access.install(app, settings)
     needs_key = access.declared(settings)
     app.include_router(segment.router, **needs_key)

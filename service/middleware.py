@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.datastructures import Headers
@@ -23,32 +24,43 @@ def route_path(scope: Scope) -> str:
 
 
 class Middleware:
-    """Base class: `handle` gets HTTP requests, and may raise ProblemError; everything else passes through."""
+    """Base class: `handle` gets HTTP requests; everything else passes through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        try:
-            await self.handle(scope, receive, send)
-        except ProblemError as error:
-            await error.response()(scope, receive, send)
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
 
 
+class Check(Middleware):
+    """Refuses requests for which `check` raises ProblemError, before the body is read."""
+
+    def __init__(self, app: ASGIApp, check: Callable[[Scope], None]) -> None:
+        super().__init__(app)
+        self.check = check
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.check(scope)
+        except ProblemError as error:
+            await error.response()(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
 class RequestLimits(Middleware):
-    """Refuses requests that are too large, too slow or too many:
+    """Refuses requests that are too large, too slow or too many, and answers those that meet a bug:
 
     - 503 for a POST to `path` when all places are taken, before it is parsed: refusing takes the same cores as
       computing, and happens most when they are needed most;
     - 413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has arrived;
     - 431 for headers above `max_header_bytes`;
-    - 408 for a body of which less than a KiB arrives in `idle_s` seconds.
+    - 408 for a body of which less than a KiB arrives in `idle_s` seconds;
+    - 500 for a bug in the service, with the request's id, under which the log has the traceback.
 
     What has arrived of the body of a refused request is discarded, which uvicorn would keep. Where the connection
     closes after the answer, the rest is read, too, for `LINGER_S` at most: a client that still sends would see a reset
@@ -98,10 +110,16 @@ class RequestLimits(Middleware):
 
         try:
             self._check(scope)
+            await self.app(scope, limited, lingering)
+        except ClientDisconnect:
+            pass  # during the upload: nobody waits for an answer
         except ProblemError as error:
             await error.response()(scope, limited, lingering)
-        else:
-            await self.app(scope, limited, lingering)
+        except Exception:
+            log.exception("a bug in the service")
+            scope["app"].state.metrics.bugs.inc()
+            detail = f"a bug in the service; its log has the traceback of request {logs.request_id.get()}"
+            await ProblemError(500, detail).response()(scope, limited, lingering)
 
     def _check(self, scope: Scope) -> None:
         """Raises ProblemError for what can be refused before the body is read."""
@@ -118,18 +136,3 @@ class RequestLimits(Middleware):
 
     def _too_large(self, found: str) -> ProblemError:
         return ProblemError(413, f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found {found}")
-
-
-class UnexpectedErrors(Middleware):
-    """500 for a bug in the service. The client gets the request's id, under which the log has the traceback."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.app(scope, receive, send)
-        except ClientDisconnect:
-            pass  # during the upload: nobody waits for an answer
-        except Exception:
-            log.exception("a bug in the service")
-            scope["app"].state.metrics.bugs.inc()
-            detail = f"a bug in the service; its log has the traceback of request {logs.request_id.get()}"
-            raise ProblemError(500, detail) from None

@@ -22,8 +22,7 @@ from unet.predictor import Prediction
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 30.0
-"""Seconds before a file that could not be read is tried again: there may have been no memory for it."""
+RETRY_S = 30.0  # before a file that could not be read is tried again: there may have been no memory for it
 
 Status = Literal["ok", "waiting", "failed"]
 Outcome = Literal["loaded", "refused"]
@@ -50,11 +49,9 @@ class ModelSlot:
     warm_up: Callable[[Prediction], object] = field(kw_only=True)
     on_outcome: Callable[[Outcome], object] = field(default=lambda outcome: None, kw_only=True)
     current: Model | None = None
-    refusal: str | None = None
-    """The reason why the newest file is not served; None if it is, or if there is none."""
+    refusal: str | None = None  # why the newest file is not served; None if it is, or if there is none
     _seen: tuple[int, ...] = ()
-    _again: float = math.inf
-    """Time of `time.monotonic` at which the same file is tried again."""
+    _again: float = math.inf  # time of `time.monotonic` at which the same file is tried again
 
     @property
     def status(self) -> Status:
@@ -79,22 +76,19 @@ class ModelSlot:
             log.info("no model yet: waiting for %s", self.path)
             return
         try:
-            self.current = self._load()
+            if self.path.is_fifo():
+                raise CheckpointError(f"{self.path}: expected a file, found a pipe")
+            checkpoint = checkpoints.load(self.path, self.input_range)
+            predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
+            # the first prediction is slow at any size: no client should wait for it
+            self.warm_up(predictor.start(np.zeros((128, 128), np.uint8), "mask"))
         except Exception as error:  # no file may stop the service, whatever is wrong with it
             self._refuse(error)
         else:
+            self.current = Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training))
             self.refusal = None
             self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)
-
-    def _load(self) -> Model:
-        if self.path.is_fifo():
-            raise CheckpointError(f"{self.path}: expected a file, found a pipe")
-        checkpoint = checkpoints.load(self.path, self.input_range)
-        predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
-        # the first prediction is slow at any size: no client should wait for it
-        self.warm_up(predictor.start(np.zeros((128, 128), np.uint8), "mask"))
-        return Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training))
 
     def _refuse(self, error: Exception) -> None:
         """Keeps the old model. After an error that may pass, the same file is tried again after a while, but counted

@@ -14,9 +14,9 @@ from unet.errors import UserError
 from unet.imaging import ImageTooLargeError
 
 MEDIA_TYPE = "application/problem+json"
-
-HUNG_UP = 499
-"""nginx's status for a client that closed the connection before its answer: not a success in logs and metrics."""
+HUNG_UP = (
+    499  # nginx's status for a client that closed the connection before its answer: no success in logs and metrics
+)
 
 
 class Problem(BaseModel):
@@ -73,6 +73,8 @@ async def answer(request: Request, error: Exception) -> Response:
             error = ProblemError(404, f"expected a path of this service, as /docs has them, found {found}")
         case HTTPException(status_code=405, headers={"Allow": allowed} as headers):
             error = ProblemError(405, f"expected {allowed}, found {request.method}", headers)
+        case HTTPException():
+            error = ProblemError(error.status_code, error.detail, error.headers)
     assert isinstance(error, ProblemError)
     return error.response()
 

@@ -22,14 +22,10 @@ from unet.predictor import Prediction
 
 log = logging.getLogger(__name__)
 
-MAX_THREADS = 4
-"""Inference threads on a CPU; each needs the memory of a forward pass."""
-CUDA_THREADS = 2
-"""One fetches and hands out images while the GPU computes the other's batch."""
-BATCH_PIXELS = 2**22
-"""Pixels of a batch on an accelerator: 16 images of 512 x 512."""
-SMALLEST_TILE = 256
-"""Side in pixels. A device without memory for a tile of this size has none for any image."""
+MAX_THREADS = 4  # inference threads on a CPU; each needs the memory of a forward pass
+CUDA_THREADS = 2  # one fetches and hands out images while the GPU computes the other's batch
+BATCH_PIXELS = 2**22  # pixels of a batch on an accelerator: 16 images of 512 x 512
+SMALLEST_TILE = 256  # side in pixels; a device without memory for a tile of this size has none for any image
 
 
 class Job(Future[npt.NDArray[Any]]):
@@ -39,8 +35,7 @@ class Job(Future[npt.NDArray[Any]]):
         super().__init__()
         self.prediction = prediction
         self.request_id = request_id
-        self.seconds = 0.0
-        """Spent on computing it, without waiting."""
+        self.seconds = 0.0  # spent on computing it, without waiting
 
 
 def usable_cores() -> int:
@@ -65,10 +60,8 @@ class Queue:
     ) -> None:
         """`workers`: processes that share the cores; `n_threads`: inference threads (None: as the device needs);
         `on_batch` is told the size of each batch."""
-        self.failure: str | None = None
-        """The last inference error and when it happened; None after a success."""
-        self.lost = False
-        """The device does not answer any more, or an inference thread has ended: only a new process can help."""
+        self.failure: str | None = None  # the last inference error and when it happened; None after a success
+        self.lost = False  # the device does not answer, or an inference thread has ended: only a new process can help
         self.on_lost: Callable[[], object] = lambda: None
         self._device = device
         self._on_batch = on_batch

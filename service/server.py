@@ -24,11 +24,9 @@ from service import logs
 from service.app import create_app
 from service.settings import ServeSettings
 
-BACKLOG = 2048
-"""Connections that wait to be accepted."""
+BACKLOG = 2048  # connections that wait to be accepted
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LAST_ANSWERS_S = 0.5
-"""Seconds for the answers to abandoned requests."""
+LAST_ANSWERS_S = 0.5  # for the answers to abandoned requests
 
 
 class HeaderDeadline(H11Protocol):

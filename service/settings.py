@@ -34,7 +34,7 @@ T = TypeVar("T")
 CommaSeparated = Annotated[list[T], NoDecode, BeforeValidator(_split)]
 Key = Annotated[SecretStr, AfterValidator(_check_key)]
 Origin = Annotated[str, AfterValidator(_as_sent), Field(pattern=r"^(\*|https?://[^/\s*?#@]+)$")]
-Host = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]
+Host = Annotated[str, AfterValidator(str.lower), Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]
 
 
 class ServeSettings(ProgramSettings):

@@ -13,17 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import prometheus_client as prometheus
 import torch
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-    multiprocess,
-)
+from prometheus_client import multiprocess
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders, State
@@ -144,14 +136,14 @@ class Metrics(Collector):
     """
 
     def __init__(self, state: State) -> None:
-        disable_created_metrics()  # a second time series for each, of no use here
+        prometheus.disable_created_metrics()  # a second time series for each, of no use here
         self._state = state
-        self.registry = CollectorRegistry()
+        self.registry = prometheus.CollectorRegistry()
         self.registry.register(self)
-        ProcessCollector(registry=self.registry)
-        counter = partial(Counter, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
+        prometheus.ProcessCollector(registry=self.registry)
+        counter = partial(prometheus.Counter, registry=self.registry)
+        histogram = partial(prometheus.Histogram, registry=self.registry)
+        gauge = partial(prometheus.Gauge, registry=self.registry, multiprocess_mode="livesum")
         self.requests = counter("unet_requests", "Requests; status 499: the client went away", ["route", "status"])
         self.request_seconds = histogram(
             "unet_request_seconds", "Whole requests, upload included", ["route"], buckets=REQUEST_SECONDS
@@ -194,14 +186,14 @@ class Metrics(Collector):
         """All metrics in the text format of Prometheus."""
         self.refresh()
         if not (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")):
-            return generate_latest(self.registry)
+            return prometheus.generate_latest(self.registry)
         for path in Path(folder).glob("gauge_live*.db"):  # workers that have ended have no gauges; their counters stay
             if (pid := re.sub(r"\D", "", path.stem)) and not Path("/proc", pid).exists():
                 multiprocess.mark_process_dead(pid, folder)
-        everybody = CollectorRegistry()
+        everybody = prometheus.CollectorRegistry()
         multiprocess.MultiProcessCollector(everybody)
         everybody.register(self)
-        return generate_latest(everybody)
+        return prometheus.generate_latest(everybody)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Id and loading time of the model that is served."""

@@ -12,15 +12,14 @@ from service.problems import ProblemError
 FORM = "multipart/form-data"
 # curl --data-binary calls everything a form
 RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 DECLARED = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp", "application/octet-stream")
 
 
 def openapi(fields: dict[str, Any]) -> dict[str, Any]:
     """The request body in the OpenAPI document; `fields`: schemas of the form's other fields, by name."""
-    binary = {"type": "string", "format": "binary"}
-    form = {"type": "object", "required": ["file"], "properties": {"file": binary, **fields}}
-    content = {FORM: {"schema": form}, **{media_type: {"schema": binary} for media_type in DECLARED}}
-    return {"requestBody": {"required": True, "content": content}}
+    form = {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"], **fields}}
+    return {"requestBody": {"required": True, "content": {FORM: {"schema": form}, **dict.fromkeys(DECLARED, BINARY)}}}
 
 
 class FormParser(MultiPartParser):

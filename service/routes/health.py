@@ -3,19 +3,17 @@
 import os
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 import unet
-from service.models import Model, ModelSlot, Status
+from service.models import ModelSlot, Status
 from unet.device import Precision, device_name, resolve_precision
 
 router = APIRouter()
-live_router = APIRouter()
-"""A router of its own, as it never needs a key."""
+live_router = APIRouter()  # on its own, as it never needs a key
 
 
 class ModelInfo(BaseModel):
@@ -31,8 +29,7 @@ class ModelInfo(BaseModel):
 
 class Health(BaseModel):
     status: Status | Literal["stopping"] = Field(
-        description="ok: serving; waiting: no model file yet; failed: there is one, but it cannot be used; stopping: "
-        "finishing the requests in flight, refusing others"
+        description="ok; waiting: no model file yet; failed: it cannot be used; stopping: finishing what is in flight"
     )
     device: str
     device_name: str
@@ -50,7 +47,8 @@ async def health(request: Request, response: Response) -> Health:
     """200 when a model is loaded and the service is not stopping, else 503."""
     state = request.app.state
     slot: ModelSlot = state.slot
-    if slot.current is None or state.admission.stopping:
+    model = slot.current
+    if model is None or state.admission.stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     return Health(
@@ -58,7 +56,18 @@ async def health(request: Request, response: Response) -> Health:
         device=str(state.device),
         device_name=device_name(state.device),
         precision=resolve_precision(slot.precision, state.device),
-        model=_info(slot.current, slot.path) if slot.current else None,
+        model=None
+        if model is None
+        else ModelInfo(
+            id=model.id,
+            path=os.fsencode(slot.path).decode(errors="replace"),  # a file name may be any bytes
+            loaded_at=model.loaded_at,
+            epoch=model.training.get("epoch"),
+            score=model.training.get("score"),
+            threshold=model.predictor.threshold,
+            n_channels=model.predictor.n_channels,
+            classes=list(model.predictor.class_values),
+        ),
         refused=slot.refusal,
         failure=state.queue.failure,
         version=unet.__version__,
@@ -71,16 +80,3 @@ async def health(request: Request, response: Response) -> Health:
 async def live() -> dict[str, str]:
     """200 while the process runs."""
     return {"status": "ok"}
-
-
-def _info(model: Model, path: Path) -> ModelInfo:
-    return ModelInfo(
-        id=model.id,
-        path=os.fsencode(path).decode(errors="replace"),  # a file name may be any bytes
-        loaded_at=model.loaded_at,
-        epoch=model.training.get("epoch"),
-        score=model.training.get("score"),
-        threshold=model.predictor.threshold,
-        n_channels=model.predictor.n_channels,
-        classes=list(model.predictor.class_values),
-    )

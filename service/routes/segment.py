@@ -16,7 +16,7 @@ from service.models import Model
 from service.problems import HUNG_UP, ProblemError, declare
 from service.queue import Queue
 from service.telemetry import Notes
-from service.upload import openapi, read_upload
+from service.upload import BINARY, openapi, read_upload
 from unet import Predictor, imaging
 from unet.imaging import Limits, Picture
 from unet.outputs import KINDS
@@ -69,9 +69,7 @@ class SegmentOptions(BaseModel):
     responses={
         200: {
             "description": "The size of the upload (EXIF orientation applied); TIFF for a TIFF of several pages",
-            "content": {
-                kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png", "image/tiff")
-            },
+            "content": {"image/png": BINARY, "image/tiff": BINARY},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
         **declare(400, 401, 408, 415, 422, 503, 504),

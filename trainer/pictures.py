@@ -15,7 +15,6 @@ from trainer.metrics import confusion, scores
 from unet.pixels import match_channels, to_pixels
 from unet.predictor import Predictor
 
-Array = npt.NDArray[Any]
 LEGEND_ROWS = 24
 
 
@@ -84,10 +83,10 @@ def class_colours(n: int) -> npt.NDArray[np.float32]:
     return np.concatenate([np.zeros((1, 3)), wheel]).astype(np.float32)
 
 
-def _rgb(image: Array) -> Array:
+def _rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Any image -> (H, W, 3) in 0..1, stretched from its darkest to its brightest pixel."""
     pixels, _ = match_channels(*to_pixels(image), n_channels=3)
-    stretched: Array = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-9)
+    stretched: npt.NDArray[np.float64] = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-9)
     return stretched
 
 

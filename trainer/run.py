@@ -18,7 +18,6 @@ from trainer.recipes import Recipe
 from trainer.schedule import Schedule
 from trainer.settings import TrainSettings
 from trainer.stop import Stop
-from trainer.tensorboard import TensorBoard
 from unet import Predictor, UNet
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
@@ -59,7 +58,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
         preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
-        self.settings, self.recipe, self.data = settings, recipe, data
+        self.recipe, self.data = recipe, data
         self.learner = Learner(network, recipe)
         # predicts with the learner's weights as they are at the time
         self.predictor = Predictor(cast(UNet, self.learner.result), preprocessing, class_values=data.class_values)
@@ -73,12 +72,10 @@ class Trainer:
 
     def loop(self, stop: Stop) -> None:
         """Train, validate and save, an epoch at a time, to the end of the schedule."""
-        progress, unsaved_best, board = self.progress, None, None
+        progress, unsaved_best = self.progress, None
         if progress.epoch:
             print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
         if world.is_first():
-            if self.settings.tensorboard:
-                board = TensorBoard(self.folder.path, progress.epoch + 1)
             self.folder.save_last(progress, self.learner)  # a folder that cannot be written is found out now
             self.folder.report.unlink(missing_ok=True)  # a folder with a report is that of a finished run
         stop.epoch = progress.epoch
@@ -94,8 +91,6 @@ class Trainer:
             if improved := progress.add(row):
                 unsaved_best = self.best_model(row)
             progress.finished = self.schedule.finished(progress.epoch, progress.elapsed)
-            if board:
-                board.add(row)
             if world.is_first() and (progress.finished or time.monotonic() >= self.next_save):
                 self.save(unsaved_best)
                 unsaved_best, stop.epoch = None, progress.epoch

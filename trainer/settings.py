@@ -26,8 +26,7 @@ class TrainSettings(ProgramSettings):
     out: Path = Field(Path("model"), description="folder for the results", json_schema_extra={"metavar": "DIR"})
     recipe: RecipeName = Field(
         "default",
-        description="the settings to start from; --epochs, --batch-size, --lr, --base-channels and --image-size "
-        "override them",
+        description="the settings, which --epochs, --batch-size, --lr, --base-channels, --image-size override",
     )
     epochs: int | None = Field(None, ge=1, le=2**31, description="passes over the training images")
     max_minutes: float | None = Field(None, gt=0, description="stop after N minutes if the epochs are not over by then")
@@ -44,14 +43,11 @@ class TrainSettings(ProgramSettings):
     folds: int | None = Field(None, ge=2, description="cross-validation: divide the images into N parts")
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
     device: DeviceChoice = Field(
-        "auto",
-        description="where to train: auto, cpu, cuda, cuda:1, mps or another device of torch",
-        json_schema_extra={"metavar": "DEVICE"},
+        "auto", description="auto, cpu, cuda, cuda:1, mps or another of torch", json_schema_extra={"metavar": "DEVICE"}
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="same seed, data, epochs and machine: same weights on a CPU, nearly so on a GPU"
     )
-    tensorboard: bool = Field(False, description="also write the history for TensorBoard, into OUT/tensorboard")
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
     verbose: bool = Field(False, description="print every setting of the recipe")
 

@@ -18,8 +18,6 @@ from unet.pixels import to_pixels
 
 Array = npt.NDArray[Any]
 
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
-
 
 class DataError(UserError):
     """Everything wrong with a data set, one line per problem."""
@@ -82,6 +80,7 @@ def read_folder(folder: Path) -> DataSet:
         if images and labels and len(images) != len(labels):
             problems.append(f"{label_file}: number of pages is {len(labels)}; expected {len(images)} as in its image")
             continue
+        lossy = pair.label.suffix.lower() in (".jpg", ".jpeg", ".webp")
         for i, (image, label) in enumerate(zip(images, labels, strict=False), start=1):
             page = f" page {i}" if len(images) > 1 else ""
             size, expected = (f"{each.shape[1]} x {each.shape[0]}" for each in (label, image))
@@ -90,8 +89,7 @@ def read_folder(folder: Path) -> DataSet:
             with collect(problems, image_file + page):
                 to_pixels(image)
             with collect(problems, label_file + page):
-                values = classes.read(label, label_file + page, lossy=pair.label.suffix.lower() in LOSSY_SUFFIXES)
-                pages.append((pair.name + page, image, values))
+                pages.append((pair.name + page, image, classes.read(label, label_file + page, lossy=lossy)))
     if problems := problems or classes.problems():
         raise DataError(folder, problems)
     samples = [Sample(name, image, classes.indices(values)) for name, image, values in pages]

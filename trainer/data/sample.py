@@ -17,6 +17,7 @@ from unet.imaging import write_png
 
 N_IMAGES = 16
 SIZE = 256
+SPACING = 36  # of the cells' centres, pixels
 SEED = 2015
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,7 +39,10 @@ def write(folder: Path) -> None:
 def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:
     """One image and its label, (size, size) uint8 each; the label has the values 0 and 255."""
     warp = 7 * np.stack([_smooth_noise(rng, size, sigma=12), _smooth_noise(rng, size, sigma=12)])
-    nearest, second = _two_nearest(np.mgrid[0:size, 0:size].astype(np.float32) + warp, _cell_centres(rng, size))
+    axis = np.arange(-SPACING, size + 2 * SPACING, SPACING)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)  # reaches beyond the image
+    centres = grid + rng.uniform(-0.38, 0.38, grid.shape) * SPACING  # (N, 2) y, x: a jittered grid
+    nearest, second = _two_nearest(np.mgrid[0:size, 0:size].astype(np.float32) + warp, centres)
     inside = second - nearest > 6  # membranes are about 6 pixels wide
 
     image: Field = np.where(inside, 0.66, 0.27).astype(np.float32)
@@ -48,13 +52,6 @@ def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:
     image = image * (1 + 0.25 * _smooth_noise(rng, size, sigma=60))  # uneven illumination
     image += rng.normal(0, 0.08, image.shape).astype(np.float32)
     return (image.clip(0, 1) * 255).astype(np.uint8), np.where(inside, 255, 0).astype(np.uint8)
-
-
-def _cell_centres(rng: np.random.Generator, size: int, spacing: int = 36) -> Field:
-    """(N, 2) centres on a jittered grid that extends beyond the image, (y, x) in pixels."""
-    axis = np.arange(-spacing, size + 2 * spacing, spacing)
-    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-    return grid + rng.uniform(-0.38, 0.38, grid.shape) * spacing
 
 
 def _two_nearest(yx: Field, centres: Field) -> tuple[Field, Field]:

@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 RETRY_S = 30.0  # before a file that could not be read is tried again: there may have been no memory for it
 
 Status = Literal["ok", "waiting", "failed"]
-Outcome = Literal["loaded", "refused"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class ModelSlot:
     precision: PrecisionChoice
     input_range: InputRange = "0-1"
     warm_up: Callable[[Prediction], object] = field(kw_only=True)
-    on_outcome: Callable[[Outcome], object] = field(default=lambda outcome: None, kw_only=True)
+    on_outcome: Callable[[str], object] = field(default=lambda outcome: None, kw_only=True)
     current: Model | None = None
     refusal: str | None = None  # why the newest file is not served; None if it is, or if there is none
     _seen: tuple[int, ...] = ()

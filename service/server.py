@@ -10,8 +10,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import parent_process
-from types import FrameType
-from typing import cast
+from typing import Any
 
 import h11
 import uvicorn
@@ -111,7 +110,7 @@ def drain_on_signals(state: State) -> None:
     Called in the event loop, when uvicorn's signal handlers, which stop the server, are installed.
     """
     loop = asyncio.get_running_loop()
-    handler = cast(Callable[[int, FrameType | None], None], signal.getsignal(signal.SIGTERM))
+    handler: Any = signal.getsignal(signal.SIGTERM)
     stop = partial(handler, signal.SIGTERM, None)
     received: set[int] = set()
 

@@ -42,8 +42,7 @@ class Notes:
 
     model_id: str | None = None
     pixels: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage of the request."""
+    stages: dict[str, float] = field(default_factory=dict)  # seconds by stage of the request
     _begun: float = 0.0
 
     def begin(self, model_id: str) -> None:

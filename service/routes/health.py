@@ -51,14 +51,9 @@ async def health(request: Request, response: Response) -> Health:
     if model is None or state.admission.stopping:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
-    return Health(
-        status="stopping" if state.admission.stopping else slot.status,
-        device=str(state.device),
-        device_name=device_name(state.device),
-        precision=resolve_precision(slot.precision, state.device),
-        model=None
-        if model is None
-        else ModelInfo(
+    info = None
+    if model:
+        info = ModelInfo(
             id=model.id,
             path=os.fsencode(slot.path).decode(errors="replace"),  # a file name may be any bytes
             loaded_at=model.loaded_at,
@@ -67,7 +62,13 @@ async def health(request: Request, response: Response) -> Health:
             threshold=model.predictor.threshold,
             n_channels=model.predictor.n_channels,
             classes=list(model.predictor.class_values),
-        ),
+        )
+    return Health(
+        status="stopping" if state.admission.stopping else slot.status,
+        device=str(state.device),
+        device_name=device_name(state.device),
+        precision=resolve_precision(slot.precision, state.device),
+        model=info,
         refused=slot.refusal,
         failure=state.queue.failure,
         version=unet.__version__,

@@ -9,12 +9,12 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from service import problems
 from service.middleware import Check, route_path
-from service.problems import ProblemError
 from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
@@ -67,7 +67,7 @@ def check_key(keys: Sequence[bytes], open_paths: set[str], scope: Scope) -> None
     if not known and route_path(scope) not in open_paths:
         found = "another" if any(given) else "none"
         detail = f"expected a key of this service as `Authorization: Bearer KEY` or `X-API-Key: KEY`, found {found}"
-        raise ProblemError(401, detail, {"WWW-Authenticate": "Bearer"})
+        raise HTTPException(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
 def check_host(hosts: Sequence[str], scope: Scope) -> None:
@@ -75,7 +75,7 @@ def check_host(hosts: Sequence[str], scope: Scope) -> None:
     host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()
     known = any(host == each or (each.startswith("*") and host.endswith(each[1:])) for each in hosts)
     if not known and route_path(scope) not in PROBES:
-        raise ProblemError(400, "Host: expected a name of this service, found another")
+        raise HTTPException(400, "Host: expected a name of this service, found another")
 
 
 def protect_browsers(headers: MutableHeaders) -> None:

@@ -5,19 +5,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import cycle
 
-from service.problems import ProblemError
+from starlette.exceptions import HTTPException
 
-RETRY_AFTER = (1, 2, 3)  # seconds, staggered so that retries spread out
+RETRY_AFTER = ("1", "2", "3")  # seconds, staggered so that retries spread out
 SMALL = 2**20  # pixels of an image that never waits: as many of them as there are places do not take much memory
 
-GiveUp = Callable[[ProblemError], None]  # ends an admitted request before its deadline, with this answer
+GiveUp = Callable[[HTTPException], None]  # ends an admitted request before its deadline, with this answer
 
 
 class Admission:
-    """`max_in_flight` places; a request holds one for at most `timeout_s` seconds."""
+    """`max_in_flight` places; a request holds one for at most `timeout_s` seconds. `on_change` is told the number of
+    requests in flight."""
 
     def __init__(self, max_in_flight: int, timeout_s: float, on_change: Callable[[int], object]) -> None:
-        """`on_change` is told the number of requests in flight."""
         self.stopping = False  # new requests are refused; those in flight are finished
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
@@ -27,21 +27,23 @@ class Admission:
         self._retry_after = cycle(RETRY_AFTER)
 
     def check(self) -> None:
-        """Raises ProblemError, 503, when all places are taken or the service is stopping."""
+        """Raises HTTPException, 503, when all places are taken or the service is stopping."""
         if self.stopping:
-            raise ProblemError(503, "the service is stopping; ask another one", retry_after=1, close=True)
+            raise HTTPException(
+                503, "the service is stopping; ask another one", {"Retry-After": "1", "Connection": "close"}
+            )
         if len(self._places) >= self._max_in_flight:
             detail = f"{len(self._places)} requests are in flight already (--max-in-flight); try again"
-            raise ProblemError(503, detail, retry_after=next(self._retry_after))
+            raise HTTPException(503, detail, {"Retry-After": next(self._retry_after)})
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[GiveUp]:
-        """A place for one request. Raises ProblemError: 503 as `check`, 504 after `timeout_s`, or what the request was
+        """A place for one request. Raises HTTPException: 503 as `check`, 504 after `timeout_s`, or what the request was
         ended with."""
         self.check()
-        answer = ProblemError(504, f"expected to be finished within {self._timeout_s:g} s (--timeout-s), found no end")
+        answer = HTTPException(504, f"expected to be finished within {self._timeout_s:g} s (--timeout-s), found no end")
 
-        def give_up(reason: ProblemError) -> None:
+        def give_up(reason: HTTPException) -> None:
             nonlocal answer
             if not deadline.expired():
                 answer = reason
@@ -76,7 +78,11 @@ class Admission:
     def abandon(self) -> None:
         """Ends all requests in flight: 503."""
         for give_up in list(self._places):
-            give_up(ProblemError(503, "the service was stopped before this was done", retry_after=5, close=True))
+            give_up(
+                HTTPException(
+                    503, "the service was stopped before this was done", {"Retry-After": "5", "Connection": "close"}
+                )
+            )
 
 
 class PixelBudget:
@@ -92,13 +98,13 @@ class PixelBudget:
 
     @asynccontextmanager
     async def room(self, pixels: int) -> AsyncIterator[None]:
-        """Waits for room for an image of so many pixels and holds it. Raises ProblemError, 503, when too many wait."""
+        """Waits for room for an image of so many pixels and holds it. Raises HTTPException, 503, when too many wait."""
         if pixels <= SMALL:
             yield
             return
         if self._n_waiting >= self._max_waiting:
             detail = f"{self._max_waiting} images above {SMALL} pixels are waiting already; try again"
-            raise ProblemError(503, detail, retry_after=5)  # a large image takes some seconds
+            raise HTTPException(503, detail, {"Retry-After": "5"})  # a large image takes some seconds
         pixels = min(pixels, self._all)
         self._n_waiting += 1
         try:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import logs
-from service.problems import ProblemError
+from service import logs, problems
 from service.settings import ServeSettings
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Middleware:
 
 
 class Check(Middleware):
-    """Refuses requests for which `check` raises ProblemError, before the body is read."""
+    """Refuses requests for which `check` raises HTTPException, before the body is read."""
 
     def __init__(self, app: ASGIApp, check: Callable[[Scope], None]) -> None:
         super().__init__(app)
@@ -46,8 +46,8 @@ class Check(Middleware):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self.check(scope)
-        except ProblemError as error:
-            await error.response()(scope, receive, send)
+        except HTTPException as error:
+            await problems.response(error)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -85,7 +85,7 @@ class RequestLimits(Middleware):
                     message = await receive()
             except TimeoutError:
                 detail = f"expected a KiB of the body in {self.settings.idle_s:g} s (--idle-s), found less"
-                raise ProblemError(408, detail, close=True) from None
+                raise HTTPException(408, detail, {"Connection": "close"}) from None
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > self.settings.max_bytes:
@@ -113,26 +113,26 @@ class RequestLimits(Middleware):
             await self.app(scope, limited, lingering)
         except ClientDisconnect:
             pass  # during the upload: nobody waits for an answer
-        except ProblemError as error:
-            await error.response()(scope, limited, lingering)
+        except HTTPException as error:
+            await problems.response(error)(scope, limited, lingering)
         except Exception:
             log.exception("a bug in the service")
             scope["app"].state.metrics.bugs.inc()
             detail = f"a bug in the service; its log has the traceback of request {logs.request_id.get()}"
-            await ProblemError(500, detail).response()(scope, limited, lingering)
+            await problems.response(HTTPException(500, detail))(scope, limited, lingering)
 
     def _check(self, scope: Scope) -> None:
-        """Raises ProblemError for what can be refused before the body is read."""
+        """Raises HTTPException for what can be refused before the body is read."""
         # as sent, without the protocol's name; `: ` and the end of a line count
         n_bytes = len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"])
         n_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         if n_bytes > (most := self.settings.max_header_bytes):
-            raise ProblemError(431, f"expected at most {most} bytes of headers (--max-header-bytes), found more")
+            raise HTTPException(431, f"expected at most {most} bytes of headers (--max-header-bytes), found more")
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.settings.max_bytes:
             raise self._too_large(announced)
         if scope["method"] == "POST" and route_path(scope) == self.path:
             scope["app"].state.admission.check()
 
-    def _too_large(self, found: str) -> ProblemError:
-        return ProblemError(413, f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found {found}")
+    def _too_large(self, found: str) -> HTTPException:
+        return HTTPException(413, f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found {found}")

@@ -1,6 +1,5 @@
 """Errors as `application/problem+json` (RFC 9457): the only place where an error becomes an HTTP answer."""
 
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -14,9 +13,7 @@ from unet.errors import UserError
 from unet.imaging import ImageTooLargeError
 
 MEDIA_TYPE = "application/problem+json"
-HUNG_UP = (
-    499  # nginx's status for a client that closed the connection before its answer: no success in logs and metrics
-)
+HUNG_UP = 499  # nginx's status for a client that went away before its answer: no success in logs and metrics
 
 
 class Problem(BaseModel):
@@ -28,31 +25,11 @@ class Problem(BaseModel):
     detail: str = Field(description="what was expected and what was found")
 
 
-class ProblemError(Exception):
-    """Ends a request with this status, explanation and headers."""
-
-    def __init__(
-        self,
-        status: int,
-        detail: str,
-        headers: Mapping[str, str] | None = None,
-        *,
-        retry_after: int | None = None,
-        close: bool = False,
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.headers = dict(headers or {})
-        if retry_after is not None:
-            self.headers["Retry-After"] = str(retry_after)
-        if close:
-            self.headers["Connection"] = "close"
-
-    def response(self) -> Response:
-        """The answer to the request."""
-        title = "Client Closed Request" if self.status == HUNG_UP else HTTPStatus(self.status).phrase
-        problem = Problem(type="about:blank", title=title, status=self.status, detail=str(self))
-        return Response(problem.model_dump_json(), self.status, headers=self.headers, media_type=MEDIA_TYPE)
+def response(error: HTTPException) -> Response:
+    """The answer to a request that has ended with this error."""
+    title = "Client Closed Request" if error.status_code == HUNG_UP else HTTPStatus(error.status_code).phrase
+    problem = Problem(type="about:blank", title=title, status=error.status_code, detail=error.detail)
+    return Response(problem.model_dump_json(), error.status_code, error.headers, MEDIA_TYPE)
 
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -65,21 +42,18 @@ async def answer(request: Request, error: Exception) -> Response:
     """The answer to a request of which a route, or the framework, has raised one of `HANDLED`."""
     match error:
         case UserError():
-            error = ProblemError(413 if isinstance(error, ImageTooLargeError) else 400, str(error))
+            error = HTTPException(413 if isinstance(error, ImageTooLargeError) else 400, str(error))
         case RequestValidationError():
-            error = ProblemError(422, "; ".join(map(_explain, error.errors())))
+            error = HTTPException(422, "; ".join(map(_explain, error.errors())))
         case HTTPException(status_code=404):
-            found = request.url.path[:99]
-            error = ProblemError(404, f"expected a path of this service, as /docs has them, found {found}")
-        case HTTPException(status_code=405, headers={"Allow": allowed} as headers):
-            error = ProblemError(405, f"expected {allowed}, found {request.method}", headers)
-        case HTTPException():
-            error = ProblemError(error.status_code, error.detail, error.headers)
-    assert isinstance(error, ProblemError)
-    return error.response()
+            error.detail = f"expected a path of this service, as /docs has them, found {request.url.path[:99]}"
+        case HTTPException(status_code=405, headers={"Allow": allowed}):
+            error.detail = f"expected {allowed}, found {request.method}"
+    assert isinstance(error, HTTPException)
+    return response(error)
 
 
-HANDLED = (ProblemError, UserError, RequestValidationError, HTTPException)
+HANDLED = (HTTPException, RequestValidationError, UserError)
 
 
 def _explain(error: Any) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from starlette.exceptions import HTTPException
 
-from service.problems import ProblemError
 from unet import Predictor
 from unet.device import out_of_memory
 from unet.network import STRIDE
@@ -82,7 +82,7 @@ class Queue:
         return len(self._waiting)
 
     def submit(self, prediction: Prediction, request_id: str = "") -> Job:
-        """Appends a prediction. Its future raises ProblemError, 503, if the device has no memory for the image or does
+        """Appends a prediction. Its future raises HTTPException, 503, if the device has no memory for the image or does
         not answer any more; else what the predictor raises."""
         job = Job(prediction, request_id)
         with self._changed:
@@ -191,7 +191,7 @@ class Queue:
         error.__traceback__ = error.__context__ = error.__cause__ = None
         if memory or self.lost:
             detail = "not enough memory to compute this image" if memory else "the device has failed"
-            error = ProblemError(503, detail, retry_after=5)
+            error = HTTPException(503, detail, {"Retry-After": "5"})
         for job in batch:
             if job.set_running_or_notify_cancel():
                 job.set_exception(error)

@@ -82,15 +82,11 @@ class ServeSettings(ProgramSettings):
         description="keys that clients must send, separated by commas (none: anybody may ask); best in "
         "SERVICE_API_KEYS, as flags can be read by other users of the machine",
     )
-    keys_everywhere: bool = Field(
-        False, description="health, metrics and docs need a key, too; /health/live never does"
-    )
+    keys_everywhere: bool = Field(False, description="health (but not /health/live), metrics and docs need a key, too")
     allowed_hosts: CommaSeparated[Host] = Field(
         ["*"], description="host names of the service, like example.org or *.example.org; others: 400"
     )
-    cors_origins: CommaSeparated[Origin] = Field(
-        [], description="origins whose pages may call it from a browser, like https://example.org, or *"
-    )
+    cors_origins: CommaSeparated[Origin] = Field([], description="origins whose pages may call it, https://a.org, or *")
     log_format: Style = Field("json", description="JSON objects, one per line, or plain lines for people")
 
     @field_validator("keys_everywhere")

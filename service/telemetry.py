@@ -31,8 +31,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-STAGE_SECONDS = (0.0005, 0.001, 0.0025, *REQUEST_SECONDS)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
@@ -141,18 +140,11 @@ class Metrics(Collector):
         self.registry.register(self)
         prometheus.ProcessCollector(registry=self.registry)
         counter = partial(prometheus.Counter, registry=self.registry)
-        histogram = partial(prometheus.Histogram, registry=self.registry)
+        histogram = partial(prometheus.Histogram, registry=self.registry, buckets=SECONDS)
         gauge = partial(prometheus.Gauge, registry=self.registry, multiprocess_mode="livesum")
         self.requests = counter("unet_requests", "Requests; status 499: the client went away", ["route", "status"])
-        self.request_seconds = histogram(
-            "unet_request_seconds", "Whole requests, upload included", ["route"], buckets=REQUEST_SECONDS
-        )
-        self.stage_seconds = histogram(
-            "unet_stage_seconds",
-            "Parts of a request with status 200, as in Server-Timing: queue, decode, infer, encode",
-            ["stage"],
-            buckets=STAGE_SECONDS,
-        )
+        self.request_seconds = histogram("unet_request_seconds", "Whole requests, upload included", ["route"])
+        self.stage_seconds = histogram("unet_stage_seconds", "Parts of requests with status 200", ["stage"])
         self.batch_size = histogram(
             "unet_batch_size", "Tiles that are computed together, also those of warming up", buckets=BATCH_SIZES
         )

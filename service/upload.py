@@ -5,9 +5,8 @@ from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-
-from service.problems import ProblemError
 
 FORM = "multipart/form-data"
 # curl --data-binary calls everything a form
@@ -32,14 +31,14 @@ class FormParser(MultiPartParser):
 
 
 async def read_upload(request: Request, max_parts: int) -> tuple[bytes, dict[str, str | UploadFile]]:
-    """The image, and the other parts of a form. Raises ProblemError 400, 413, 415 or 422."""
+    """The image, and the other parts of a form. Raises HTTPException 400, 413, 415 or 422."""
     encoding = request.headers.get("content-encoding") or "identity"
     if encoding.lower() != "identity":
-        raise ProblemError(415, f"expected a body as it is, found Content-Encoding {encoding}")
+        raise HTTPException(415, f"expected a body as it is, found Content-Encoding {encoding}")
     content_type = request.headers.get("content-type") or "application/octet-stream"
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type != FORM and not media_type.startswith(RAW):
-        raise ProblemError(415, f"expected {FORM}, an image type or application/octet-stream, found {media_type}")
+        raise HTTPException(415, f"expected {FORM}, an image type or application/octet-stream, found {media_type}")
     if media_type != FORM:
         return b"".join([piece async for piece in request.stream()]), {}  # `request.body()` would keep a copy
 
@@ -56,16 +55,16 @@ async def read_upload(request: Request, max_parts: int) -> tuple[bytes, dict[str
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many"):
-            raise ProblemError(413, f"expected at most {max_parts} parts (--max-parts), found more") from error
-        raise ProblemError(400, f"expected a form with a field `file` that holds an image: {error.message}") from error
+            raise HTTPException(413, f"expected at most {max_parts} parts (--max-parts), found more") from error
+        raise HTTPException(400, f"expected a form with a field `file` that holds an image: {error.message}") from error
     try:
         parts = form.multi_items()
         if len(parts) > max_parts:
-            raise ProblemError(413, f"expected at most {max_parts} parts (--max-parts), found {len(parts)}")
+            raise HTTPException(413, f"expected at most {max_parts} parts (--max-parts), found {len(parts)}")
         files = form.getlist("file")
         if len(files) != 1:
             detail = f"file: expected one multipart field `file` that holds an image, found {len(files)}"
-            raise ProblemError(422, detail)
+            raise HTTPException(422, detail)
         image = files[0].encode("latin-1") if isinstance(files[0], str) else await files[0].read()
         return image, {name: value for name, value in parts if name != "file"}
     finally:

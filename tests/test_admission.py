@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import pytest
 from conftest import run
+from starlette.exceptions import HTTPException
 
 from service.admission import Admission
-from service.problems import ProblemError
 
 
 def admission_control(
@@ -38,10 +38,10 @@ def test_as_many_requests_as_places() -> None:
         admission = admission_control(2, on_change=counted.append)
         tasks = [await holding(admission) for _ in range(2)]
         for seconds in ("1", "2", "3", "1"):  # staggered
-            with pytest.raises(ProblemError, match="2 requests are in flight already") as refused:
+            with pytest.raises(HTTPException, match="2 requests are in flight already") as refused:
                 async with admission.admit():
                     pass
-            assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": seconds})
+            assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": seconds})
         tasks[0].cancel()
         with suppress(asyncio.CancelledError):
             await tasks[0]
@@ -54,9 +54,9 @@ def test_as_many_requests_as_places() -> None:
 
 
 def test_a_request_ends_at_its_deadline() -> None:
-    with pytest.raises(ProblemError, match=r"within 0\.01 s \(--timeout-s\)") as late:
+    with pytest.raises(HTTPException, match=r"within 0\.01 s \(--timeout-s\)") as late:
         run(hold(admission_control(1, timeout_s=0.01)))
-    assert late.value.status == 504
+    assert late.value.status_code == 504
 
 
 def test_a_timeout_of_something_else_is_not_the_deadlines() -> None:
@@ -71,10 +71,10 @@ def test_a_timeout_of_something_else_is_not_the_deadlines() -> None:
 def test_a_place_can_be_given_up_for_another_reason() -> None:
     async def work() -> None:
         async with admission_control(1).admit() as give_up:
-            give_up(ProblemError(499, "the client hung up"))
+            give_up(HTTPException(499, "the client hung up"))
             await asyncio.sleep(60)
 
-    with pytest.raises(ProblemError, match="hung up"):
+    with pytest.raises(HTTPException, match="hung up"):
         run(work())
 
 
@@ -85,7 +85,7 @@ def test_draining_waits_for_requests_in_flight() -> None:
             draining = asyncio.create_task(admission.drain(60))
             await asyncio.sleep(0)
             assert admission.stopping
-            with pytest.raises(ProblemError, match="stopping"):
+            with pytest.raises(HTTPException, match="stopping"):
                 admission.check()
             assert not draining.done()
         await draining
@@ -98,8 +98,8 @@ def test_draining_ends_what_is_left_after_the_grace_period() -> None:
         admission = admission_control(2)
         task = await holding(admission)
         await admission.drain(0.01)
-        with pytest.raises(ProblemError, match="stopped before this was done") as stopped:
+        with pytest.raises(HTTPException, match="stopped before this was done") as stopped:
             await task
-        assert (stopped.value.status, stopped.value.headers["Connection"]) == (503, "close")
+        assert (stopped.value.status_code, stopped.value.headers["Connection"]) == (503, "close")
 
     run(work())

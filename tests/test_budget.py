@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import pytest
 from conftest import run
+from starlette.exceptions import HTTPException
 
 from service.admission import SMALL, PixelBudget
-from service.problems import ProblemError
 
 LARGE = 2 * SMALL
 
@@ -121,9 +121,9 @@ def test_too_many_waiting_images_are_refused() -> None:
     async def work() -> None:
         budget = PixelBudget(2 * LARGE, max_waiting=4)
         images = await come(budget, *[LARGE] * 7)
-        with pytest.raises(ProblemError, match="4 images above 1048576 pixels are waiting already") as refused:
+        with pytest.raises(HTTPException, match="4 images above 1048576 pixels are waiting already") as refused:
             await images[-1].task
-        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
+        assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "5"})
         await images[0].finish()
         (another,) = await come(budget, LARGE)
         assert not another.task.done()

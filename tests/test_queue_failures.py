@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, Spy, start
+from starlette.exceptions import HTTPException
 
-from service.problems import ProblemError
 from service.queue import Queue
 from unet import Predictor
 from unet.predictor import Piece
@@ -80,7 +80,7 @@ def test_out_of_memory_halves_the_batches(make_checkpoint: Make, queue: Queue) -
 
 def test_out_of_memory_for_the_smallest_tile_is_an_error(make_checkpoint: Make, queue: Queue) -> None:
     predictor = Small.load(make_checkpoint(), device="cpu")
-    with pytest.raises(ProblemError, match="not enough memory"):
+    with pytest.raises(HTTPException, match="not enough memory"):
         queue.submit(start(predictor, 800)).result(60)
     assert queue.failure is not None
     assert queue.failure.startswith("OutOfMemoryError at 20")
@@ -97,7 +97,7 @@ def test_a_device_that_does_not_answer_after_an_error_is_lost(
 ) -> None:
     monkeypatch.setattr(Predictor, "compute", lambda *_: 1 / 0)
     monkeypatch.setattr(torch, "zeros", Mock(side_effect=error))
-    with pytest.raises(ProblemError if lost else ZeroDivisionError):
+    with pytest.raises(HTTPException if lost else ZeroDivisionError):
         queue.submit(start(predictor, 40)).result(60)
     assert queue.lost is lost
 

@@ -9,11 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from starlette.exceptions import HTTPException
 
 from service.admission import GiveUp
 from service.logs import request_id
 from service.models import Model
-from service.problems import HUNG_UP, ProblemError, declare
+from service.problems import HUNG_UP, declare
 from service.queue import Queue
 from service.telemetry import Notes
 from service.upload import BINARY, openapi, read_upload
@@ -83,13 +84,15 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
     notes: Notes = request.state.notes
     model: Model | None = state.slot.current
     if model is None:
-        raise ProblemError(503, state.slot.refusal or "no model yet: the service waits for its file", retry_after=5)
+        raise HTTPException(
+            503, state.slot.refusal or "no model yet: the service waits for its file", {"Retry-After": "5"}
+        )
     predictor = model.predictor
     async with state.admission.admit() as give_up:
         data, fields = await read_upload(request, state.settings.max_parts)
         options = query.updated(fields)
         if options.threshold is not None and not predictor.binary:
-            raise ProblemError(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
+            raise HTTPException(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
         notes.begin(model.id)
         async with ended_by_hang_up(request, give_up):
             pixels = await notes.run("decode", state.codecs, imaging.measure, data, state.limits)
@@ -118,7 +121,7 @@ def decode(
 
 
 async def compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:
-    """The result of a prediction, computed by turns with those of other requests. Raises ProblemError, 503."""
+    """The result of a prediction, computed by turns with those of other requests. Raises HTTPException, 503."""
     job = queue.submit(prediction, request_id.get())
     try:
         return await asyncio.wrap_future(job)
@@ -133,7 +136,7 @@ async def ended_by_hang_up(request: Request, give_up: GiveUp) -> AsyncIterator[N
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        give_up(ProblemError(HUNG_UP, "the client hung up"))
+        give_up(HTTPException(HUNG_UP, "the client hung up"))
 
     watching = asyncio.create_task(watch())
     try:

@@ -18,8 +18,7 @@ from service.middleware import Check, route_path
 from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
-PROBES = LIVE | {"/health", "/metrics"}
-"""Polled every few seconds by machines that know the service by its address only."""
+PROBES = LIVE | {"/health", "/metrics"}  # polled by machines that know the service by its address only
 OPEN = PROBES | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 """Paths that need no key, unless `--keys-everywhere`: they compute nothing and tell nothing of images."""
 _CDN = "https://cdn.jsdelivr.net"

@@ -14,8 +14,7 @@ GiveUp = Callable[[HTTPException], None]  # ends an admitted request before its 
 
 
 class Admission:
-    """`max_in_flight` places; a request holds one for at most `timeout_s` seconds. `on_change` is told the number of
-    requests in flight."""
+    """`max_in_flight` places, each held for at most `timeout_s` seconds. `on_change` is told how many are taken."""
 
     def __init__(self, max_in_flight: int, timeout_s: float, on_change: Callable[[int], object]) -> None:
         self.stopping = False  # new requests are refused; those in flight are finished
@@ -29,17 +28,15 @@ class Admission:
     def check(self) -> None:
         """Raises HTTPException, 503, when all places are taken or the service is stopping."""
         if self.stopping:
-            raise HTTPException(
-                503, "the service is stopping; ask another one", {"Retry-After": "1", "Connection": "close"}
-            )
+            headers = {"Retry-After": "1", "Connection": "close"}
+            raise HTTPException(503, "the service is stopping; ask another one", headers)
         if len(self._places) >= self._max_in_flight:
             detail = f"{len(self._places)} requests are in flight already (--max-in-flight); try again"
             raise HTTPException(503, detail, {"Retry-After": next(self._retry_after)})
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[GiveUp]:
-        """A place for one request. Raises HTTPException: 503 as `check`, 504 after `timeout_s`, or what the request was
-        ended with."""
+        """A place for one request. Raises HTTPException: 503 as `check`, 504 after `timeout_s`, or that of `give_up`."""
         self.check()
         answer = HTTPException(504, f"expected to be finished within {self._timeout_s:g} s (--timeout-s), found no end")
 
@@ -77,12 +74,9 @@ class Admission:
 
     def abandon(self) -> None:
         """Ends all requests in flight: 503."""
+        headers = {"Retry-After": "5", "Connection": "close"}
         for give_up in list(self._places):
-            give_up(
-                HTTPException(
-                    503, "the service was stopped before this was done", {"Retry-After": "5", "Connection": "close"}
-                )
-            )
+            give_up(HTTPException(503, "the service was stopped before this was done", headers))
 
 
 class PixelBudget:

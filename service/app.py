@@ -21,9 +21,9 @@ from service.telemetry import Metrics, Telemetry
 from unet.device import resolve_device
 from unet.imaging import Limits
 
+# pixels of large images in memory at a time, for each thread that decodes; an image of 4096 x 4096, in colour or with
+# `tta`, takes up to half a GiB
 PIXELS_PER_CODEC = 2**24
-"""Pixels of large images in memory at a time, for each thread that decodes. An image of 4096 x 4096, in colour or with
-`tta`, takes up to half a GiB."""
 
 
 def create_app(settings: ServeSettings, on_start: Callable[[State], object] = lambda state: None) -> FastAPI:
@@ -38,7 +38,8 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
         n_codecs = 2 if device.type == "cpu" else max(2, usable_cores() // 2 // settings.workers)
         state.codecs = ThreadPoolExecutor(n_codecs, "codec")
         state.budget = PixelBudget(n_codecs * PIXELS_PER_CODEC, max_waiting=max(1, settings.max_in_flight // 2))
-        state.queue = Queue(device, settings.workers, on_batch=counts.batch_size.observe)
+        state.queue = Queue(device, settings.workers)
+        state.queue.on_batch = counts.batch_size.observe
         state.slot = ModelSlot(
             settings.model,
             settings.device,
@@ -76,5 +77,6 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     for router in (health.router, metrics.router):
         app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
     app.include_router(health.live_router)
-    app.add_middleware(Telemetry, routes=frozenset(app.openapi()["paths"]))
+    app.add_middleware(Telemetry)
+    app.openapi()  # cached, as the first request should not wait for it
     return app

@@ -32,7 +32,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if name := _request_id(record):
+        if name := getattr(record, "request_id", request_id.get()):
             entry["request_id"] = name
         entry |= getattr(record, "fields", {})
         if record.exc_info:
@@ -45,15 +45,11 @@ class PlainLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).isoformat(" ", "seconds")
-        name = _request_id(record)
+        name = getattr(record, "request_id", request_id.get())
         lines = [f"{time} {record.levelname:<8}{_printable(record.getMessage())}{f' [{name}]' if name else ''}"]
         if record.exc_info:
             lines += ["    " + _printable(line) for line in self.formatException(record.exc_info).splitlines()]
         return "\n".join(lines)
-
-
-def _request_id(record: logging.LogRecord) -> str:
-    return getattr(record, "request_id", "") or request_id.get()
 
 
 def _printable(text: str) -> str:

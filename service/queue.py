@@ -51,20 +51,13 @@ class Queue:
     as a batch.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        workers: int = 1,
-        n_threads: int | None = None,
-        on_batch: Callable[[int], object] = lambda size: None,
-    ) -> None:
-        """`workers`: processes that share the cores; `n_threads`: inference threads (None: as the device needs);
-        `on_batch` is told the size of each batch."""
+    def __init__(self, device: torch.device, workers: int = 1, n_threads: int | None = None) -> None:
+        """`workers`: processes that share the cores; `n_threads`: inference threads (None: as the device needs)."""
         self.failure: str | None = None  # the last inference error and when it happened; None after a success
         self.lost = False  # the device does not answer, or an inference thread has ended: only a new process can help
         self.on_lost: Callable[[], object] = lambda: None
+        self.on_batch: Callable[[int], object] = lambda size: None  # is told the size of each batch
         self._device = device
-        self._on_batch = on_batch
         self._batch_pixels = 0 if device.type == "cpu" else BATCH_PIXELS
         self._cores = max(1, usable_cores() // workers)
         if n_threads is None:
@@ -138,8 +131,7 @@ class Queue:
         fitting = self._batch_pixels // (shape[0] * shape[1])
         if fitting < 2:
             return [first]
-        waiting = ((job, job.prediction) for job in self._waiting)
-        same = [job for job, each in waiting if each.predictor is model and each.next_shape == shape]
+        same = [job for job in self._waiting if (job.prediction.predictor, job.prediction.next_shape) == (model, shape)]
         more = same[: 2 ** int(log2(min(fitting, 1 + len(same)))) - 1]
         for job in more:
             self._waiting.remove(job)
@@ -159,7 +151,7 @@ class Queue:
         except Exception as error:
             return self._recover(batch, predictor, side, error)
         self.failure = None
-        self._on_batch(len(batch))
+        self.on_batch(len(batch))
         for job in batch:
             job.seconds += time.perf_counter() - started
         for job, result in finished:

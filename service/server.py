@@ -84,8 +84,7 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
     app = application(settings)
 
     def status() -> int:
-        queue = getattr(app.state, "queue", None)
-        return int(queue is not None and queue.lost)
+        return int(hasattr(app.state, "queue") and app.state.queue.lost)
 
     for number in SIGNALS:  # uvicorn raises the signal again when it has stopped
         signal.signal(number, lambda *_: sys.exit(status()))

@@ -51,16 +51,12 @@ class ServeSettings(ProgramSettings):
     root_path: str = Field(
         "",
         pattern=r"^(/[\w.~-]+)*$",
-        description="prefix, like /unet, that a proxy takes off before it passes requests on",
+        description="prefix, like /unet, that a proxy takes off before passing requests on",
     )
     workers: int = Field(1, ge=1, le=64, description="processes that answer; a GPU may be faster than one of them")
-    device: DeviceChoice = Field(
-        "auto", description="where to compute: auto, cpu, cuda, cuda:1, mps, or another of torch"
-    )
+    device: DeviceChoice = Field("auto", description="auto, cpu, cuda, cuda:1, mps, or another device of torch")
     precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
-    input_range: InputRange = Field(
-        "0-1", description="how the training images of a bare state_dict were scaled, as the file cannot say it"
-    )
+    input_range: InputRange = Field("0-1", description="how training images were scaled, for a bare state_dict")
     max_bytes: int = Field(64 * 2**20, ge=1, le=2**32, description="largest upload; above: 413")
     max_pixels: int = Field(2**24, ge=1, description="most pixels in an upload, all pages together; above: 413")
     max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
@@ -68,9 +64,7 @@ class ServeSettings(ProgramSettings):
     max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431")
     max_in_flight: int = Field(32, ge=1, description="requests in work or waiting, in each worker; above: 503")
     timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
-    grace_s: float = Field(
-        30, ge=0, allow_inf_nan=False, description="longest time to finish what is in flight when told to stop"
-    )
+    grace_s: float = Field(30, ge=0, allow_inf_nan=False, description="longest time to finish when told to stop")
     idle_s: float = Field(
         10, gt=0, description="longest time for headers, for the next KiB of a body (above: 408), and between requests"
     )
@@ -79,8 +73,7 @@ class ServeSettings(ProgramSettings):
     api_keys: CommaSeparated[Key] = Field(
         [],
         repr=False,
-        description="keys that clients must send, separated by commas (none: anybody may ask); best in "
-        "SERVICE_API_KEYS, as flags can be read by other users of the machine",
+        description="keys of clients, separated by commas (none: all may ask); safer in SERVICE_API_KEYS",
     )
     keys_everywhere: bool = Field(False, description="health (but not /health/live), metrics and docs need a key, too")
     allowed_hosts: CommaSeparated[Host] = Field(

@@ -6,7 +6,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,12 +19,11 @@ from prometheus_client import multiprocess
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders, State
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service import logs
 from service.access import PROBES, protect_browsers
 from service.middleware import Middleware, route_path
-from service.models import Model
 from service.problems import HUNG_UP
 
 log = logging.getLogger(__name__)
@@ -71,11 +70,6 @@ class Telemetry(Middleware):
     """An `X-Request-Id` for each request, the client's own or a new one, which is also in every log entry; a log entry
     when it is finished, and its share of the metrics."""
 
-    def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
-        """`routes`: paths that are labels of the metrics; all others count as `other`."""
-        super().__init__(app)
-        self.routes = routes
-
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         notes = scope.setdefault("state", {})["notes"] = Notes()
@@ -108,7 +102,8 @@ class Telemetry(Middleware):
                 n_out = 0  # the server discards the body
             notes.stages = dict(notes.stages)  # a thread of an abandoned request may still write to it
             path = route_path(scope)
-            scope["app"].state.metrics.count(path if path in self.routes else "other", status, seconds, notes)
+            route = path if path in scope["app"].openapi()["paths"] else "other"
+            scope["app"].state.metrics.count(route, status, seconds, notes)
             fields: dict[str, Any] = {
                 "client": (scope.get("client") or ("",))[0][:64],  # a proxy may pass on any text
                 "method": scope["method"],
@@ -145,9 +140,7 @@ class Metrics(Collector):
         self.requests = counter("unet_requests", "Requests; status 499: the client went away", ["route", "status"])
         self.request_seconds = histogram("unet_request_seconds", "Whole requests, upload included", ["route"])
         self.stage_seconds = histogram("unet_stage_seconds", "Parts of requests with status 200", ["stage"])
-        self.batch_size = histogram(
-            "unet_batch_size", "Tiles that are computed together, also those of warming up", buckets=BATCH_SIZES
-        )
+        self.batch_size = histogram("unet_batch_size", "Tiles computed together, warm-up included", buckets=BATCH_SIZES)
         self.pixels = counter("unet_pixels", "Pixels segmented")
         self.bugs = counter("unet_bugs", "Requests answered with 500: bugs in the service")
         self.reloads = counter("unet_model_reloads", "Model files loaded or refused", ["outcome"])
@@ -188,12 +181,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Id and loading time of the model that is served."""
-        info = GaugeMetricFamily(
-            "unet_model_info", "1, for the model that is served", labels=("id", "device", "precision", "classes")
-        )
+        labels = ("id", "device", "precision", "classes")
+        info = GaugeMetricFamily("unet_model_info", "1, for the model that is served", labels=labels)
         loaded = GaugeMetricFamily("unet_model_loaded_timestamp_seconds", "When the model was loaded, Unix time")
-        model: Model | None = self._state.slot.current
-        if model:
+        if model := self._state.slot.current:
             predictor = model.predictor
             info.add_metric((model.id, str(predictor.device), predictor.precision, str(len(predictor.class_values))), 1)
             loaded.add_metric((), model.loaded_at.timestamp())

@@ -84,9 +84,8 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
     notes: Notes = request.state.notes
     model: Model | None = state.slot.current
     if model is None:
-        raise HTTPException(
-            503, state.slot.refusal or "no model yet: the service waits for its file", {"Retry-After": "5"}
-        )
+        detail = state.slot.refusal or "no model yet: the service waits for its file"
+        raise HTTPException(503, detail, {"Retry-After": "5"})
     predictor = model.predictor
     async with state.admission.admit() as give_up:
         data, fields = await read_upload(request, state.settings.max_parts)

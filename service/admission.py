@@ -7,7 +7,6 @@ from itertools import cycle
 
 from starlette.exceptions import HTTPException
 
-RETRY_AFTER = ("1", "2", "3")  # seconds, staggered so that retries spread out
 SMALL = 2**20  # pixels of an image that never waits: as many of them as there are places do not take much memory
 
 GiveUp = Callable[[HTTPException], None]  # ends an admitted request before its deadline, with this answer
@@ -23,7 +22,7 @@ class Admission:
         self._on_change = on_change
         self._places: set[GiveUp] = set()
         self._left = asyncio.Event()
-        self._retry_after = cycle(RETRY_AFTER)
+        self._retry_after = cycle(("1", "2", "3"))  # seconds, staggered so that retries spread out
 
     def check(self) -> None:
         """Raises HTTPException, 503, when all places are taken or the service is stopping."""
@@ -36,7 +35,7 @@ class Admission:
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[GiveUp]:
-        """A place for one request. Raises HTTPException: 503 as `check`, 504 after `timeout_s`, or that of `give_up`."""
+        """A place for one request. Raises HTTPException: 503 as `check`, 504 after `timeout_s`, `give_up`'s."""
         self.check()
         answer = HTTPException(504, f"expected to be finished within {self._timeout_s:g} s (--timeout-s), found no end")
 

@@ -89,7 +89,7 @@ class RequestLimits(Middleware):
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > self.settings.max_bytes:
-                raise self._too_large("more")
+                raise HTTPException(413, f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found more")
             if received - in_time >= 1024:
                 in_time, deadline = received, now() + self.settings.idle_s
             return message
@@ -126,13 +126,12 @@ class RequestLimits(Middleware):
         # as sent, without the protocol's name; `: ` and the end of a line count
         n_bytes = len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"])
         n_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-        if n_bytes > (most := self.settings.max_header_bytes):
-            raise HTTPException(431, f"expected at most {most} bytes of headers (--max-header-bytes), found more")
+        if n_bytes > self.settings.max_header_bytes:
+            most = f"{self.settings.max_header_bytes} bytes of headers (--max-header-bytes)"
+            raise HTTPException(431, f"expected at most {most}, found more")
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.settings.max_bytes:
-            raise self._too_large(announced)
+            most = f"{self.settings.max_bytes} bytes (--max-bytes)"
+            raise HTTPException(413, f"expected at most {most}, found {announced}")
         if scope["method"] == "POST" and route_path(scope) == self.path:
             scope["app"].state.admission.check()
-
-    def _too_large(self, found: str) -> HTTPException:
-        return HTTPException(413, f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found {found}")

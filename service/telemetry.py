@@ -123,9 +123,8 @@ class Telemetry(Middleware):
 class Metrics(Collector):
     """Counters, and gauges of the queue, the device and the model in the app's state.
 
-    With several workers (`PROMETHEUS_MULTIPROC_DIR`), the one that is asked adds up the counts of all, which are in
-    files; gauges have the values at the end of each worker's last request. Memory and CPU time of the processes are
-    then left out.
+    With several workers (`PROMETHEUS_MULTIPROC_DIR`), the counts of all are added up from files, gauges are as of each
+    worker's last request, and memory and CPU time of the processes are left out.
     """
 
     def __init__(self, state: State) -> None:

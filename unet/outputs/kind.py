@@ -25,7 +25,8 @@ class Kind:
     """Result of the predictor for a page, `Predictor.start(page, wants)`: for a large image it keeps only the uint8
     plane of "mask" or "probability"."""
     encode: Callable[[Sequence[Array], Picture], Answer]
-    """Results, one for each page, and the picture they are of -> the answer."""
+    """Results, one for each page, and the picture they are of -> the answer. The service keeps no pages of the picture:
+    a kind that draws on them has to ask for them."""
 
 
 def as_image(results: Sequence[Array], picture: Picture) -> Answer:

@@ -13,21 +13,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
-from service import problems
 from service.middleware import Check, route_path
+from service.problems import declare
 from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
 PROBES = LIVE | {"/health", "/metrics"}  # polled by machines that know the service by its address only
 OPEN = PROBES | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 """Paths that need no key, unless `--keys-everywhere`: they compute nothing and tell nothing of images."""
-_CDN = "https://cdn.jsdelivr.net"
 PAGE_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "img-src 'self' blob: data: https://fastapi.tiangolo.com; "
-    f"script-src 'self' 'unsafe-inline' {_CDN}; style-src 'self' 'unsafe-inline' {_CDN}"
+    "script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net"
 )
 """FastAPI's /docs has an inline script and loads the rest from a CDN."""
+
+NEEDS_KEY: dict[str, Any] = {
+    "dependencies": [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))],
+    "responses": declare(401),
+}
+"""Arguments of `include_router` by which OpenAPI declares the two ways to send the key that `check_key` wants."""
 
 
 def install(app: FastAPI, settings: ServeSettings) -> None:
@@ -45,15 +50,6 @@ def install(app: FastAPI, settings: ServeSettings) -> None:
         )
     if "*" not in settings.allowed_hosts:
         app.add_middleware(Check, check=partial(check_host, settings.allowed_hosts))
-
-
-def declared(settings: ServeSettings) -> dict[str, Any]:
-    """Arguments of `include_router` for routes that need a key: the OpenAPI document declares the two ways to send it,
-    which `check_key` wants."""
-    if not settings.api_keys:
-        return {}
-    schemes = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
-    return {"dependencies": [Depends(scheme) for scheme in schemes], "responses": problems.declare(401)}
 
 
 def check_key(keys: Sequence[bytes], open_paths: set[str], scope: Scope) -> None:

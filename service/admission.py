@@ -35,7 +35,7 @@ class Admission:
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[GiveUp]:
-        """A place for one request. Raises HTTPException: 503 as `check`, 504 after `timeout_s`, `give_up`'s."""
+        """A place for a request. Raises HTTPException: 503 as `check`, 504 after `timeout_s`, or what `give_up` got."""
         self.check()
         answer = HTTPException(504, f"expected to be finished within {self._timeout_s:g} s (--timeout-s), found no end")
 

@@ -72,7 +72,7 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
     app.add_middleware(RequestLimits, path=segment.PATH, settings=settings)  # the innermost: behind the keys
     access.install(app, settings)
-    needs_key = access.declared(settings)
+    needs_key = access.NEEDS_KEY if settings.api_keys else {}
     app.include_router(segment.router, **needs_key)
     for router in (health.router, metrics.router):
         app.include_router(router, **(needs_key if settings.keys_everywhere else {}))

@@ -25,7 +25,6 @@ from service.settings import ServeSettings
 
 BACKLOG = 2048  # connections that wait to be accepted
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LAST_ANSWERS_S = 0.5  # for the answers to abandoned requests
 
 
 class HeaderDeadline(H11Protocol):
@@ -120,7 +119,7 @@ def drain_on_signals(state: State) -> None:
     def receive(number: int) -> None:
         if number in received:
             state.admission.abandon()
-            loop.call_later(LAST_ANSWERS_S, os._exit, 0)
+            loop.call_later(0.5, os._exit, 0)  # when the answers to abandoned requests have been sent
         elif not received:
             state.draining = loop.create_task(drain())
         received.add(number)

@@ -62,13 +62,13 @@ def test_an_array_that_is_not_an_image_is_refused(image: Any, found: str) -> Non
 
 def test_channels_are_converted_to_those_of_the_network() -> None:
     rgb = np.array([[[1.0, 0.5, 0.25]]], np.float32)
-    assert match_channels(rgb, 1, 1)[0].item() == pytest.approx(0.299 + 0.587 / 2 + 0.114 / 4)
-    assert match_channels(rgb[..., :1], 1, 3)[0].tolist() == [[[1, 1, 1]]]
+    assert match_channels(rgb, 1).item() == pytest.approx(0.299 + 0.587 / 2 + 0.114 / 4)
+    assert match_channels(rgb[..., :1], 3).tolist() == [[[1, 1, 1]]]
     rgba = np.concatenate([rgb, [[[0.0]]]], axis=2).astype(np.float32)
-    assert match_channels(rgba, 1, 3)[0].tolist() == rgb.tolist()
-    assert match_channels(rgba, 1, 1)[0].item() == match_channels(rgb, 1, 1)[0].item()
+    assert match_channels(rgba, 3).tolist() == rgb.tolist()
+    assert match_channels(rgba, 1).item() == match_channels(rgb, 1).item()
     with pytest.raises(PixelError, match="expected an image of 5 channels, as the model was trained on; found 3"):
-        match_channels(rgb, 1, 5)
+        match_channels(rgb, 5)
 
 
 def test_each_preprocessing_by_hand() -> None:

@@ -85,7 +85,7 @@ def class_colours(n: int) -> npt.NDArray[np.float32]:
 
 def _rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Any image -> (H, W, 3) in 0..1, stretched from its darkest to its brightest pixel."""
-    pixels, _ = match_channels(*to_pixels(image), n_channels=3)
+    pixels = match_channels(to_pixels(image)[0], n_channels=3)
     stretched: npt.NDArray[np.float64] = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-9)
     return stretched
 

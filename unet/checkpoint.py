@@ -63,13 +63,11 @@ class Checkpoint:
             raise ValueError(f"n_channels: expected 1 (grey) or 3 (RGB), found {self.network.n_channels}")
         if self.network.n_classes > 256:
             raise ValueError(f"n_classes: expected at most 256, as masks are 8-bit, found {self.network.n_classes}")
-        n_values = max(2, self.network.n_classes)
-        if len(self.class_values) != n_values:
-            raise ValueError(f"class_values: expected {n_values} values, found {len(self.class_values)}")
-        if not all(isinstance(value, int) for value in self.class_values):
-            raise ValueError(f"class_values: expected whole numbers, found {self.class_values}")
-        if self.network.n_classes > 1 and not all(0 <= value <= 255 for value in self.class_values):
-            raise ValueError(f"class_values: expected values of 0..255, found {self.class_values}")
+        n, values = max(2, self.network.n_classes), self.class_values
+        if len(values) != n or not all(isinstance(value, int) for value in values):
+            raise ValueError(f"class_values: expected {n} whole numbers, found {values}")
+        if self.network.n_classes > 1 and not all(0 <= value <= 255 for value in values):
+            raise ValueError(f"class_values: expected values of 0..255, found {values}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {self.threshold}")
         for name, kind in (("epoch", int), ("score", int | float)):

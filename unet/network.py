@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Variant = Literal["tutorial", "pytorch-unet", "paper"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 STRIDE = 16
 """Side in pixels of the square that one pixel at the bottom stands for, after four poolings."""
@@ -51,8 +50,8 @@ class NetworkConfig:
         for name in ("n_channels", "n_classes", "base_channels"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, found {getattr(self, name)!r}")
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, found {self.variant!r}")
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant: expected one of {', '.join(get_args(Variant))}, found {self.variant!r}")
         if self.variant == "paper" and (self.bilinear or not self.conv_bias):
             raise ValueError("variant paper: has up-convolutions and biases: bilinear=False, conv_bias=True")
 

@@ -54,20 +54,20 @@ class Preprocessing:
 
     def __call__(self, image: npt.NDArray[Any], n_channels: int) -> "Prepared":
         """Image -> (H, W, n_channels) pixels with the offset and scale that normalise them. Raises PixelError."""
-        pixels, unit = match_channels(*to_pixels(image), n_channels)
+        pixels, unit = to_pixels(image)
+        pixels = match_channels(pixels, n_channels)
         if self.standardise:
             mean, std = (each.ravel() for each in cv2.meanStdDev(pixels))  # in double precision
             offset, scale = mean, 1 / np.maximum(std, 1e-6 * unit)
         else:
-            offset, scale = (
-                np.zeros(n_channels),
-                np.full(n_channels, (255 if self.input_range == "0-255" else 1) / unit),
-            )
+            top = 255 if self.input_range == "0-255" else 1
+            offset, scale = np.zeros(n_channels), np.full(n_channels, top / unit)
         return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Size that an image of (height, width) is mirrored up to."""
-        return _next(height, self.size_multiple), _next(width, self.size_multiple)
+        height, width = (-(-side // self.size_multiple) * self.size_multiple for side in (height, width))
+        return max(STRIDE, height), max(STRIDE, width)
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,16 @@ def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
     return x, 1
 
 
-def match_channels(x: npt.NDArray[Any], unit: int, n_channels: int) -> tuple[npt.NDArray[Any], int]:
+def match_channels(x: npt.NDArray[Any], n_channels: int) -> npt.NDArray[Any]:
     """(H, W, C) -> (H, W, n_channels): alpha dropped, RGB to grey by luminance (float32), grey to RGB by repetition."""
     if x.shape[2] in (2, 4) and x.shape[2] != n_channels:
         x = x[:, :, :-1]
     if x.shape[2] == n_channels:
-        return np.ascontiguousarray(x), unit
+        return np.ascontiguousarray(x)
     if x.shape[2] == 3 and n_channels == 1:
-        return luminance(x)[:, :, np.newaxis], unit
+        return luminance(x)[:, :, np.newaxis]
     if x.shape[2] == 1 and n_channels == 3:
-        return np.repeat(x, 3, axis=2), unit
+        return np.repeat(x, 3, axis=2)
     raise PixelError(f"expected an image of {n_channels} channels, as the model was trained on; found {x.shape[2]}")
 
 
@@ -141,7 +141,3 @@ def mirror(x: npt.NDArray[Any], height: int, width: int, margin: int = 0) -> npt
     h, w, _ = x.shape
     pad = ((margin, height - h + margin), (margin, width - w + margin), (0, 0))
     return np.pad(x, pad, mode="reflect") if np.any(pad) else x
-
-
-def _next(side: int, multiple: int) -> int:
-    return max(STRIDE, -(-side // multiple) * multiple)

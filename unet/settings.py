@@ -93,12 +93,12 @@ def _metavar(field: FieldInfo) -> str:
     """The word for a flag's value in `--help`: FILE, N, {a,b}."""
     if isinstance(field.json_schema_extra, dict) and "metavar" in field.json_schema_extra:
         return str(field.json_schema_extra["metavar"])
-    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    kind, *others = get_args(field.annotation) or (field.annotation,)
     if get_origin(field.annotation) is Literal:
-        return f"{{{','.join(map(str, kinds))}}}"
+        return f"{{{','.join(map(str, [kind, *others]))}}}"
     if get_origin(field.annotation) is list:
         return "A,B"
-    return {int: "N", float: "N", Path: "FILE"}.get(kinds[0], "TEXT")
+    return {int: "N", float: "N", Path: "FILE"}.get(kind, "TEXT")
 
 
 def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, prefix: str) -> None:

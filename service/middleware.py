@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -23,11 +24,11 @@ def route_path(scope: Scope) -> str:
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
+@dataclass
 class Middleware:
     """Base class: `handle` gets HTTP requests; everything else passes through."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
@@ -36,12 +37,11 @@ class Middleware:
         raise NotImplementedError
 
 
+@dataclass
 class Check(Middleware):
     """Refuses requests for which `check` raises HTTPException, before the body is read."""
 
-    def __init__(self, app: ASGIApp, check: Callable[[Scope], None]) -> None:
-        super().__init__(app)
-        self.check = check
+    check: Callable[[Scope], None]
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -52,6 +52,7 @@ class Check(Middleware):
             await self.app(scope, receive, send)
 
 
+@dataclass
 class RequestLimits(Middleware):
     """Refuses requests that are too large, too slow or too many, and answers those that meet a bug:
 
@@ -67,10 +68,8 @@ class RequestLimits(Middleware):
     connection instead of its answer.
     """
 
-    def __init__(self, app: ASGIApp, path: str, settings: ServeSettings) -> None:
-        super().__init__(app)
-        self.path = path
-        self.settings = settings
+    path: str
+    settings: ServeSettings
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         now = asyncio.get_running_loop().time

@@ -164,7 +164,7 @@ def test_steps_replayed_on_a_gpu_learn_the_same(settings: dict[str, object], mon
             monkeypatch.setattr(learning, "recorded", lambda function, device: function)
         learner, batches = small_learner("cuda", **settings)
         monkeypatch.undo()
-        assert isinstance(learner._step, GraphCache) == replayed
+        assert isinstance(learner._captured, GraphCache) == replayed
         rates = (torch.linspace(0.5, 1, 12) * learner.recipe.lr).tolist()
         losses.append([float(learner.step(*each)) for each in zip(batches.epoch(1), rates, strict=False)])
     assert losses[1] == pytest.approx(losses[0], rel=0.03)

@@ -51,8 +51,7 @@ class Learner:
         self.mixed = recipe.mixed_precision and fast_bf16(self.device)  # forward passes in bfloat16, by autocast
         self.parallel = world.average_gradients(self.network)
         self.on_gpu = isinstance(self.optimizer.param_groups[0]["lr"], Tensor)  # see `make_optimizer`
-        captured = self.on_gpu and world.size() == 1
-        self._step = recorded(self._one_step, self.device) if captured else self._one_step
+        self._captured = recorded(self._one_step, self.device) if self.on_gpu and world.size() == 1 else None
 
     @property
     def result(self) -> nn.Module:
@@ -64,7 +63,7 @@ class Learner:
         loss leaves the weights as they are. On a GPU nothing here waits for the result."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(lr) if self.on_gpu else lr
-        loss = self._step(*batch)
+        loss = (self._captured or self._one_step)(*batch)
         if self.averaged:
             self.averaged.update(self.network)
         return loss

@@ -36,15 +36,20 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
         claim(settings.out) if world.is_first() else nullcontext(),
         memory_advice(recipe, device),
     ):
-        data = world.first_alone(lambda: read(settings))
-        trainer = Trainer(settings, recipe, data, device)
-        if trainer.progress.finished and trainer.folder.report.exists():
-            print(f"already finished: {report.outcome(trainer.progress, trainer.folder)}. To train again: --force")
-            return
-        with stop.defer():
-            trainer.loop(stop)
-        if world.is_first():
-            report.account(trainer.folder, recipe, data, trainer.val, trainer.progress, device)
+        train(settings, recipe, device, stop)
+
+
+def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: Stop) -> None:
+    """Read, build, loop, account. A function, so that DDP is freed before `world.join` leaves the process group."""
+    data = world.first_alone(lambda: read(settings))
+    trainer = Trainer(settings, recipe, data, device)
+    if trainer.progress.finished and trainer.folder.report.exists():
+        print(f"already finished: {report.outcome(trainer.progress, trainer.folder)}. To train again: --force")
+        return
+    with stop.defer():
+        trainer.loop(stop)
+    if world.is_first():
+        report.account(trainer.folder, recipe, data, trainer.val, trainer.progress, device)
 
 
 class Trainer:

@@ -5,6 +5,7 @@ loss are taken over all processes, so that N processes learn the same as one. In
 nothing.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -57,6 +58,7 @@ def join(choice: str) -> Iterator[torch.device]:
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f"another process of this run has ended; its own message may say why ({reason})") from error
     finally:
+        gc.collect()  # threads of a DDP that is still alive would abort the process
         dist.destroy_process_group()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import cycle
 
 from starlette.exceptions import HTTPException
@@ -63,13 +63,12 @@ class Admission:
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, waits until none is in flight, and after `grace_s` ends those that are left: 503."""
         self.stopping = True
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 while self._places:
                     self._left.clear()
                     await self._left.wait()
-        except TimeoutError:
-            self.abandon()
+        self.abandon()
 
     def abandon(self) -> None:
         """Ends all requests in flight: 503."""

@@ -88,56 +88,27 @@ STRONG = Augmentation(
     quarter_turns=True, rotation=45, scale=0.2, elastic=8, brightness=0.2, contrast=0.25, gamma=0.25, blur=1, noise=0.2
 )
 
+PLAIN: dict[str, Any] = {
+    "conv_bias": True, "standardise": False, "loss": "ce", "schedule": "constant", "clip_norm": None, "ema": None
+}  # fmt: skip
+"""Settings that the tutorials and the paper have in common."""
+
 RECIPES: dict[RecipeName, Recipe] = {
     "default": Recipe(name="default", epochs=400, augmentation=STRONG, dropout=0.5, loss="ce+dice+cldice"),
     # minutes of training on two CPU cores
     "quick": Recipe(
-        name="quick",
-        base_channels=16,
-        image_size=128,
-        batch_size=8,
-        epochs=12,
+        name="quick", base_channels=16, image_size=128, batch_size=8, epochs=12,
         augmentation=Augmentation(quarter_turns=True),
     ),
     # like the tutorials: no normalisation, no schedule, flips only
     "tutorial": Recipe(
-        name="tutorial",
-        bilinear=True,
-        conv_bias=True,
-        grey=True,
-        input_range="0-255",
-        standardise=False,
-        image_size=512,
-        epochs=50,
-        min_steps=1,
-        loss="ce",
-        optimizer="rmsprop",
-        lr=1e-5,
-        weight_decay=1e-8,
-        momentum=0.9,
-        schedule="constant",
-        clip_norm=None,
-        ema=None,
-        mixed_precision=False,
+        name="tutorial", bilinear=True, grey=True, input_range="0-255", image_size=512, epochs=50, min_steps=1,
+        optimizer="rmsprop", lr=1e-5, weight_decay=1e-8, momentum=0.9, mixed_precision=False, **PLAIN,
     ),
     # section 3 of the paper: unpadded network with dropout, tiles of 572 -> 388 one at a time, high momentum
     "paper": Recipe(
-        name="paper",
-        variant="paper",
-        conv_bias=True,
-        standardise=False,
-        image_size=388,
-        batch_size=1,
+        name="paper", variant="paper", image_size=388, batch_size=1, dropout=0.5, border_weights=True,
         augmentation=Augmentation(quarter_turns=True, rotation=45, elastic=10, elastic_spacing=190, brightness=0.1),
-        dropout=0.5,
-        loss="ce",
-        border_weights=True,
-        optimizer="sgd",
-        lr=1e-3,
-        weight_decay=0.0,
-        momentum=0.99,
-        schedule="constant",
-        clip_norm=None,
-        ema=None,
+        optimizer="sgd", lr=1e-3, weight_decay=0.0, momentum=0.99, **PLAIN,
     ),
-}
+}  # fmt: skip

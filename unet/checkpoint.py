@@ -208,14 +208,10 @@ def _from_own(content: dict[str, Any]) -> Checkpoint:
 
 
 def _from_foreign(content: dict[str, Any], input_range: InputRange) -> Checkpoint:
-    other = foreign.recognise(content)
-    return Checkpoint(
-        network=other.network,
-        # such networks see images at their own size and pad inside, where levels meet
-        preprocessing=Preprocessing(input_range=input_range, size_multiple=1),
-        state_dict=other.state_dict,
-        class_values=other.class_values,
-    )
+    network, weights, values = foreign.recognise(content)
+    # such networks see images at their own size and pad inside, where levels meet
+    preprocessing = Preprocessing(input_range=input_range, size_multiple=1)
+    return Checkpoint(network=network, preprocessing=preprocessing, state_dict=weights, class_values=values)
 
 
 def _kind(tensor: object) -> str:

@@ -5,7 +5,7 @@ stores its label values among the weights, as `mask_values`.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -16,16 +16,8 @@ _EXPECTED = ("inc.double_conv.0.weight", "up1.conv.double_conv.0.weight", _BOTTO
 """Weights that every one of these networks has; all are 4-dimensional."""
 
 
-class Foreign(NamedTuple):
-    """A network that was recognised by its weights."""
-
-    network: NetworkConfig
-    state_dict: Mapping[str, Tensor]
-    class_values: tuple[int, ...]
-
-
-def recognise(content: Mapping[str, Any]) -> Foreign:
-    """The network of a bare state_dict. Raises ValueError with the reason for anything else."""
+def recognise(content: Mapping[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor], tuple[int, ...]]:
+    """Network, weights and class values of a bare state_dict. Raises ValueError with the reason for anything else."""
     weights = {_without_prefix(str(name)): value for name, value in content.items() if name != "mask_values"}
     _check(weights, content)
     base_channels, n_channels = weights["inc.double_conv.0.weight"].shape[:2]
@@ -43,7 +35,7 @@ def recognise(content: Mapping[str, Any]) -> Foreign:
         variant="tutorial" if tutorial else "pytorch-unet",
         conv_bias="inc.double_conv.0.bias" in weights,
     )
-    return Foreign(network, weights, _class_values(content.get("mask_values"), n_classes))
+    return network, weights, _class_values(content.get("mask_values"), n_classes)
 
 
 def _check(weights: Mapping[str, Any], content: Mapping[str, Any]) -> None:

@@ -9,15 +9,6 @@ from unet.imaging.reader import SUFFIXES, measure, read
 from unet.imaging.writer import write_png, write_tiff
 
 __all__ = [
-    "SUFFIXES",
-    "Array",
-    "ImageError",
-    "ImageTooLargeError",
-    "Limits",
-    "Metadata",
-    "Picture",
-    "measure",
-    "read",
-    "write_png",
-    "write_tiff",
-]
+    "SUFFIXES", "Array", "ImageError", "ImageTooLargeError", "Limits", "Metadata", "Picture", "measure", "read",
+    "write_png", "write_tiff",
+]  # fmt: skip

@@ -27,8 +27,7 @@ PIXELS_PER_CODEC = 2**24
 
 
 def create_app(settings: ServeSettings, on_start: Callable[[State], object] = lambda state: None) -> FastAPI:
-    """The app. All that lives as long as it does is made in its lifespan and kept in `app.state`, which `on_start` is
-    given when it is complete."""
+    """The app. What lives as long as it does is made in its lifespan and kept in `app.state`, for `on_start`, too."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -48,11 +48,7 @@ class ServeSettings(ProgramSettings):
     port: int = Field(
         8000, ge=0, le=65535, description="port to listen on; 0 for any free one", json_schema_extra={"metavar": "PORT"}
     )
-    root_path: str = Field(
-        "",
-        pattern=r"^(/[\w.~-]+)*$",
-        description="prefix, like /unet, that a proxy takes off before passing requests on",
-    )
+    root_path: str = Field("", pattern=r"^(/[\w.~-]+)*$", description="prefix, like /unet, that a proxy takes off")
     workers: int = Field(1, ge=1, le=64, description="processes that answer; a GPU may be faster than one of them")
     device: DeviceChoice = Field("auto", description="auto, cpu, cuda, cuda:1, mps, or another device of torch")
     precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
@@ -71,14 +67,10 @@ class ServeSettings(ProgramSettings):
     max_connections: int = Field(512, ge=1, description="open connections, in each worker; above: 503")
     watch_s: float = Field(1, ge=0.01, description="seconds between looks at the model file")
     api_keys: CommaSeparated[Key] = Field(
-        [],
-        repr=False,
-        description="keys of clients, separated by commas (none: all may ask); safer in SERVICE_API_KEYS",
+        [], repr=False, description="keys of clients, comma-separated (none: all may ask); safer in SERVICE_API_KEYS"
     )
     keys_everywhere: bool = Field(False, description="health (but not /health/live), metrics and docs need a key, too")
-    allowed_hosts: CommaSeparated[Host] = Field(
-        ["*"], description="host names of the service, like example.org or *.example.org; others: 400"
-    )
+    allowed_hosts: CommaSeparated[Host] = Field(["*"], description="host names, also *.example.org; others: 400")
     cors_origins: CommaSeparated[Origin] = Field([], description="origins whose pages may call it, https://a.org, or *")
     log_format: Style = Field("json", description="JSON objects, one per line, or plain lines for people")
 

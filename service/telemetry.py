@@ -103,7 +103,13 @@ class Telemetry(Middleware):
             notes.stages = dict(notes.stages)  # a thread of an abandoned request may still write to it
             path = route_path(scope)
             route = path if path in scope["app"].openapi()["paths"] else "other"
-            scope["app"].state.metrics.count(route, status, seconds, notes)
+            metrics: Metrics = scope["app"].state.metrics
+            metrics.requests.labels(route, status).inc()
+            metrics.request_seconds.labels(route).observe(seconds)
+            metrics.pixels.inc(notes.pixels)
+            for stage, stage_s in notes.stages.items() if status == 200 else ():  # otherwise the last one is incomplete
+                metrics.stage_seconds.labels(stage).observe(stage_s)
+            metrics.refresh()
             fields: dict[str, Any] = {
                 "client": (scope.get("client") or ("",))[0][:64],  # a proxy may pass on any text
                 "method": scope["method"],
@@ -148,15 +154,6 @@ class Metrics(Collector):
         self.in_flight = gauge("unet_in_flight", "Requests that hold a place: uploading, waiting or computing")
         self.queue_length = gauge("unet_queue_length", "Predictions that wait for their next tile to be computed")
         self.gpu_memory = gauge("unet_gpu_memory_bytes", "GPU memory in use by tensors, and held for them", ["kind"])
-
-    def count(self, route: str, status: int, seconds: float, notes: Notes) -> None:
-        """Counts a finished request."""
-        self.requests.labels(route, status).inc()
-        self.request_seconds.labels(route).observe(seconds)
-        self.pixels.inc(notes.pixels)
-        for stage, stage_s in notes.stages.items() if status == 200 else ():  # otherwise the last one is incomplete
-            self.stage_seconds.labels(stage).observe(stage_s)
-        self.refresh()
 
     def refresh(self) -> None:
         """Sets the gauges."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from unet.device import DTYPES, Precision
 from unet.engines import operators, prepare
 from unet.engines.composed_up import ComposedUp
-from unet.engines.engine import Engine, FusedUNet, FusedUp
+from unet.engines.fused_unet import FusedUNet, FusedUp
 from unet.engines.operators import CuDNNConvolution
+from unet.engines.plain import Engine
 from unet.network import NetworkConfig, UNet, Up
 
 CPU = torch.device("cpu")

@@ -20,9 +20,7 @@ def read(settings: TrainSettings) -> DataSet:
         folder = download.isbi2012()
     if not folder.is_dir():
         found = "not a folder" if folder.exists() else "no such folder"
-        raise UserError(
-            f"{folder}: {found}; expected one that holds {IMAGES}/ and {LABELS}/, or 'sample', or 'isbi2012'"
-        )
+        raise UserError(f"{folder}: {found}; expected one that holds {IMAGES}/ and {LABELS}/, 'sample' or 'isbi2012'")
     return read_folder(folder)
 
 
@@ -35,8 +33,7 @@ def divide(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[S
         indices = split(n, settings.val_fraction, kind, seed)
     elif "val_fraction" in settings.model_fields_set:
         raise UserError(
-            f"--val-fraction {settings.val_fraction} and --folds {settings.folds}: expected one of them, as each says "
-            "what to validate on"
+            f"--val-fraction {settings.val_fraction} and --folds {settings.folds}: expected one of them only"
         )
     else:
         indices = split_fold(n, settings.folds, settings.fold, kind, seed)

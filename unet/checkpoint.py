@@ -53,10 +53,8 @@ class Checkpoint:
     state_dict: Mapping[str, Tensor]
     class_values: tuple[int, ...] = (0, 255)
     threshold: float = 0.5
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """Plain builtins only; empty for a file of another U-Net."""
-    id: str = ""
-    """First 12 digits of the SHA-256 of the file; empty for a checkpoint that was not loaded from one."""
+    training: Mapping[str, Any] = field(default_factory=dict)  # plain builtins; empty for a file of another U-Net
+    id: str = ""  # first 12 digits of the file's SHA-256; empty for a checkpoint that was not loaded
 
     def __post_init__(self) -> None:
         if self.network.n_channels not in (1, 3):

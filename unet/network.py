@@ -34,17 +34,12 @@ PAPER_MARGIN = 92
 class NetworkConfig:
     """Everything needed to build a `UNet`. Raises ValueError naming the field that makes no sense."""
 
-    n_channels: int = 1
-    """Channels of the image: 1 grey, 3 RGB."""
-    n_classes: int = 1
-    """Channels of the output: 1 for a binary mask (one logit), K for K exclusive classes."""
-    bilinear: bool = True
-    """Up-sample bilinearly (align_corners), or by transposed convolution."""
-    base_channels: int = 64
-    """Channels of the first level; every other width is a multiple of it."""
+    n_channels: int = 1  # channels of the image: 1 grey, 3 RGB
+    n_classes: int = 1  # channels of the output: 1 for a binary mask (one logit), K for K exclusive classes
+    bilinear: bool = True  # up-sampling: bilinear (align_corners), or by transposed convolution
+    base_channels: int = 64  # channels of the first level; every other width is a multiple of it
     variant: Variant = "tutorial"
-    conv_bias: bool = True
-    """Whether the 3x3 convolutions have a bias (redundant before batch norm; newer files leave it out)."""
+    conv_bias: bool = True  # bias of the 3x3 convolutions (redundant before batch norm; newer files leave it out)
 
     def __post_init__(self) -> None:
         for name in ("n_channels", "n_classes", "base_channels"):

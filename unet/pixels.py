@@ -39,12 +39,9 @@ class Preprocessing:
     Raises ValueError naming the field that makes no sense.
     """
 
-    input_range: InputRange = "0-1"
-    """Range that the dtype's range is scaled to; without effect when images are standardised."""
-    standardise: bool = False
-    """Zero mean and unit variance for each channel of each image."""
-    size_multiple: int = STRIDE
-    """Images are mirrored at their right and lower border up to a multiple of this, and to at least 16 pixels."""
+    input_range: InputRange = "0-1"  # range that the dtype's range is scaled to, unless images are standardised
+    standardise: bool = False  # zero mean and unit variance for each channel of each image
+    size_multiple: int = STRIDE  # sides are mirrored to the right and below up to a multiple of this, at least 16
 
     def __post_init__(self) -> None:
         if self.input_range not in get_args(InputRange):
@@ -75,12 +72,9 @@ class Prepared:
     """An image with the network's number of channels and its normalisation, which the device applies: bytes reach a GPU
     four times as fast as floats."""
 
-    pixels: npt.NDArray[Any]
-    """(H, W, C), uint8 or float32."""
-    offset: FloatArray
-    """(C,), subtracted first."""
-    scale: FloatArray
-    """(C,), per-channel factor, applied after subtracting `offset`."""
+    pixels: npt.NDArray[Any]  # (H, W, C), uint8 or float32
+    offset: FloatArray  # (C,), subtracted first
+    scale: FloatArray  # (C,), per-channel factor, applied after subtracting `offset`
 
     def tensor(self) -> Tensor:
         """The normalised image, (C, H, W) float32."""

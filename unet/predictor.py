@@ -27,7 +27,6 @@ from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocess
 from unet.tiles import CONTEXT, Span, cut
 
 Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.uint8]
 Forward = Callable[[Tensor], Tensor]
 Wanted = Literal["probabilities", "mask", "probability"]
 """probabilities: float32 as from a call; mask: uint8 as from `mask`; probability: uint8, 255 for certain, of the
@@ -35,8 +34,7 @@ foreground or of each pixel's likeliest class."""
 View = tuple[int, int]
 """Quarter turns, then 1 or -1: flipped."""
 
-TILE = {"cuda": 2048}
-TILE_ELSEWHERE = 896
+TILE = {"cuda": 2048, "elsewhere": 896}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 3 GiB and 1 GiB."""
 VIEWS: tuple[View, ...] = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
 """Test-time augmentation: the eight rotations and flips of an image."""
@@ -70,7 +68,7 @@ class Predictor:
         self.binary = self.n_classes == 1
         self.precision: Precision = precision
         self.device = next(network.parameters()).device
-        self.tile = TILE.get(self.device.type, TILE_ELSEWHERE)
+        self.tile = TILE.get(self.device.type, TILE["elsewhere"])
         self._logits: Forward = forward or network
 
     @classmethod
@@ -112,7 +110,7 @@ class Predictor:
         """
         return self.predict(image, "probabilities", tta=tta)
 
-    def mask(self, image: Array, threshold: float | None = None, *, tta: bool = False) -> Mask:
+    def mask(self, image: Array, threshold: float | None = None, *, tta: bool = False) -> npt.NDArray[np.uint8]:
         """(H, W) uint8: 0 and 255 for a binary network, the class values (those of the labels) for K classes.
 
         `threshold` (0..1; default: the checkpoint's) is for binary networks only. Raises PixelError.
@@ -195,8 +193,7 @@ class Piece(NamedTuple):
     view: View
     rows: Span
     columns: Span
-    pixels: Array
-    """(h, w, C)."""
+    pixels: Array  # (h, w, C)
 
 
 class Prediction:

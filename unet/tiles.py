@@ -17,11 +17,9 @@ class Span(NamedTuple):
     """One dimension of a tile, in pixels of the image."""
 
     start: int
-    stop: int
-    """The network computes start .. stop."""
+    stop: int  # the network computes start .. stop
     keep_start: int
-    keep_stop: int
-    """The part of it that is kept."""
+    keep_stop: int  # and keep_start .. keep_stop of it are kept
 
     @property
     def kept(self) -> slice:

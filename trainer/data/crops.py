@@ -34,9 +34,7 @@ class Batches:
         self, samples: list[Sample], network: UNet, preprocessing: Preprocessing, recipe: Recipe, seed: int
     ) -> None:
         if recipe.batch_size % world.size():
-            raise UserError(
-                f"--batch-size {recipe.batch_size}: expected a multiple of the {world.size()} processes that share it"
-            )
+            raise UserError(f"--batch-size {recipe.batch_size}: expected a multiple of the {world.size()} processes")
         if recipe.variant != "paper" and recipe.image_size == STRIDE and recipe.batch_size == world.size():
             raise UserError(
                 f"--image-size {STRIDE} leaves one pixel at the bottom of the network, and batch norm needs more than "

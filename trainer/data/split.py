@@ -33,6 +33,5 @@ def split_fold(n_samples: int, folds: int, fold: int, kind: SplitKind, seed: int
 
 
 def _order(n_samples: int, kind: SplitKind, seed: int) -> list[int]:
-    if kind == "contiguous":
-        return list(range(n_samples))
-    return list(map(int, np.random.default_rng(seed).permutation(n_samples)))
+    order = np.arange(n_samples) if kind == "contiguous" else np.random.default_rng(seed).permutation(n_samples)
+    return [int(i) for i in order]

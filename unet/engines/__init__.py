@@ -1,6 +1,7 @@
 """Engines: everything that exists only for speed, behind `prepare`.
 
-    engine.py        the network in its folded form, in plain torch (what everything falls back to), or in fewer passes
+    plain.py         the network in its folded form, in plain torch: what everything falls back to
+    fused_unet.py    the same network in fewer passes over memory
     operators.py     convolutions of oneDNN (CPU) and cuDNN (GPU) that apply ReLU while they write
     composed_up.py   an up-convolution and the convolution after it as one, on a CPU
     graphs.py        CUDA graph capture and replay
@@ -27,7 +28,8 @@ def prepare(network: "UNet", device: "torch.device", precision: "Precision") -> 
     """
     from unet.device import DTYPES
     from unet.engines import graphs, operators
-    from unet.engines.engine import Engine, FusedUNet
+    from unet.engines.fused_unet import FusedUNet
+    from unet.engines.plain import Engine
 
     dtype = DTYPES[precision]
     folded = network.folded().to(device)

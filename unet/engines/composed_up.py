@@ -23,7 +23,7 @@ from unet.network import Up
 
 
 class ComposedUp(nn.Module):
-    """An up step of a folded network, as `engine.FusedUp`."""
+    """An up step of a folded network, as `fused_unet.FusedUp`."""
 
     def __init__(self, up: Up, convolve: Convolve, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Convolutions that add another tensor and apply ReLU in the pass that writes the result.
 
-What they buy: see engine.py. Where they apply: CPUs, by oneDNN, and NVIDIA GPUs, by cuDNN, if they agree with plain
+What they buy: see fused_unet.py. Where they apply: CPUs, by oneDNN, and NVIDIA GPUs, by cuDNN, if they agree with plain
 torch on a small example there. How they are tested: with operators that are missing, changed or wrong.
 """
 

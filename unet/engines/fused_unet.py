@@ -1,15 +1,13 @@
-"""A network with batch norm folded into its convolutions, channels last, in bfloat16 or float32.
+"""The U-Net in fewer passes over memory.
 
-What it buys in plain torch: 1.3 (base 64) to 1.7 times (base 16) the speed of the trained network in float32, 2.5 to 3
-times in bfloat16, on two cores of a Zen 5. Where it applies: on every device (`cuda:1`, `mps`, `xpu`), by public
-functions of torch alone. How it is tested: for each variant, against the trained network in float32.
+ReLU is applied while a convolution writes (operators.py). A skip connection and what comes from the coarser level are
+convolved one after the other into one sum, without a concatenation. Pooling keeps no indices. Each skip connection is
+freed as soon as it has been convolved.
 
-`FusedUNet` makes fewer passes over memory. ReLU is applied while a convolution writes (operators.py). A skip connection
-and what comes from the coarser level are convolved one after the other into one sum, without a concatenation. Pooling
-keeps no indices. Each skip connection is freed as soon as it has been convolved. What it buys, with operators.py: 1.02
-(base 64, float32) to 1.15 times (base 16) the speed of plain torch on two cores of a Zen 5; composed_up.py builds on
-it; 1.8 times on an H200 (0.69 instead of 1.22 ms for each of 32 images, base 64). Where it applies: where operators.py
-has operators. How it is tested: as above; on a CPU also with imitations of cuDNN's operators.
+What it buys: 1.02 (base 64, float32) to 1.15 times (base 16) the speed of the plain engine on two cores of a Zen 5;
+composed_up.py builds on it; 1.8 times on an H200 (0.69 instead of 1.22 ms for each of 32 images, base 64; measured
+before version 0.1.0). Where it applies: where operators.py has operators. How it is tested: for each variant, against
+the trained network; on a CPU also with imitations of cuDNN's operators.
 
 Shapes: B batch, C channels, H and W height and width in pixels. Activations are channels last.
 """
@@ -20,19 +18,6 @@ from torch import Tensor, nn
 from unet.engines.composed_up import ComposedUp
 from unet.engines.operators import Convolve, convolutions
 from unet.network import DoubleConv, Down, UNet, Up, fit
-
-
-class Engine:
-    """(B, C, H, W) float32 -> logits (B, K, H', W') float32, by a network that computes in `dtype`."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        """`network`: on its device; it is converted."""
-        self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dtype = dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        return self.network(x).float()  # type: ignore[no-any-return]
 
 
 class FusedUNet(nn.Module):

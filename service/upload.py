@@ -12,7 +12,7 @@ FORM = "multipart/form-data"
 # curl --data-binary calls everything a form
 RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-DECLARED = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp", "application/octet-stream")
+DECLARED = (*(f"image/{kind}" for kind in ("png", "jpeg", "tiff", "bmp", "webp", "gif")), "application/octet-stream")
 
 
 def openapi(fields: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
 
 
 def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: Stop) -> None:
-    """Read, build, loop, account. A function, so that DDP is freed before `world.join` leaves the process group."""
+    """Read, build, loop, account; in a function of its own, which frees DDP before the process group ends."""
     data = world.first_alone(lambda: read(settings))
     trainer = Trainer(settings, recipe, data, device)
     if trainer.progress.finished and trainer.folder.report.exists():
@@ -53,25 +53,25 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
 
 
 class Trainer:
-    """Everything that the loop needs, built before it starts."""
+    """State of a run: everything that the loop needs, built before it starts."""
 
-    next_save = 0.0  # by time.monotonic(); before it, only the last epoch is saved
+    next_save = 0.0  # on the clock of time.monotonic(); only the last epoch is saved earlier
 
     def __init__(self, settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
-        train, self.val = divide(settings, data)
-        report.print_start(settings, recipe, data, train, self.val, device)
+        training, self.val = divide(settings, data)
+        report.print_start(settings, recipe, data, training, self.val, device)
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
         preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
         self.recipe, self.data = recipe, data
         self.learner = Learner(network, recipe)
-        # predicts with the learner's weights as they are at the time
+        # shares the learner's weights, which change with each step
         self.predictor = Predictor(cast(UNet, self.learner.result), preprocessing, class_values=data.class_values)
-        self.batches = Batches(train, network, preprocessing, recipe, settings.seed)
+        self.batches = Batches(training, network, preprocessing, recipe, settings.seed)
         self.schedule = Schedule(recipe, len(self.batches), settings.max_minutes)
-        # what an interrupted run is recognised by; the device is not part of it
-        same = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
-        identity = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in same} | {"data": data.files}
+        # settings by which an interrupted run is recognised; the device is not one of them
+        names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
+        identity = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names} | {"data": data.files}
         self.folder = RunFolder(settings.out, identity)
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
 
@@ -123,7 +123,7 @@ class Trainer:
         rows = self.progress.rows()
         self.folder.save_history(rows)
         self.folder.save_file(CURVES, pictures.curves(rows, self.data.class_values))
-        self.folder.save_last(self.progress, self.learner)  # last: a run that dies before it repeats the epoch
+        self.folder.save_last(self.progress, self.learner)  # at the end: a run killed earlier repeats the epoch
         self.next_save = started + (time.monotonic() - started) / SAVING_SHARE
 
 

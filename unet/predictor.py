@@ -1,11 +1,11 @@
 """Image in, probabilities or mask out: the one way to use a network, in validation as in the service.
 
-The path of one image is five steps: preprocess, tile, forward, threshold, stitch. `Predictor.predict` shows them in a
-row; a queue that computes pieces of several images by turns takes the same steps through `start`, `Prediction.next` and
-`compute`.
+The path of one image is five steps: preprocess (`Predictor.preprocess`), tile (`Prediction.next`), forward
+(`Predictor.forward`), threshold (`Predictor.decide`), stitch (`Prediction.stitch`). `Predictor.predict` shows them in a
+row. A queue that computes pieces of several images by turns takes the same steps through `start` and `compute`.
 
 Shapes: B pieces of one shape, C channels of the image, K channels of the network's output, H and W height and width in
-pixels; h and w those of a piece, the network's margin included.
+pixels; h and w those of a piece, the network's margin included; h' and w' without it.
 """
 
 from collections import deque
@@ -27,12 +27,12 @@ from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocess
 from unet.tiles import CONTEXT, Span, cut
 
 Array = npt.NDArray[Any]
-Forward = Callable[[Tensor], Tensor]
+Engine = Callable[[Tensor], Tensor]
 Wanted = Literal["probabilities", "mask", "probability"]
 """probabilities: float32 as from a call; mask: uint8 as from `mask`; probability: uint8, 255 for certain, of the
 foreground or of each pixel's likeliest class."""
 View = tuple[int, int]
-"""Quarter turns, then 1 or -1: flipped."""
+"""Number of quarter turns, and the step along a row: 1, or -1 for an image flipped left to right."""
 
 TILE = {"cuda": 2048, "elsewhere": 896}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 3 GiB and 1 GiB."""
@@ -57,9 +57,9 @@ class Predictor:
         class_values: tuple[int, ...] = (0, 255),
         threshold: float = 0.5,
         precision: Precision = "fp32",
-        forward: Forward | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        """`forward`: (B, C, h, w) float32 -> (B, K, h', w') logits, from `engines.prepare`. Default: the network
+        """`engine`: (B, C, h, w) float32 -> (B, K, h', w') logits, from `engines.prepare`. Default: the network
         itself, whose weights may then change between calls, as in training."""
         self.network, self.preprocessing = network, preprocessing
         self.class_values, self.threshold = class_values, threshold
@@ -68,14 +68,14 @@ class Predictor:
         self.binary = self.n_classes == 1
         self.precision: Precision = precision
         self.device = next(network.parameters()).device
-        self.tile = TILE.get(self.device.type, TILE["elsewhere"])
-        self._logits: Forward = forward or network
+        self.tile = TILE.get(self.device.type, TILE["elsewhere"])  # lowered by the queue when memory runs out
+        self._engine: Engine = engine or network
 
     @classmethod
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: DeviceChoice = "auto", precision: PrecisionChoice = "auto"
     ) -> Self:
-        """Raises DeviceError."""
+        """Predictor on the device, with the fastest engine for it. Raises DeviceError."""
         where = resolve_device(device)
         resolved = resolve_precision(precision, where)
         network = checkpoint.build().to(where)
@@ -85,7 +85,7 @@ class Predictor:
             class_values=checkpoint.class_values,
             threshold=checkpoint.threshold,
             precision=resolved,
-            forward=engines.prepare(network, where, resolved),
+            engine=engines.prepare(network, where, resolved),
         )
 
     @classmethod
@@ -103,15 +103,15 @@ class Predictor:
         return cls.from_checkpoint(checkpoints.load(Path(path), input_range), device, precision)
 
     def __call__(self, image: Array, *, tta: bool = False) -> FloatArray:
-        """(H, W) or (H, W, C) image -> probabilities, float32 in 0..1: (H, W) of the foreground for a binary network,
-        (K, H, W) that sum to one for K classes. Any size of at least 1 x 1. Raises PixelError.
+        """Probabilities for an image (H, W) or (H, W, C) of any size, float32 in 0..1: (H, W) of the foreground for a
+        binary network, (K, H, W) that sum to one for K classes. Raises PixelError.
 
         `tta`, test-time augmentation: the mean over the image's eight rotations and flips, in eight times the time.
         """
         return self.predict(image, "probabilities", tta=tta)
 
     def mask(self, image: Array, threshold: float | None = None, *, tta: bool = False) -> npt.NDArray[np.uint8]:
-        """(H, W) uint8: 0 and 255 for a binary network, the class values (those of the labels) for K classes.
+        """Mask (H, W) uint8: 0 and 255 for a binary network, the class values (those of the labels) for K classes.
 
         `threshold` (0..1; default: the checkpoint's) is for binary networks only. Raises PixelError.
         """
@@ -120,11 +120,11 @@ class Predictor:
     def predict(self, image: Array, wanted: Wanted, *, threshold: float | None = None, tta: bool = False) -> Array:
         """The whole path of one image. Raises PixelError."""
         prepared = self.preprocess(image)
-        prediction = Prediction(self, prepared, wanted, self.checked(threshold), tta)
+        prediction = Prediction(self, prepared, wanted, self.resolve_threshold(threshold), tta)
         while not prediction.finished:
             piece = prediction.next()
             (probabilities,) = self.forward([piece])
-            answer = self.decide(probabilities, prediction.wanted_of_pieces, prediction.threshold)
+            answer = self.decide(probabilities, prediction.wanted_per_piece, prediction.threshold)
             prediction.stitch(piece, answer.numpy(force=True))
         return prediction.result
 
@@ -132,13 +132,13 @@ class Predictor:
         self, image: Array, wanted: Wanted = "probabilities", *, threshold: float | None = None, tta: bool = False
     ) -> "Prediction":
         """The same path for a queue: preprocessed, to be computed piece by piece. Raises PixelError."""
-        return Prediction(self, self.preprocess(image), wanted, self.checked(threshold), tta)
+        return Prediction(self, self.preprocess(image), wanted, self.resolve_threshold(threshold), tta)
 
     def compute(self, pieces: Sequence["Piece"]) -> None:
         """Forward, threshold and stitch for pieces of one shape, which may belong to different predictions."""
         for piece, probabilities in zip(pieces, self.forward(pieces), strict=True):
             prediction = piece.prediction
-            answer = self.decide(probabilities, prediction.wanted_of_pieces, prediction.threshold)
+            answer = self.decide(probabilities, prediction.wanted_per_piece, prediction.threshold)
             prediction.stitch(piece, answer.numpy(force=True))
 
     def preprocess(self, image: Array) -> Prepared:
@@ -152,12 +152,13 @@ class Predictor:
         arrays = [p.pixels for p in pieces], [p.offset for p in prepared], [p.scale for p in prepared]
         pixels, offset, scale = (torch.from_numpy(np.stack(each)).to(self.device) for each in arrays)
         x = normalise(pixels, offset[:, :, None, None], scale[:, :, None, None])  # (B, C, h, w)
-        logits = self._logits(x).float()  # (B, K, h', w')
+        logits = self._engine(x).float()  # (B, K, h', w')
         return logits.sigmoid_() if self.binary else logits.softmax(dim=1)
 
     @torch.inference_mode()
     def decide(self, probabilities: Tensor, wanted: Wanted, threshold: float) -> Tensor:
-        """(K, h, w) probabilities -> the same, or (1, h, w) uint8: mask values or the likeliest class's probability."""
+        """Answer from probabilities (K, h, w): the same, or (1, h, w) uint8: mask values, or the likeliest class's
+        probability."""
         if wanted == "probabilities":
             return probabilities
         if wanted == "probability":
@@ -170,12 +171,12 @@ class Predictor:
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
         foreground. Raises PixelError."""
-        threshold = self.checked(threshold)
+        threshold = self.resolve_threshold(threshold)
         if self.binary:
             return (probabilities > threshold).astype(np.intp)
         return np.asarray(probabilities.argmax(axis=0))
 
-    def checked(self, threshold: float | None) -> float:
+    def resolve_threshold(self, threshold: float | None) -> float:
         """The threshold to use. Raises PixelError for one outside 0..1, and for one given to a network of classes."""
         if threshold is None:
             return self.threshold
@@ -211,24 +212,24 @@ class Prediction:
         self._wanted: Wanted = wanted
         self._views = VIEWS if tta else VIEWS[:1]
         # several views are averaged before the threshold: a mean of masks is no mask
-        self.wanted_of_pieces: Wanted = "probabilities" if tta else wanted
-        self._seen: tuple[View, Array] | None = None
+        self.wanted_per_piece: Wanted = "probabilities" if tta else wanted
+        self._mirrored: tuple[View, Array] | None = None
         self._answer: Array | None = None
         self.restart()
 
     def restart(self) -> None:
-        """Starts again, in tiles of the predictor's present `tile`."""
+        """Starts again, in tiles of the predictor's `tile`, which may be smaller now."""
         self._answer = None
         self._places = deque(place for view in self._views for place in self._tiles(view))
 
     @property
     def finished(self) -> bool:
-        """Whether every piece has been taken."""
+        """True when no piece is left to be taken with `next`."""
         return not self._places
 
     @property
     def next_shape(self) -> tuple[int, int]:
-        """(h, w) of the next piece."""
+        """Size (h, w) of the next piece."""
         _, rows, columns = self._places[0]
         margin = 2 * self.predictor.network.margin
         return rows.stop - rows.start + margin, columns.stop - columns.start + margin
@@ -237,10 +238,10 @@ class Prediction:
         """The next piece, cut from its view of the mirrored image."""
         height, width = self.next_shape
         view, rows, columns = self._places.popleft()
-        if self._seen is None or self._seen[0] != view:
+        if self._mirrored is None or self._mirrored[0] != view:
             turned = _turned(self.prepared.pixels, view)
-            self._seen = view, mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
-        pixels = self._seen[1][rows.start : rows.start + height, columns.start : columns.start + width]
+            self._mirrored = view, mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
+        pixels = self._mirrored[1][rows.start : rows.start + height, columns.start : columns.start + width]
         return Piece(self, view, rows, columns, np.ascontiguousarray(pixels))
 
     def stitch(self, piece: Piece, answer: Array) -> None:
@@ -261,7 +262,7 @@ class Prediction:
         """The answer for the image, when every piece has been computed: (H, W), or (K, H, W) probabilities."""
         answer = self._answer
         assert answer is not None
-        if self.wanted_of_pieces != self._wanted:
+        if self.wanted_per_piece != self._wanted:
             answer = self.predictor.decide(torch.from_numpy(answer), self._wanted, self.threshold).numpy()
         return answer[0] if len(answer) == 1 else answer
 
@@ -282,6 +283,6 @@ class Prediction:
 
 
 def _turned(image: Array, view: View) -> Array:
-    """(H, W, C) -> its view, which shares memory."""
+    """View of an image (H, W, C); it shares memory."""
     turns, flip = view
     return np.rot90(image, turns)[:, ::flip]

@@ -78,8 +78,8 @@ class SegmentOptions(BaseModel):
     openapi_extra=openapi(SegmentOptions.model_json_schema()["properties"]),
 )
 async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -> Response:
-    """The mask of an image: PNG, JPEG, TIFF (of several pages, too), BMP or WebP, sent as the multipart field `file` or
-    as the body itself. The options may be fields of the form, too."""
+    """The mask of an image: PNG, JPEG, TIFF (of several pages, too), BMP, WebP or GIF, sent as the multipart field
+    `file` or as the body itself. The options may be fields of the form, too."""
     state = request.app.state
     notes: Notes = request.state.notes
     model: Model | None = state.slot.current
@@ -95,7 +95,7 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
         notes.begin(model.id)
         async with ended_by_hang_up(request, give_up):
             pixels = await notes.run("decode", state.codecs, imaging.measure, data, state.limits)
-            # the mean over views is kept for each class
+            # with `tta`, probabilities of every class are kept
             async with state.budget.room(pixels * (predictor.n_classes if options.tta else 1)):
                 decoded = notes.run("decode", state.codecs, decode, data, state.limits, predictor, options)
                 del data  # large, and not needed while the prediction waits for its turn

@@ -110,14 +110,14 @@ def test_a_signal_during_a_save_waits_for_all_files(half: Path, whole: Path, mon
     assert_resumes(half, whole)
 
 
+def started(*command: str) -> "subprocess.Popen[str]":
+    """A Python program with its output in pipes."""
+    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_a_signal_before_the_first_epoch(half: Path) -> None:
     """As a program, where no epoch is known yet."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "trainer", *in_folder(half, "--force", epochs=1_000_000)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as program:
+    with started("-m", "trainer", *in_folder(half, "--force", epochs=1_000_000)) as program:
         assert program.stdout is not None
         next(line for line in program.stdout if line.startswith("device"))
         program.send_signal(signal.SIGTERM)
@@ -219,12 +219,7 @@ def test_a_killed_run_resumes_exactly_and_keeps_its_lock_until_then(
 
 @pytest.mark.slow
 def test_the_processes_of_one_run_stop_together(half: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, *TORCHRUN, "-m", "trainer", *in_folder(half, "--force", epochs=1_000_000)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as launcher:
+    with started(*TORCHRUN, "-m", "trainer", *in_folder(half, "--force", epochs=1_000_000)) as launcher:
         assert launcher.stdout is not None
         next(line for line in launcher.stdout if line.startswith("epoch   1"))
         launcher.send_signal(signal.SIGTERM)

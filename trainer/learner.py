@@ -39,7 +39,7 @@ class Average(nn.Module):
 
 
 class Learner:
-    """Everything that a training step changes; all of it is in `last.pth`."""
+    """State that a training step changes: network, optimiser, average. All of it is in `last.pth`."""
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.device = next(network.parameters()).device

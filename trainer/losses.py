@@ -75,7 +75,7 @@ def centre_line_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def skeleton(x: Tensor) -> Tensor:
-    """(B, K, H, W) in 0..1 -> soft skeleton (centre lines) of the same shape and range: the sum of all that openings
+    """Soft skeleton (centre lines) of x (B, K, H, W) in 0..1, of the same shape and range: the sum of all that openings
     remove."""
     lines = torch.zeros_like(x)
     for _ in range(SKELETON_STEPS):
@@ -104,7 +104,7 @@ def _by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """(B, classes, H, W) -> (classes,): sums over the whole batch, of all processes."""
+    """Sums of (B, classes, H, W) over the whole batch of all processes: (classes,)."""
     return world.sum(x.sum((0, 2, 3)))
 
 
@@ -123,7 +123,7 @@ def border_weights(label: npt.NDArray[np.integer[Any]], n_classes: int) -> Float
 
 
 def two_nearest_objects(label: npt.NDArray[np.integer[Any]]) -> tuple[FloatArray, FloatArray]:
-    """(H, W) distances in pixels to the nearest and second nearest object; infinite beyond 6 sigma, where the border
+    """Distances (H, W) in pixels to the nearest and second nearest object; infinite beyond 6 sigma, where the border
     weight is negligible."""
     reach = int(6 * BORDER_SIGMA)
     nearest = np.full(label.shape, np.inf, np.float32)

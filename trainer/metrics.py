@@ -43,7 +43,7 @@ def scores(matrix: Counts) -> Scores:
 
 
 def _overlap(matrix: Counts) -> tuple[Counts, npt.NDArray[np.float64]]:
-    """(n, n, ...) -> |A and B| and |A| + |B|, (n, ...) each; NaN for a class that no label has."""
+    """Terms of Dice and IoU: |A and B| and |A| + |B|, (n, ...) each, of (n, n, ...); NaN for a class without label."""
     labelled = matrix.sum(axis=1)
     total = matrix.sum(axis=0) + np.where(labelled == 0, np.nan, labelled)
     return np.einsum("ii...->i...", matrix), total
@@ -62,7 +62,7 @@ class ThresholdCurve:
         self.counts = np.zeros((2, self.BINS), np.int64)
 
     def add(self, probabilities: FloatArray, label: Labels) -> None:
-        """(H, W) probabilities of the foreground and (H, W) class indices."""
+        """Counts an image: (H, W) probabilities of the foreground and (H, W) class indices."""
         bins = (probabilities.astype(np.float64) * self.BINS).astype(np.int32)  # one too high for p on an edge
         bins -= probabilities <= self.EDGES[bins]
         self.counts += np.bincount(

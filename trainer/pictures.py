@@ -77,7 +77,7 @@ def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> by
 
 
 def class_colours(n: int) -> npt.NDArray[np.float32]:
-    """(n, 3) RGB in 0..1: black for the first class, then a wheel of hues from orange on, light and dark by turns."""
+    """Colours (n, 3), RGB in 0..1: black, then a wheel of hues from orange on, light and dark by turns."""
     wheel = colormaps["hsv"]((0.09 + np.arange(n - 1) / (n - 1)) % 1)[:, :3]
     wheel[1::2] *= 0.6
     return np.concatenate([np.zeros((1, 3)), wheel]).astype(np.float32)

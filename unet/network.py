@@ -32,7 +32,7 @@ PAPER_MARGIN = 92
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Everything needed to build a `UNet`. Raises ValueError naming the field that makes no sense."""
+    """Settings needed to build a `UNet`. Raises ValueError naming the field that makes no sense."""
 
     n_channels: int = 1  # channels of the image: 1 grey, 3 RGB
     n_classes: int = 1  # channels of the output: 1 for a binary mask (one logit), K for K exclusive classes
@@ -56,7 +56,7 @@ class NetworkConfig:
 
 
 class DoubleConv(nn.Module):
-    """(3x3 convolution, batch norm, ReLU) twice. Several inputs are concatenated along the channels."""
+    """Double convolution: (3x3 convolution, batch norm, ReLU) twice. Inputs are concatenated along the channels."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class Prepared:
 
 
 def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-    """(B, H, W, C) pixels, offset and scale of (B, C, 1, 1) or (C, 1, 1) -> (B, C, H, W) float32, channels last."""
+    """Network input (B, C, H, W) float32, channels last; from pixels (B, H, W, C), offset and scale ([B,] C, 1, 1)."""
     x = pixels.permute(0, 3, 1, 2).to(torch.float32, copy=True)
     return x.sub_(offset).mul_(scale)  # in place: half the time
 
@@ -109,7 +109,7 @@ def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
 
 
 def match_channels(x: npt.NDArray[Any], n_channels: int) -> npt.NDArray[Any]:
-    """(H, W, C) -> (H, W, n_channels): alpha dropped, RGB to grey by luminance (float32), grey to RGB by repetition."""
+    """Image (H, W, n_channels) from (H, W, C): without alpha, RGB to grey by luminance, grey to RGB by repetition."""
     if x.shape[2] in (2, 4) and x.shape[2] != n_channels:
         x = x[:, :, :-1]
     if x.shape[2] == n_channels:
@@ -122,7 +122,7 @@ def match_channels(x: npt.NDArray[Any], n_channels: int) -> npt.NDArray[Any]:
 
 
 def luminance(rgb: npt.NDArray[Any]) -> FloatArray:
-    """(H, W, 3) -> (H, W). In strips: converting the whole image to float first would take 12 bytes a pixel."""
+    """Grey image (H, W) of (H, W, 3), in strips: the whole image as float would take 12 bytes a pixel."""
     grey = np.empty(rgb.shape[:2], np.float32)
     for top in range(0, len(rgb), STRIP):
         np.matmul(rgb[top : top + STRIP], LUMA, out=grey[top : top + STRIP])
@@ -130,8 +130,8 @@ def luminance(rgb: npt.NDArray[Any]) -> FloatArray:
 
 
 def mirror(x: npt.NDArray[Any], height: int, width: int, margin: int = 0) -> npt.NDArray[Any]:
-    """(H, W, C) -> (height + 2 margin, width + 2 margin, C) by reflection: first at the right and lower border, then by
-    the margin on every side (the paper's overlap-tile border). Images smaller than the padding are reflected again."""
+    """Image (height + 2 margin, width + 2 margin, C) from (H, W, C) by reflection: first to the right and below, then by the
+    margin on every side (the paper's overlap-tile border). Images smaller than the padding are reflected again."""
     h, w, _ = x.shape
     pad = ((margin, height - h + margin), (margin, width - w + margin), (0, 0))
     return np.pad(x, pad, mode="reflect") if np.any(pad) else x

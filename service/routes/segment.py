@@ -57,7 +57,7 @@ class SegmentOptions(BaseModel):
         return output
 
     def updated(self, fields: Mapping[str, object]) -> "SegmentOptions":
-        """These options with those of a form, which win. Raises RequestValidationError."""
+        """Options of the query, overridden by those of a form. Raises RequestValidationError."""
         try:
             return SegmentOptions.model_validate({**self.model_dump(exclude_unset=True), **fields})
         except ValidationError as error:

@@ -66,7 +66,7 @@ def draw(n: int, size: int, how: Augmentation, rng: torch.Generator) -> RandomVa
 
 
 def sampling_grid(values: RandomValues, size: int, how: Augmentation) -> Tensor:
-    """(B, S, S, 2): for each pixel of a crop, where it is read in the image, in pixels from the centre of the crop."""
+    """Sampling grids (B, S, S, 2): where each pixel of a crop is read, in pixels from the centre of the crop."""
     axis = torch.arange(size, dtype=torch.float32, device=values.matrix.device) - (size - 1) / 2
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)[None]  # (1, S, S, 2)
     if how.elastic:
@@ -75,7 +75,7 @@ def sampling_grid(values: RandomValues, size: int, how: Augmentation) -> Tensor:
 
 
 def elastic_displacement(values: RandomValues, size: int, how: Augmentation) -> Tensor:
-    """(B, S, S, 2) smooth displacements in pixels: the middle of the coarse grid, interpolated by bicubic splines."""
+    """Smooth displacements (B, S, S, 2) in pixels: the middle of the coarse grid, interpolated by bicubic splines."""
     reach = max(size, (values.elastic.shape[-1] - 1) * how.elastic_spacing)
     fine = F.interpolate(values.elastic, (reach, reach), mode="bicubic", align_corners=True)
     start = (reach - size) // 2

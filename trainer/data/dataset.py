@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class DataError(UserError):
-    """Everything wrong with a data set, one line per problem."""
+    """List of everything wrong with a data set, one line per problem."""
 
     def __init__(self, folder: Path, problems: list[str]) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -55,7 +55,7 @@ class Classes:
         return values
 
     def indices(self, values: Array) -> npt.NDArray[np.uint8]:
-        """(H, W) class indices of values (H, W): their positions in `self.values`."""
+        """Class indices (H, W) of values (H, W): their positions in `self.values`."""
         return np.searchsorted(self.values, values).astype(np.uint8)
 
     def problems(self) -> list[str]:

@@ -57,7 +57,7 @@ def generate(rng: np.random.Generator, size: int = SIZE) -> tuple[Bytes, Bytes]:
 
 
 def _bodies(rng: np.random.Generator, size: int) -> npt.NDArray[np.bool_]:
-    """(size, size) bool: scattered small ellipses."""
+    """Mask (size, size) of scattered small ellipses, bool."""
     canvas = np.zeros((size, size), np.uint8)
     for _ in range(size * size // 1800):
         y, x = (int(v) for v in rng.integers(0, size, 2))
@@ -67,7 +67,7 @@ def _bodies(rng: np.random.Generator, size: int) -> npt.NDArray[np.bool_]:
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, sigma: float) -> Field:
-    """(size, size) random field of zero mean and unit variance, smooth over `sigma` pixels."""
+    """Random field (size, size) of zero mean and unit variance, smooth over `sigma` pixels."""
     pad = int(2 * sigma)
     noise = rng.normal(size=(size + 2 * pad, size + 2 * pad)).astype(np.float32)
     field: Field = cv2.GaussianBlur(noise, (0, 0), sigma)[pad : pad + size, pad : pad + size]

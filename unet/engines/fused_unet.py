@@ -44,7 +44,7 @@ class FusedUNet(nn.Module):
 
 
 class FusedDoubleConv(nn.Module):
-    """(3x3 convolution, ReLU) twice."""
+    """Double convolution: (3x3 convolution, ReLU) twice."""
 
     def __init__(self, block: DoubleConv | Down, convolve: Convolve) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Engine:
-    """(B, C, H, W) float32 -> logits (B, K, H', W') float32, by a network that computes in `dtype`."""
+    """Logits (B, K, H', W') float32 of (B, C, H, W) float32, by a network that computes in `dtype`."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         """`network`: on its device; it is converted."""

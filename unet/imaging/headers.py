@@ -42,7 +42,7 @@ def plain_png(data: bytes) -> bytes:
 
 
 def jpeg_size(data: bytes, fill: bool = False) -> tuple[int, int]:
-    """(width, height) of a JPEG; (0, 0) for tables without an image. Raises ImageError.
+    """Size (width, height) of a JPEG; (0, 0) for tables without an image. Raises ImageError.
 
     `fill`: bytes FF between segments are allowed. A JPEG in a TIFF must have none: what libjpeg refuses, imagecodecs
     tries as lossless JPEG, with a decoder that reads beyond its input if Huffman tables are longer than their segment.
@@ -67,7 +67,7 @@ def jpeg_size(data: bytes, fill: bool = False) -> tuple[int, int]:
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a WebP's canvas. (Pillow allocates the canvas when it opens a WebP.) Raises ImageError."""
+    """Size (width, height) of a WebP's canvas. (Pillow allocates it when it opens a WebP.) Raises ImageError."""
     kind, sides = data[12:16] if data[8:12] == b"WEBP" else b"", int.from_bytes(data[21:25], "little")
     if kind == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1

@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 class ImageError(UserError):
-    """Not an image, a damaged one, or of a kind that is not read. The message says why."""
+    """File that is not an image, is damaged, or of a kind that is not read. The message says why."""
 
 
 class ImageTooLargeError(ImageError):
@@ -44,7 +44,7 @@ class Picture:
     """The pixels of an image file and what the file said of them."""
 
     pages: list[Array]
-    """(H, W), or (H, W, C) for several channels; one page for anything but a TIFF. Sizes of pages may differ."""
+    """Pixels (H, W), or (H, W, C) for several channels; one page for anything but a TIFF. Sizes of pages may differ."""
     axes: str
     """Axes as the file has them, in tifffile's letters: YX, YXS, SYX; IYX... for several pages."""
     metadata: Metadata = field(default_factory=Metadata)

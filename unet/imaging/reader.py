@@ -85,8 +85,8 @@ class RasterImage:
         self.claims = [(*self.size, self.size[0] * self.size[1])]  # width, height, pixels to be allocated
 
     def decode(self, as_stored: bool) -> Array:
-        """(H, W) grey or (H, W, 3) RGB as in the file, without alpha, EXIF orientation applied; of an animation the
-        first picture. `as_stored`: indices of a palette, uint8, instead of its colours. Raises ImageError."""
+        """Page (H, W) grey or (H, W, 3) RGB as in the file, without alpha, EXIF orientation applied; the first
+        picture of an animation. `as_stored`: indices of a palette, uint8, instead of its colours. Raises ImageError."""
         lazy = self.lazy
         if lazy and as_stored and lazy.mode == "P":
             with decoding():

@@ -87,8 +87,8 @@ class TiffImage:
 
 
 def _claim(page: Any) -> tuple[int, int, int]:
-    """(width, height, pixels to be allocated) of a page. A tile may be larger than its image; a pixel of many channels
-    counts as one for every 16 bytes. Raises ImageError for samples that are not read, and for damaged directories."""
+    """Claim (width, height, pixels to allocate) of a page. A tile may be larger than its image. A pixel of many
+    channels counts as one for every 16 bytes. Raises ImageError for samples that are not read and damaged directories."""
     # in those an attribute may have any type
     numbers = [*page.shape, page.imagewidth, page.imagelength, page.tilewidth, page.tilelength, page.rowsperstrip]
     numbers += [page.samplesperpixel, page.compression, page.photometric, page.bitspersample]
@@ -113,7 +113,7 @@ def _claim(page: Any) -> tuple[int, int, int]:
 
 
 def _image(samples: Array, page: Any, as_stored: bool) -> Array:
-    """(H, W, S) samples -> (H, W) or (H, W, C): without alpha, upright, 1 bit as 0 and 255; unless `as_stored`,
+    """Image (H, W) or (H, W, C) of samples (H, W, S): without alpha, upright, 1 bit as 0 and 255; unless `as_stored`,
     with palettes looked up, black as 0, and less than 8 bits scaled to 8."""
     extra = tuple(page.extrasamples)
     n_colours = max(_SAMPLES[page.photometric], samples.shape[-1] - len(extra))

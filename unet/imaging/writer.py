@@ -14,7 +14,7 @@ _UNITS = {"inch": "INCH", "cm": "CENTIMETER"}
 
 
 def write_png(image: Array) -> bytes:
-    """(H, W) or (H, W, 3) RGB, uint8 or uint16 -> PNG."""
+    """PNG of an image (H, W) or (H, W, 3) RGB, uint8 or uint16."""
     ok, buffer = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image)
     assert ok, "OpenCV refused to encode an array that we made"
     return buffer.tobytes()

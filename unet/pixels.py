@@ -130,8 +130,8 @@ def luminance(rgb: npt.NDArray[Any]) -> FloatArray:
 
 
 def mirror(x: npt.NDArray[Any], height: int, width: int, margin: int = 0) -> npt.NDArray[Any]:
-    """Image (height + 2 margin, width + 2 margin, C) from (H, W, C) by reflection: first to the right and below, then by the
-    margin on every side (the paper's overlap-tile border). Images smaller than the padding are reflected again."""
+    """Image (height + 2 margin, width + 2 margin, C) from (H, W, C) by reflection: first right and below, then by
+    the margin on every side (the paper's overlap-tile border). Images smaller than the padding are reflected again."""
     h, w, _ = x.shape
     pad = ((margin, height - h + margin), (margin, width - w + margin), (0, 0))
     return np.pad(x, pad, mode="reflect") if np.any(pad) else x

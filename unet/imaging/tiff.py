@@ -88,7 +88,7 @@ class TiffImage:
 
 def _claim(page: Any) -> tuple[int, int, int]:
     """Claim (width, height, pixels to allocate) of a page. A tile may be larger than its image. A pixel of many
-    channels counts as one for every 16 bytes. Raises ImageError for samples that are not read and damaged directories."""
+    channels counts as one for every 16 bytes. Raises ImageError for unsupported samples and damaged directories."""
     # in those an attribute may have any type
     numbers = [*page.shape, page.imagewidth, page.imagelength, page.tilewidth, page.tilelength, page.rowsperstrip]
     numbers += [page.samplesperpixel, page.compression, page.photometric, page.bitspersample]

@@ -110,7 +110,7 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
 
 
 def test_problems_of_the_labels_as_a_whole_are_reported(folder: Folder) -> None:
-    with pytest.raises(DataError, match="1 problem with the data:\n  Training_Labels: found only the value 0"):
+    with pytest.raises(DataError, match="1 problem with the data:\n  labels: found only the value 0"):
         read_folder(folder(images={"a.png": NOISE}, labels={"a.png": 0 * HALVES}))
 
 

@@ -73,13 +73,13 @@ def test_a_grey_value_as_bright_as_a_colour_is_refused() -> None:
 def test_one_label_may_hold_one_class_but_a_data_set_may_not() -> None:
     assert read(HALVES, 0 * HALVES)[0].problems() == []
     assert read(0 * HALVES)[0].problems() == [
-        "Training_Labels: found only the value 0 in all labels; expected at least two values"
+        "labels: found only the value 0 in all labels; expected at least two values"
     ]
 
 
 def test_a_foreground_of_1_in_one_label_and_255_in_another_is_not_a_third_class() -> None:
     assert read(0 * HALVES, HALVES // 255, HALVES)[0].problems() == [
-        "Training_Labels: the foreground is 1 in b and 255 in c; expected one value per class: save all as 0 and 255, "
+        "labels: the foreground is 1 in b and 255 in c; expected one value per class: save all as 0 and 255, "
         "or as 0, 1 and 2 if these are three classes"
     ]
     both = HALVES.copy()
@@ -100,7 +100,7 @@ def test_class_values_beyond_8_bits_are_refused() -> None:
 def test_too_many_values_in_a_data_set_are_refused() -> None:
     pages = [np.arange(start, start + 50, dtype=np.uint8).reshape(5, 10) for start in (0, 50)]
     (problem,) = read(*pages)[0].problems()
-    assert problem.startswith("Training_Labels: found 100 different values in all; expected 2 to 64: JPEG, WebP")
+    assert problem.startswith("labels: found 100 different values in all; expected 2 to 64: JPEG, WebP")
 
 
 @pytest.mark.parametrize(

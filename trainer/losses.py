@@ -17,6 +17,7 @@ from trainer import world
 
 LossName = Literal["ce", "ce+dice", "ce+dice+cldice"]
 
+IGNORED = 255  # class index of pixels without an opinion: they count in no loss and no score
 BORDER_WEIGHT = 10.0  # w_0 of the paper's equation 2
 BORDER_SIGMA = 5.0  # sigma of the paper's equation 2, pixels
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.labels import Classes, has_colour
+from trainer.data.labels import Classes, Colour, default_colours, has_colour
 from trainer.data.pairs import find_pairs
 from unet import imaging
 from unet.errors import UserError
@@ -34,7 +34,8 @@ class Sample:
 
     name: str
     image: Array  # (H, W) or (H, W, 3) RGB; uint8, uint16 or float32
-    label: npt.NDArray[np.uint8]  # (H, W) class indices: positions in `DataSet.class_values`
+    label: npt.NDArray[np.uint8]  # (H, W) class indices: positions in `DataSet.class_values`; or IGNORED
+    objects: npt.NDArray[np.int32] | None = None  # (H, W) ids, 0 background; in a data set of instances
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class DataSet:
     samples: list[Sample]
     class_values: tuple[int, ...]  # values of the classes in label files, ascending
     files: dict[str, str]  # SHA-256 of each file, by its path in the folder
+    class_names: tuple[str, ...] = ()  # one for each value; by default background and foreground, or the value
+    class_colours: tuple[Colour, ...] = ()  # RGB, one for each value; by default a wheel of hues
+    instances: bool = False  # objects are learned with their borders; `Sample.objects` has them
+
+    def __post_init__(self) -> None:
+        n = len(self.class_values)
+        names = ("background", "foreground") if n == 2 else tuple(map(str, self.class_values))
+        object.__setattr__(self, "class_names", self.class_names or names)
+        object.__setattr__(self, "class_colours", self.class_colours or default_colours(n))
 
     @property
     def fingerprint(self) -> str:

@@ -4,13 +4,15 @@ Two values in the whole data set make a binary problem, in which the higher one 
 class per value. Colours are read by their luminance.
 """
 
+import colorsys
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.pairs import LABELS
 from unet.errors import UserError
 from unet.pixels import luminance
 
@@ -20,8 +22,27 @@ NOISE_ADVICE = (
     "nearest-neighbour interpolation"
 )
 
+LABELS = "labels"  # all of a data set, in messages
+
 Array = npt.NDArray[Any]
 Colour = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelPage:
+    """A page of a label as its source has it: a file, or shapes that were drawn."""
+
+    values: Array  # (H, W) whole numbers as stored, or (H, W, 3) colours
+    colours: Mapping[int, Colour] = field(default_factory=dict)  # RGB of values, by a palette or label map
+    names: Mapping[int | Colour, str] = field(default_factory=dict)  # of classes, by value or by colour
+    objects: npt.NDArray[np.int32] | None = None  # (H, W) ids, 0 background, where the source knows objects
+    ignored: npt.NDArray[np.bool_] | None = None  # (H, W) pixels that the source marks as without an opinion
+
+
+def default_colours(n: int) -> tuple[Colour, ...]:
+    """RGB of n classes: black, then a wheel of hues from orange on, light and dark by turns."""
+    wheel = [colorsys.hsv_to_rgb((0.09 + i / (n - 1)) % 1, 1, 0.6 if i % 2 else 1) for i in range(n - 1)]
+    return ((0, 0, 0), *(tuple(round(255 * c) for c in colour) for colour in wheel))
 
 
 class Classes:

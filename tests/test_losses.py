@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from trainer.losses import (
+    IGNORED,
     border_weights,
+    by_class,
     centre_line_dice_loss,
     loss_of,
     soft_dice_loss,
@@ -30,16 +32,34 @@ def test_soft_dice() -> None:
     """p = 0.5, 0.88; y = 1, 0."""
     p = 1 / (1 + np.exp(-2))
     foreground, background = (2 * 0.5 + 1) / (0.5 + p + 1 + 1), (2 * (1 - p) + 1) / (1.5 - p + 1 + 1)
-    assert soft_dice_loss(LOGITS, LABELS).item() == pytest.approx(1 - (foreground + background) / 2)
+    assert soft_dice_loss(*by_class(LOGITS, LABELS)).item() == pytest.approx(1 - (foreground + background) / 2)
     total = loss_of(LOGITS, LABELS, None, "ce+dice").item()
-    assert total == pytest.approx(loss_of(LOGITS, LABELS, None, "ce").item() + soft_dice_loss(LOGITS, LABELS).item())
+    assert total == pytest.approx(
+        loss_of(LOGITS, LABELS, None, "ce").item() + soft_dice_loss(*by_class(LOGITS, LABELS)).item()
+    )
+
+
+def test_ignored_pixels_count_in_no_loss() -> None:
+    """Whatever is predicted there, the loss and its gradients are those of the other pixels."""
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.arange(32).reshape(2, 4, 4) % 3
+    labels[:, :, 2:] = IGNORED
+    loss = loss_of(logits, labels, None, "ce+dice+cldice")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[..., 2:].any()
+    other = torch.where(labels[:, None] == IGNORED, -7.0, logits)
+    assert loss_of(other, labels, None, "ce+dice").item() == loss_of(logits, labels, None, "ce+dice").item()
+    assert loss_of(logits, labels, None, "ce").item() == pytest.approx(
+        loss_of(logits[..., :2], labels[..., :2], None, "ce").item()
+    )
+    assert loss_of(logits, torch.full_like(labels, IGNORED), None, "ce+dice").item() == pytest.approx(0)
 
 
 def test_a_perfect_answer_has_no_dice_loss() -> None:
     labels = torch.tensor([[[0, 1, 2, 1]]])
     logits = 50.0 * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2)
-    assert soft_dice_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
-    assert centre_line_dice_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
+    assert soft_dice_loss(*by_class(logits, labels)).item() == pytest.approx(0, abs=1e-6)
+    assert centre_line_dice_loss(*by_class(logits, labels)).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("classes", [(0, 1), (1, 0)])  # whichever is the background
@@ -50,9 +70,9 @@ def test_the_centre_line_loss_of_a_line_with_a_gap(classes: tuple[int, int]) -> 
     labels[..., 4] = line
     found = labels.clone()
     found[:, 5:7] = background
-    loss = centre_line_dice_loss(100.0 * found[:, None] - 50, labels)
+    loss = centre_line_dice_loss(*by_class(100.0 * found[:, None] - 50, labels))
     assert loss.item() == pytest.approx(1 - 2 * (9 / 11) / (1 + 9 / 11))
-    assert centre_line_dice_loss(100.0 * labels[:, None] - 50, labels).item() == pytest.approx(0, abs=1e-6)
+    assert centre_line_dice_loss(*by_class(100.0 * labels[:, None] - 50, labels)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_centre_line_gradients_raise_missing_lines_and_lower_wrong_ones() -> None:
@@ -62,7 +82,7 @@ def test_centre_line_gradients_raise_missing_lines_and_lower_wrong_ones() -> Non
     logits[..., 8] = 1  # a wrong line beside it
     logits.requires_grad_()
     loss = loss_of(logits, labels, None, "ce+dice+cldice")
-    lines = centre_line_dice_loss(logits, labels)
+    lines = centre_line_dice_loss(*by_class(logits, labels))
     assert loss.item() == pytest.approx(loss_of(logits, labels, None, "ce+dice").item() + 0.25 * lines.item())
     lines.backward()
     assert logits.grad is not None

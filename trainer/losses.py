@@ -30,40 +30,42 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName) -> Tensor:
-    """Logits (B, K, H, W), class indices (B, H, W), weights (B, H, W) or None -> scalar loss.
+    """Logits (B, K, H, W), class indices or IGNORED (B, H, W), weights (B, H, W) or None -> scalar loss.
     Cross-entropy (binary for K = 1) averaged by weight; `ce+dice` adds soft Dice, `ce+dice+cldice` also a share of
     centre line Dice. With several processes the mean of their losses is the loss of the whole batch, because sums in
     a denominator are taken over all of them."""
     logits = logits.float()
+    known = (labels != IGNORED).float()  # (B, H, W)
+    weights = known if weights is None else known * weights
+    labels = labels.where(labels != IGNORED, 0)
     if logits.shape[1] == 1:
         ce = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), reduction="none")  # (B, H, W)
     else:
         ce = F.cross_entropy(logits, labels, reduction="none")  # (B, H, W)
-    loss = ce.mean() if weights is None else world.size() * (ce * weights).sum() / world.sum(weights.sum())
+    loss = world.size() * (ce * weights).sum() / world.sum(weights.sum()).clamp(min=1)
     if name != "ce":
-        loss = loss + soft_dice_loss(logits, labels)
-    if name == "ce+dice+cldice":
-        loss = loss + CENTRE_LINE_WEIGHT * centre_line_dice_loss(logits, labels)
+        p, y = (each * known[:, None] for each in by_class(logits, labels))
+        loss = loss + soft_dice_loss(p, y)
+        if name == "ce+dice+cldice":
+            loss = loss + CENTRE_LINE_WEIGHT * centre_line_dice_loss(p, y)
     return loss
 
 
-def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), with sums over the whole batch. Both classes of a
-    binary problem count, so that it does not matter which one is called foreground."""
-    p, y = _by_class(logits, labels)
+def soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:
+    """Probabilities and one-hot labels of `by_class` -> 1 - mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), with
+    sums over the whole batch. Both classes of a binary problem count: it does not matter which is the foreground."""
     overlap, total = _sums(p * y), _sums(p + y)
     return 1 - ((2 * overlap + 1) / (total + 1)).mean()  # + 1: a class that is absent and not predicted is perfect
 
 
-def centre_line_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - mean clDice over all classes but the most common one of the batch, which is taken for the background.
+def centre_line_dice_loss(p: Tensor, y: Tensor) -> Tensor:
+    """1 - mean clDice over all classes of `by_class` but the batch's most common one, taken for the background.
 
     clDice (Shit et al. 2021, https://arxiv.org/abs/2003.07311) is the harmonic mean of the share of the predicted
     centre lines inside the label, and the share of the label's centre lines that is predicted: a gap in a membrane
     costs as much as the membrane is long there, however thin it is. Unlike in the paper, gradients do not flow through
     the position of the predicted centre lines, only through their probability, which takes a tenth of the time.
     """
-    p, y = _by_class(logits, labels)
     others = torch.arange(p.shape[1] - 1, device=p.device)
     others = others + (others >= _sums(y).argmax())  # computed on the device: no synchronisation with a GPU
     p, y = (each.index_select(1, others) for each in (p, y))
@@ -94,7 +96,7 @@ def _extreme_of_three(x: Tensor, dim: int, extreme: Callable[[Tensor, Tensor], T
     return extreme(extreme(padded.narrow(dim, 0, x.shape[dim]), padded.narrow(dim, 2, x.shape[dim])), x)
 
 
-def _by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and one-hot labels, (B, classes, H, W) each, in 0..1; two classes for a binary problem."""
     if logits.shape[1] == 1:
         foreground = logits[:, 0].sigmoid()

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import cast
+from typing import Any, cast
 
 import torch
 
-from trainer import pictures, report, world
+from trainer import initial, pictures, report, world
 from trainer.data import Batches, DataSet
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, Progress, RunFolder, claim
@@ -49,7 +49,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     with stop.defer():
         trainer.loop(stop)
     if world.is_first():
-        report.account(trainer.folder, recipe, data, trainer.val, trainer.progress, device)
+        report.account(trainer.folder, trainer.recipe, data, trainer.val, trainer.progress, device)
 
 
 class Trainer:
@@ -59,9 +59,11 @@ class Trainer:
 
     def __init__(self, settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
         training, self.val = divide(settings, data)
+        source, recipe = initial.load(settings, recipe)
         report.print_start(settings, recipe, data, training, self.val, device)
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
+        taken = initial.transfer(network, source, settings.init_from) if source else None
         preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
         self.recipe, self.data = recipe, data
         self.learner = Learner(network, recipe)
@@ -71,9 +73,12 @@ class Trainer:
         self.schedule = Schedule(recipe, len(self.batches), settings.max_minutes)
         # settings by which an interrupted run is recognised; the device is not one of them
         names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
-        identity = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names} | {"data": data.files}
+        identity: dict[str, Any] = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names}
+        identity |= {"data": data.files, "init_from": source.id if source else None}
         self.folder = RunFolder(settings.out, identity)
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
+        if taken and not self.progress.epoch:
+            print(f"start     {taken}", flush=True)
 
     def loop(self, stop: Stop) -> None:
         """Train, validate and save, an epoch at a time, to the end of the schedule."""

@@ -42,6 +42,9 @@ class TrainSettings(ProgramSettings):
     )
     folds: int | None = Field(None, ge=2, description="cross-validation: divide the images into N parts")
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
+    init_from: Path | None = Field(
+        None, description="start with the weights of this model, whose channels and classes may differ"
+    )
     device: DeviceChoice = Field(
         "auto", description="auto, cpu, cuda, cuda:1, mps or another of torch", json_schema_extra={"metavar": "DEVICE"}
     )

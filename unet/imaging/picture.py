@@ -37,6 +37,8 @@ class Metadata:
     resolution: tuple[float, float] | None = None  # pixels per unit along x and y
     unit: str = ""  # of `resolution` and `spacing`: "inch", "cm", or as ImageJ spells it ("micron", "µm")
     spacing: float | None = None  # distance of two slices of a z-stack
+    orientation: int = 1  # as EXIF or the TIFF tag has it, 1 to 8, from 2 on one that was applied to the pixels
+    palette: tuple[tuple[int, int, int], ...] = ()  # RGB of the indices; with `as_stored`, where pixels are indices
 
 
 @dataclass(frozen=True, slots=True)

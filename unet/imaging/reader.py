@@ -1,6 +1,8 @@
 """Reading: limits first, from headers; then pixels. PNG, JPEG, WebP through OpenCV, GIF and BMP through Pillow."""
 
 import io
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,11 +11,12 @@ from PIL import ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from unet.imaging import headers
-from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Limits, Picture, decoding
-from unet.imaging.tiff import MAGIC, TiffImage
+from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Limits, Metadata, Picture, decoding
+from unet.imaging.tiff import MAGIC, ORIENTATION, TiffImage
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # exceptions say what is wrong with a file
 
@@ -43,9 +46,13 @@ def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: b
             source = file.read(-1 if limits.max_bytes is None else limits.max_bytes + 1)
     image, _ = _opened(source, limits)
     if isinstance(image, TiffImage):
-        return Picture(image.decode(as_stored), image.axes, image.metadata())
+        metadata = image.metadata()
+        return Picture(
+            image.decode(as_stored), image.axes, replace(metadata, palette=image.palette()) if as_stored else metadata
+        )
     page = image.decode(as_stored)
-    return Picture([page], "YXS"[: page.ndim])
+    palette = image.palette() if as_stored else ()
+    return Picture([page], "YXS"[: page.ndim], Metadata(orientation=image.orientation(), palette=palette))
 
 
 def _opened(data: bytes, limits: Limits) -> "tuple[TiffImage | RasterImage, int]":
@@ -83,6 +90,18 @@ class RasterImage:
         else:
             raise ImageError(f"expected an image (PNG, JPEG, TIFF, BMP, WebP or GIF), found {len(data)} other bytes")
         self.claims = [(*self.size, self.size[0] * self.size[1])]  # width, height, pixels to be allocated
+
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """RGB of the indices of a PNG, GIF or BMP that has a palette."""
+        colours = self.lazy.getpalette("RGB") if self.lazy and self.lazy.mode == "P" else None
+        return tuple(zip(*[iter(colours or ())] * 3, strict=False))
+
+    def orientation(self) -> int:
+        """EXIF orientation, 1 to 8, of a JPEG or PNG; 1 if there is none."""
+        with suppress(Exception):  # Pillow's, on damaged EXIF: no reason to refuse the pixels
+            if self.lazy or (self.data.startswith(b"\xff\xd8") and b"Exif" in self.data[:65536]):
+                return int((self.lazy or JpegImageFile(io.BytesIO(self.data))).getexif().get(ORIENTATION, 1))
+        return 1
 
     def decode(self, as_stored: bool) -> Array:
         """Page (H, W) grey or (H, W, 3) RGB as in the file, without alpha, EXIF orientation applied; the first

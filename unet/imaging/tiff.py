@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tifffile import PHOTOMETRIC, TiffFile
 
 from unet.imaging import headers
@@ -27,7 +28,7 @@ _SAMPLES = {
 """Samples of a pixel, without extra ones, by the photometric interpretations that are read."""
 _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
 _UNITS = {2: "inch", 3: "cm"}
-_ORIENTATION = 274
+ORIENTATION = 274
 
 
 class TiffImage:
@@ -65,6 +66,13 @@ class TiffImage:
             pages.append(_image(samples.reshape(page.imagelength, page.imagewidth, -1), page, as_stored))
         return pages
 
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """RGB of the indices, if the first page has a palette."""
+        with suppress(Exception):  # a damaged palette: no reason to refuse the indices
+            if self.pages[0].photometric == PHOTOMETRIC.PALETTE:
+                return tuple(map(tuple, _palette(self.pages[0]).tolist()))
+        return ()
+
     def metadata(self) -> Metadata:
         """Resolution and calibration: ImageJ's, else as the tags of the first page have it."""
         numbers, unit = [0.0, 0.0, 0.0], ""
@@ -72,7 +80,8 @@ class TiffImage:
             unit = str(self.imagej.get("unit", _UNITS.get(self.pages[0].resolutionunit, "")))
             numbers = [float(number) for number in (*self.pages[0].resolution, self.imagej.get("spacing", 0))]
         x, y, z = (number if 1e-9 < number < 1e9 else None for number in numbers)
-        return Metadata((x, y) if x and y and unit else None, unit.replace(r"\u00B5", "µ"), z)
+        orientation = self.pages[0].tags.valueof(ORIENTATION, 1)
+        return Metadata((x, y) if x and y and unit else None, unit.replace(r"\u00B5", "µ"), z, orientation)
 
     def _check_stated_sizes(self, page: Any) -> None:
         """Raises ImageError for a JPEG or WebP strip or tile whose own header states a larger size."""
@@ -92,7 +101,7 @@ def _claim(page: Any) -> tuple[int, int, int]:
     # in those an attribute may have any type
     numbers = [*page.shape, page.imagewidth, page.imagelength, page.tilewidth, page.tilelength, page.rowsperstrip]
     numbers += [page.samplesperpixel, page.compression, page.photometric, page.bitspersample]
-    numbers += [page.tags.valueof(_ORIENTATION, 1), *page.dataoffsets, *page.databytecounts]
+    numbers += [page.tags.valueof(ORIENTATION, 1), *page.dataoffsets, *page.databytecounts]
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or page.planarconfig not in (1, 2):
         raise ImageError("the image is damaged: expected other numbers as tags of the TIFF")
     known = page.compression in _COMPRESSIONS and page.dtype is not None and page.dtype.kind in "biuf"
@@ -123,7 +132,7 @@ def _image(samples: Array, page: Any, as_stored: bool) -> Array:
         samples = samples.astype(np.uint8) * np.uint8(255)
     if not as_stored:
         samples = _rendered(samples, page)
-    image, orientation = samples, page.tags.valueof(_ORIENTATION)
+    image, orientation = samples, page.tags.valueof(ORIENTATION)
     image = image.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else image
     image = image[:, ::-1] if orientation in (2, 3, 6, 7) else image
     image = image[::-1] if orientation in (3, 4, 7, 8) else image
@@ -134,14 +143,20 @@ def _rendered(samples: Array, page: Any) -> Array:
     """Samples (..., S) converted to grey or RGB with black as 0."""
     bits = page.bitspersample
     if page.photometric == PHOTOMETRIC.PALETTE:
-        colours = np.asarray(page.colormap)
-        if colours.shape != (3, 2**bits) or colours.dtype.kind != "u" or samples.dtype.kind != "u":
-            raise ImageError("the image is damaged: the TIFF has no palette of its size")
-        table = (colours.T >> 8 if colours.max() > 255 else colours.T).astype(np.uint8)  # of 16 bits, or (rarely) of 8
-        return table[samples[..., 0]]
+        if samples.dtype.kind != "u":
+            raise ImageError("the image is damaged: indices of a palette are not whole numbers")
+        return _palette(page)[samples[..., 0]]
     if 1 < bits < 8:
         samples = (np.arange(2**bits) * 255 // (2**bits - 1)).astype(np.uint8)[samples]
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         top = {"f": 1, "i": -1}.get(samples.dtype.kind, 2 ** max(bits, 8) - 1)
         samples = samples.dtype.type(top) - samples
     return samples
+
+
+def _palette(page: Any) -> npt.NDArray[np.uint8]:
+    """RGB (2**bits, 3) of a page with a palette, whose values have 16 bits, or (rarely) 8. Raises ImageError."""
+    colours = np.asarray(page.colormap)
+    if colours.shape != (3, 2**page.bitspersample) or colours.dtype.kind != "u":
+        raise ImageError("the image is damaged: the TIFF has no palette of its size")
+    return (colours.T >> 8 if colours.max() > 255 else colours.T).astype(np.uint8)

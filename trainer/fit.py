@@ -12,7 +12,7 @@ from tqdm import tqdm
 from trainer import world
 from trainer.data import Batches, Sample
 from trainer.learner import Learner
-from trainer.metrics import ThresholdCurve, confusion, scores
+from trainer.metrics import ThresholdCurve, confusion, scores, standard_error
 from trainer.schedule import Schedule
 from trainer.stop import Stop, Stopped
 from unet.errors import UserError
@@ -20,10 +20,11 @@ from unet.predictor import Predictor
 
 
 def train_epoch(
-    learner: Learner, batches: Batches, epoch: int, schedule: Schedule, elapsed: float, stop: Stop
+    learner: Learner, batches: Batches, epoch: int, schedule: Schedule, elapsed: float, until: float, stop: Stop
 ) -> dict[str, float]:
-    """One pass over the data, cut short when the time is up, but at least one step; returns its columns of history.csv.
-    `elapsed`: seconds of training before this epoch. Raises UserError on a non-finite loss, and Stopped."""
+    """One pass over the data, cut short after `until` seconds of training, but at least one step; returns its columns
+    of history.csv. `elapsed`: seconds of training before this epoch. Raises UserError on a non-finite loss, and
+    Stopped."""
     # seeds dropout: the same after a resume, different in each process
     torch.manual_seed((batches.seed * 1_000_003 + epoch) * world.size() + world.rank())
     learner.parallel.train()
@@ -37,9 +38,9 @@ def train_epoch(
         for step in bar:
             raise_if_stopped(stop)
             now = world.broadcast(elapsed + time.monotonic() - started)
-            if step and now >= schedule.seconds:
+            if step and now >= until:
                 break
-            lr = schedule.lr((epoch - 1) * len(batches) + step, now)
+            lr = schedule.lr(epoch - 1 + step / len(batches), now)
             losses.append(learner.step(batch, lr))
             cutting = time.monotonic()
             batch = next(crops, batch)
@@ -66,13 +67,14 @@ def finite_loss(loss: Tensor, epoch: int, step: int) -> float:
 
 def validate(predictor: Predictor, samples: list[Sample], stop: Stop, mixed: bool = False) -> dict[str, float]:
     """Compare the predictor's answers for whole images with their labels, counted over the whole set; returns columns
-    of history.csv: the score, Dice and IoU of each class that the labels have, pixel error, and seconds. For a binary
-    problem these are at the threshold with the highest score, which is a column, like the area under the ROC curve.
-    `mixed`: compute in bfloat16 on a CPU. Raises UserError on non-finite probabilities, and Stopped."""
+    of history.csv: the score, its standard error over the images, Dice and IoU of each class that the labels have,
+    pixel error, and seconds. For a binary problem these are at the threshold of `ThresholdCurve.threshold`, which is a
+    column, like the area under the ROC curve. `mixed`: compute in bfloat16 on a CPU. Raises UserError on non-finite
+    probabilities, and Stopped."""
     started = time.monotonic()
     predictor.network.eval()
     n = len(predictor.class_values)
-    matrix, curve = np.zeros((n, n), np.int64), ThresholdCurve()
+    matrices, curve = [], ThresholdCurve()
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         for sample in tqdm(samples, "validation", leave=False, unit="image", disable=None):
             raise_if_stopped(stop)
@@ -82,15 +84,18 @@ def validate(predictor: Predictor, samples: list[Sample], stop: Stop, mixed: boo
             if predictor.binary:
                 curve.add(probabilities, sample.label)
             else:
-                matrix += confusion(predictor.to_classes(probabilities), sample.label, n)
-    threshold, found = curve.best() if predictor.binary else (None, scores(matrix))
-    row = {"score": found.score}
+                matrices.append(confusion(predictor.to_classes(probabilities), sample.label, n))
+    columns: dict[str, float] = {}
+    if predictor.binary:
+        threshold = curve.threshold()
+        matrices = curve.confusions(threshold)
+        columns = {"threshold": threshold, "auc": curve.auc()}
+    found = scores(np.sum(matrices, axis=0))
+    row = {"score": found.score, "score_error": standard_error([scores(each).score for each in matrices])}
     for value, dice, iou in zip(predictor.class_values, found.dice, found.iou, strict=True):
         if not math.isnan(dice):
             row |= {f"dice_{value}": dice, f"iou_{value}": iou}
-    row["pixel_error"] = found.pixel_error
-    if threshold is not None:
-        row |= {"threshold": threshold, "auc": curve.auc()}
+    row |= {"pixel_error": found.pixel_error} | columns
     return row | {"validation_seconds": time.monotonic() - started}
 
 

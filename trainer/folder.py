@@ -27,23 +27,18 @@ class Progress:
     epoch: int = 0
     elapsed: float = 0.0  # seconds of training, those of interrupted processes included
     finished: bool = False
-    best: dict[str, float] = field(default_factory=dict)  # row of `history` that `best_model.pth` belongs to
+    joined: bool = False  # the images to validate on are learned from now: there are no more scores
+    scored: dict[str, float] = field(default_factory=dict)  # the last row of `history` with a score
+    objects: dict[str, float] = field(default_factory=dict)  # scores of objects then
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, row: dict[str, float]) -> bool:
-        """Append the row of an epoch. True if it has the highest score so far."""
+    def add(self, row: dict[str, float]) -> None:
+        """Append the row of an epoch."""
         self.epoch = int(row["epoch"])
         self.elapsed += row["seconds"]
         self.history.append(row)
-        improved = not self.best or row["score"] > self.best["score"]
-        if improved:
-            self.best = row
-        return improved
-
-    def rows(self) -> list[dict[str, float]]:
-        """The history, with the best epoch as it is in `best_model.pth`: a run that was killed before it wrote
-        `last.pth` may have repeated that epoch with another result, or ended before it."""
-        return list({row["epoch"]: row for row in [*self.history, self.best]}.values())
+        if "score" in row:
+            self.scored = row
 
 
 @contextmanager
@@ -110,16 +105,11 @@ class RunFolder:
         )
 
     def _check_best(self, progress: Progress) -> list[str]:
-        """Compare `best_model.pth` with the progress, as the run may end with this file; differences, if any. A run
-        killed between the two files has written a later best model than `progress` knows: that one counts."""
-        if not progress.best:
+        """Compare `best_model.pth` with the progress, as a finished run leaves this file; differences, if any. A run
+        killed between the two files has written a later model than `progress` knows, and will write it again."""
+        if not progress.epoch or checkpoints.load(self.best).training.get("epoch", 0) >= progress.epoch:
             return []
-        training = checkpoints.load(self.best).training
-        if training.get("epoch", 0) > progress.epoch:
-            progress.best = dict(training["best"])
-        elif training.get("epoch") != progress.best["epoch"] and not progress.finished:
-            return [f"{BEST} is not the one that it has written"]
-        return []
+        return [f"{BEST} is not the one that it has written"]
 
     def save_last(self, progress: Progress, learner: Learner) -> None:
         """Write `last.pth`: everything needed to resume."""
@@ -127,8 +117,8 @@ class RunFolder:
         checkpoints.replace_atomically(self.last, checkpoints.to_bytes(state))
 
     def save_history(self, rows: list[dict[str, float]]) -> None:
-        """Write `history.csv`, with the columns of the first row."""
-        lines = [list(rows[0]), *([f"{row[name]:.6g}" for name in rows[0]] for row in rows)]
+        """Write `history.csv`, with the columns of the first row; an epoch without a score leaves them empty."""
+        lines = [list(rows[0]), *([f"{row[name]:.6g}" if name in row else "" for name in rows[0]] for row in rows)]
         self.save_file(HISTORY, "".join(f"{','.join(line)}\n" for line in lines).encode())
 
     def save_file(self, name: str, content: bytes) -> None:

@@ -1,13 +1,22 @@
 """The images of a run: found by `--data`, read, and divided into training and validation."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from trainer.data import DataSet, Sample, download, read_folder, sample, split, split_fold
+from trainer.data import DataSet, Sample, download, read_folder, sample
 from trainer.data.pairs import IMAGES, LABELS
+from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
+from trainer.losses import IGNORED
 from trainer.settings import TrainSettings
 from unet.errors import UserError
+
+ENOUGH = 10
+"""Images to validate on that can be spared for good: fewer are learned from, too, once they have given the score."""
+JOIN = 0.6
+"""Share of the run after which they are."""
 
 
 def read(settings: TrainSettings) -> DataSet:
@@ -24,29 +33,49 @@ def read(settings: TrainSettings) -> DataSet:
     return read_folder(folder)
 
 
-def divide(settings: TrainSettings, data: DataSet) -> tuple[list[Sample], list[Sample]]:
-    """Samples for training and for validation, by the flags. Raises UserError if a side has a single class."""
-    n, kind, seed = len(data.samples), settings.val_split, settings.seed
-    if settings.folds is None:
-        if settings.fold > 1:
-            raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
-        indices = split(n, settings.val_fraction, kind, seed)
-    elif "val_fraction" in settings.model_fields_set:
+@dataclass(frozen=True)
+class Division:
+    """Samples of a run."""
+
+    training: list[Sample]
+    validation: list[Sample]
+    kind: SplitKind  # never "auto"
+    joins: bool  # whether the images to validate on are learned from, too, at the end of the run
+
+
+def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
+    """Divide by the flags. Of the divisions of its kind, `auto` takes the one with most classes on both sides. A single
+    image is cut: its last quarter is validated on. Raises UserError if the images to train on have a single class."""
+    if settings.folds is None and settings.fold > 1:
+        raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
+    asked = settings.model_fields_set & {"val_fraction", "folds"}
+    if len(asked) == 2:
         raise UserError(
             f"--val-fraction {settings.val_fraction} and --folds {settings.folds}: expected one of them only"
         )
+    samples = halves(samples[0]) if len(samples) == 1 else samples
+    kind = settings.val_split
+    if kind == "auto":
+        kind = "contiguous" if is_stack(samples) else "spread"
+    order = arrange(samples, kind, settings.seed)
+    if settings.folds is None:
+        turns = len(order) if settings.val_split == "auto" else 1
+        present = [classes_in([sample]) for sample in samples]
+        sides = max(
+            (split(order[turn:] + order[:turn], settings.val_fraction) for turn in range(turns)),
+            key=lambda sides: [len(set().union(*(present[i] for i in side))) for side in sides],
+        )
     else:
-        indices = split_fold(n, settings.folds, settings.fold, kind, seed)
-    train, val = ([data.samples[i] for i in side] for side in indices)
-    for purpose, samples in (("training", train), ("validation", val)):
-        if len(classes_in(samples)) < 2:
-            raise UserError(
-                f"all {purpose} labels hold a single class: expected at least two; choose other images with "
-                f"--val-split random or another {'--val-fraction' if settings.folds is None else '--fold'}"
-            )
-    return train, val
+        sides = split_fold(order, settings.folds, settings.fold)
+    training, validation = ([samples[i] for i in side] for side in sides)
+    if len(classes_in(training)) < 2:
+        raise UserError(
+            "all labels to train on hold a single class: expected at least two; choose other images with --val-split "
+            f"random or another {'--val-fraction' if settings.folds is None else '--fold'}"
+        )
+    return Division(training, validation, kind, joins=not asked and len(validation) < ENOUGH)
 
 
-def classes_in(samples: list[Sample]) -> set[int]:
+def classes_in(samples: Sequence[Sample]) -> set[int]:
     """Indices of the classes that the labels contain."""
-    return {int(i) for sample in samples for i in np.unique(sample.label)}
+    return {int(i) for sample in samples for i in np.flatnonzero(np.bincount(sample.label.ravel()))} - {IGNORED}

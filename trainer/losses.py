@@ -52,8 +52,9 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossNa
 
 
 def soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:
-    """Probabilities and one-hot labels of `by_class` -> 1 - mean over the classes of 2 sum(p y) / (sum(p) + sum(y)), with
-    sums over the whole batch. Both classes of a binary problem count: it does not matter which is the foreground."""
+    """Probabilities and one-hot labels of `by_class` -> 1 - mean over the classes of 2 sum(p y) / (sum(p) + sum(y)),
+    with sums over the whole batch. Both classes of a binary problem count: it does not matter which is the
+    foreground."""
     overlap, total = _sums(p * y), _sums(p + y)
     return 1 - ((2 * overlap + 1) / (total + 1)).mean()  # + 1: a class that is absent and not predicted is perfect
 

@@ -1,5 +1,7 @@
 """Scores over a whole set of images, from sums of counts: Dice, IoU, pixel error, AUC, and scores of objects."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,8 @@ import numpy.typing as npt
 from skimage.measure import label as connected_components
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.segmentation import watershed
+
+from trainer.losses import IGNORED
 
 Counts = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.integer[Any]]
@@ -30,8 +34,10 @@ class Scores:
 
 
 def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
-    """Two arrays of class indices of one shape -> (n_classes, n_classes) counts: row label, column prediction."""
-    pairs = label.astype(np.int64).ravel() * n_classes + predicted.astype(np.int64).ravel()
+    """Two arrays of class indices of one shape -> (n_classes, n_classes) counts: row label, column prediction. Pixels
+    whose label is IGNORED do not count."""
+    known = label != IGNORED
+    pairs = label[known].astype(np.int64) * n_classes + predicted[known].astype(np.int64)
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
@@ -50,7 +56,7 @@ def _overlap(matrix: Counts) -> tuple[Counts, npt.NDArray[np.float64]]:
 
 
 class ThresholdCurve:
-    """The confusion matrix of a binary problem at every threshold 0.001, 0.002, ... 0.999, from one pass."""
+    """Confusion matrices of a binary problem at every threshold 0.001, 0.002, ... 0.999, for each image."""
 
     BINS = 1000
     EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
@@ -59,37 +65,57 @@ class ThresholdCurve:
     EDGES[0], EDGES[-1] = -np.inf, np.inf
 
     def __init__(self) -> None:
-        self.counts = np.zeros((2, self.BINS), np.int64)
+        self.images: list[Counts] = []  # (2, BINS) each: row label, column probability
 
     def add(self, probabilities: FloatArray, label: Labels) -> None:
-        """Counts an image: (H, W) probabilities of the foreground and (H, W) class indices."""
+        """Counts an image: probabilities of the foreground and class indices, of one shape. IGNORED does not count."""
+        known = label != IGNORED
+        probabilities, label = probabilities[known], label[known]
         bins = (probabilities.astype(np.float64) * self.BINS).astype(np.int32)  # one too high for p on an edge
         bins -= probabilities <= self.EDGES[bins]
-        self.counts += np.bincount(
-            label.astype(np.int64).ravel() * self.BINS + bins.ravel(), minlength=2 * self.BINS
-        ).reshape(2, self.BINS)
+        counts = np.bincount(label.astype(np.int64) * self.BINS + bins, minlength=2 * self.BINS)
+        self.images.append(counts.reshape(2, self.BINS))
 
-    def best(self) -> tuple[float, Scores]:
-        """The threshold with the highest score, and its scores; of several the one nearest to 0.5."""
-        below = np.cumsum(self.counts, axis=1)[:, :-1]  # row label, column k - 1
-        above = self.counts.sum(axis=1, keepdims=True) - below
-        hit, total = _overlap(np.stack([below, above], axis=1))  # label, prediction, k - 1
-        score = np.nanmean(2 * hit / total, axis=0)
-        highest = 1 + np.flatnonzero(score == score.max())
-        k = int(highest[np.abs(highest / self.BINS - 0.5).argmin()])
-        return k / self.BINS, scores(self.confusion(k))
+    def threshold(self) -> float:
+        """The threshold nearest to 0.5 whose mean score over the images is within one standard error of the best: a few
+        images are no reason to leave 0.5 (the one-standard-error rule of Breiman et al. 1984, for cross-validation)."""
+        gain = np.stack([_score_by_threshold(counts) for counts in self.images])
+        gain -= gain[:, [self.BINS // 2 - 1]]  # over 0.5, image by image: some are easier than others
+        gain = gain[np.isfinite(gain).all(axis=1)]
+        if len(gain) < 2:
+            return 0.5
+        mean, error = gain.mean(axis=0), gain.std(axis=0, ddof=1) / np.sqrt(len(gain))
+        best = int(mean.argmax())
+        good = 1 + np.flatnonzero(mean >= mean[best] - error[best])
+        return float(good[np.abs(good / self.BINS - 0.5).argmin()]) / self.BINS
 
-    def confusion(self, k: int) -> Counts:
-        """Confusion matrix at the threshold k / 1000."""
-        below, above = self.counts[:, :k].sum(axis=1), self.counts[:, k:].sum(axis=1)
-        return np.stack([below, above], axis=1)
+    def confusions(self, threshold: float) -> list[Counts]:
+        """Confusion matrix of each image at a threshold that is a multiple of 0.001."""
+        k = round(threshold * self.BINS)
+        return [np.stack([each[:, :k].sum(axis=1), each[:, k:].sum(axis=1)], axis=1) for each in self.images]
 
     def auc(self) -> float:
         """Area under the ROC curve: probability that a foreground pixel ranks above a background one, ties a half.
-        There must be pixels of both."""
-        background, foreground = self.counts
+        NaN if there are pixels of one class only."""
+        background, foreground = np.stack(self.images).sum(axis=0)
+        pairs = int(background.sum()) * int(foreground.sum())
         lower = np.cumsum(background) - background / 2
-        return float((foreground * lower).sum() / (background.sum() * foreground.sum()))
+        return float((foreground * lower).sum() / pairs) if pairs else math.nan
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of the values that are not NaN; NaN for fewer than two of them."""
+    known = np.array(values)[np.isfinite(values)]
+    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else math.nan
+
+
+def _score_by_threshold(counts: Counts) -> npt.NDArray[np.float64]:
+    """Score (mean Dice of the classes) at each threshold, (BINS - 1,), from counts (2, BINS)."""
+    below = np.cumsum(counts, axis=1)[:, :-1]  # row label, column k - 1
+    above = counts.sum(axis=1, keepdims=True) - below
+    hit, total = _overlap(np.stack([below, above], axis=1))  # label, prediction, k - 1
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nanmean(2 * hit / total, axis=0))
 
 
 def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> dict[str, float] | None:

@@ -20,14 +20,14 @@ LEGEND_ROWS = 24
 
 def curves(history: list[dict[str, float]], class_values: tuple[int, ...]) -> bytes:
     """PNG: loss and learning rate, and the Dice of each class on the validation images, over the epochs."""
-    epochs, last = [row["epoch"] for row in history], history[-1]
-    best = max(history, key=lambda row: row["score"])
+    epochs, scored = [row["epoch"] for row in history], [row for row in history if "score" in row]
+    last, validated = scored[-1], [row["epoch"] for row in scored]
     dice = {value: last[f"dice_{value}"] for value in class_values if f"dice_{value}" in last}  # at the end
     columns = math.ceil((1 + len(dice)) / LEGEND_ROWS)
     marker = "." if len(epochs) < 50 else ""
 
     figure = Figure(figsize=(11 + 1.5 * columns, 5), layout="constrained")
-    figure.suptitle(f"best score {best['score']:.4f} in epoch {best['epoch']:.0f} of {len(epochs)}")
+    figure.suptitle(f"score {last['score']:.4f} in epoch {last['epoch']:.0f} of {len(epochs)}")
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [row["loss"] for row in history], marker=marker, label="loss")
     left.set(title="Training", xlabel="epoch", ylabel="loss", ylim=(0, None))
@@ -37,17 +37,18 @@ def curves(history: list[dict[str, float]], class_values: tuple[int, ...]) -> by
     left.legend(handles=[*left.lines, *rate.lines], loc="upper right")
 
     mean = f"mean  {last['score']:.3f}"
-    right.plot(epochs, [row["score"] for row in history], color="0.5", linewidth=3, linestyle="--", label=mean)
+    right.plot(validated, [row["score"] for row in scored], color="0.5", linewidth=3, linestyle="--", label=mean)
     colours = dict(zip(class_values, class_colours(len(class_values)), strict=True))
     for value in sorted(dice, key=lambda value: -dice[value]):  # the legend is in the order in which the lines end
         label = f"class {value}  {dice[value]:.3f}"
-        right.plot(epochs, [row[f"dice_{value}"] for row in history], marker=marker, color=colours[value], label=label)
-    figure.legend(title="last epoch", loc="outside right upper", ncols=columns, fontsize="small", handles=right.lines)
-    right.axvline(best["epoch"], color="0.6", linestyle=":")
-    right.set(title="Validation", xlabel="epoch", ylabel="Dice", ylim=(None, 1.01))
+        right.plot(
+            validated, [row[f"dice_{value}"] for row in scored], marker=marker, color=colours[value], label=label
+        )
+    figure.legend(title="last score", loc="outside right upper", ncols=columns, fontsize="small", handles=right.lines)
+    right.set(title="Validation", xlabel="epoch", ylabel="Dice", xlim=left.get_xlim(), ylim=(None, 1.01))
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
-    return _png(figure)
+    return png(figure)
 
 
 def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> bytes:
@@ -66,14 +67,14 @@ def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> by
         score = scores(confusion(predicted, sample.label, len(values))).score
         height, width = sample.label.shape
         titles = f"{sample.name}, {width} x {height}", "label", f"prediction, score {score:.3f}"
-        pictures = _rgb(sample.image), colours[sample.label], colours[predicted]
+        pictures = rgb(sample.image), colours[sample.label], colours[predicted]
         for axis, title, picture in zip(row, titles, pictures, strict=True):
             axis.set_title(title, fontsize="medium")
             axis.imshow(picture, interpolation="auto" if axis is row[0] else "nearest")
             axis.set_axis_off()
     patches = [Patch(facecolor=c, edgecolor="0.5", label=f"class {v}") for c, v in zip(colours, values, strict=True)]
     figure.legend(handles=patches, loc="outside right upper", ncols=columns, fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 def class_colours(n: int) -> npt.NDArray[np.float32]:
@@ -83,14 +84,14 @@ def class_colours(n: int) -> npt.NDArray[np.float32]:
     return np.concatenate([np.zeros((1, 3)), wheel]).astype(np.float32)
 
 
-def _rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Any image -> (H, W, 3) in 0..1, stretched from its darkest to its brightest pixel."""
     pixels = match_channels(to_pixels(image)[0], n_channels=3)
     stretched: npt.NDArray[np.float64] = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-9)
     return stretched
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()

@@ -44,6 +44,7 @@ class Recipe:
     epochs: int = 200
     min_steps: int = 20  # fewest batches in an epoch, which is otherwise one pass over the area of all images
     augmentation: Augmentation = field(default_factory=Augmentation)
+    balance: float = 0.0  # share of the crops centred on a pixel of a class drawn evenly from all but the most common
 
     dropout: float = 0.0  # dropout probability at the end of the contracting path, as in the paper
     loss: LossName = "ce+dice"
@@ -94,7 +95,9 @@ PLAIN: dict[str, Any] = {
 """Settings that the tutorials and the paper have in common."""
 
 RECIPES: dict[RecipeName, Recipe] = {
-    "default": Recipe(name="default", epochs=400, augmentation=STRONG, dropout=0.5, loss="ce+dice+cldice"),
+    "default": Recipe(
+        name="default", epochs=400, augmentation=STRONG, balance=1 / 3, dropout=0.5, loss="ce+dice+cldice"
+    ),
     # minutes of training on two CPU cores
     "quick": Recipe(
         name="quick", base_channels=16, image_size=128, batch_size=8, epochs=12,

@@ -1,6 +1,7 @@
 """Output of a run: its settings, a line per epoch, and the final table, samples.png and report.json."""
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,10 +13,9 @@ import torch
 from tqdm import tqdm
 
 import unet
-from trainer import pictures
 from trainer.data import DataSet, Sample
-from trainer.folder import REPORT, SAMPLES, Progress, RunFolder, flat
-from trainer.inputs import classes_in
+from trainer.folder import REPORT, Progress, RunFolder, flat
+from trainer.inputs import JOIN, Division, classes_in
 from trainer.metrics import object_scores
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
@@ -25,19 +25,24 @@ from unet.pixels import to_pixels
 
 
 def print_start(
-    settings: TrainSettings, recipe: Recipe, data: DataSet, train: list[Sample], val: list[Sample], device: torch.device
+    settings: TrainSettings, recipe: Recipe, data: DataSet, division: Division, device: torch.device
 ) -> None:
     """Print data, recipe and device, and warn of classes missing in training or validation, and of images that are too
     dark for a recipe without normalisation."""
-    same = " (the same one, so the scores say little)" if len(data.samples) == 1 else ""
+    train, val = division.training, division.validation
     print(
-        f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on{same}, "
-        f"classes {data.class_values}"
+        f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on ({division.kind}: "
+        f"{_names(val)}), classes {data.class_values}"
     )
+    if division.joins:
+        print(
+            f"          the score is that of {_count(val)} held out until {JOIN:.0%} of the run; after that the run "
+            "learns from all images. To hold them out to the end: --val-fraction 0.2"
+        )
     for samples, purpose, consequence in ((train, "train on", "is not learnt"), (val, "validate on", "has no score")):
         for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):
             value = data.class_values[i]
-            print(f"          class {value} is in no image to {purpose}: it {consequence} (try --val-split random)")
+            print(f"          class {value} is in no image to {purpose}: it {consequence}")
     if not recipe.standardise:
         brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in data.samples))
         kinds = {str(sample.image.dtype) for sample in data.samples} - {"uint8"}
@@ -53,23 +58,30 @@ def print_start(
     print(f"device    {device_name(device)}{fallback}", flush=True)
 
 
-def print_epoch(row: Mapping[str, float], epochs: int, remaining: float, improved: bool) -> None:
+def print_join(val: list[Sample]) -> None:
+    print(f"          from now on {_count(val)} that gave the score are learned from, too", flush=True)
+
+
+def print_epoch(row: Mapping[str, float], epochs: int, remaining: float) -> None:
     dice = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if name.startswith("dice_"))
+    score = f"{dice}  score {row['score']:.4f}  " if "score" in row else ""
     to_go = f", {tqdm.format_interval(remaining)} to go" if remaining else ""
     print(
-        f"epoch {row['epoch']:3d}/{epochs}  loss {row['loss']:.4f}  {dice}  score {row['score']:.4f}  "
-        f"{row['seconds']:.1f} s{to_go}{'  best' if improved else ''}",
+        f"epoch {row['epoch']:3d}/{epochs}  loss {row['loss']:.4f}  {score}{row['seconds']:.1f} s{to_go}",
         flush=True,
     )
 
 
-def summary(recipe: Recipe, data: DataSet, best: Mapping[str, float]) -> dict[str, Any]:
+def summary(recipe: Recipe, data: DataSet, division: Division, progress: Progress) -> dict[str, Any]:
     """How a model came to be, in plain builtins; stored in the checkpoint and in report.json."""
+    scored, error = progress.scored, progress.scored["score_error"]
     return {
         "recipe": asdict(recipe),
-        "best": dict(best),
-        "epoch": best["epoch"],
-        "score": best["score"],
+        "epoch": progress.epoch,
+        "score": scored["score"],  # of images that were not learned from until then
+        "score_error": error if math.isfinite(error) else None,  # standard error over these images; none for one
+        "scored": {**scored, "images": [sample.name for sample in division.validation], "joined": progress.joined},
+        "objects": progress.objects,
         "data": {"images": len(data.samples), "fingerprint": data.fingerprint},
         "versions": {
             "unet-service": unet.__version__,
@@ -81,38 +93,40 @@ def summary(recipe: Recipe, data: DataSet, best: Mapping[str, float]) -> dict[st
     }
 
 
-def account(
-    folder: RunFolder, recipe: Recipe, data: DataSet, val: list[Sample], progress: Progress, device: torch.device
-) -> None:
-    """Test the saved model once more, write samples.png and report.json, and print the final table."""
-    predictor = Predictor.load(folder.best, device=str(device), precision="fp32")
+def objects(predictor: Predictor, val: list[Sample]) -> dict[str, float]:
+    """Means of the scores of objects over the images that have several; empty if none has."""
     found = []
     for sample in val if predictor.binary else ():
         if scores := object_scores(predictor(sample.image), sample.label, predictor.threshold):
             found.append(scores)
-    # none if no image has several objects
-    objects = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]} if found else {}
-    rows, best, elapsed = progress.history, progress.best, progress.elapsed
-    validating = sum(row["validation_seconds"] for row in rows)
+    return {name: float(np.mean([scores[name] for scores in found])) for name in found[0]} if found else {}
+
+
+def account(
+    folder: RunFolder, summary: Mapping[str, Any], progress: Progress, n_val: int, device: torch.device
+) -> None:
+    """Write report.json and print the final table."""
+    rows, scored, elapsed = progress.history, progress.scored, progress.elapsed
+    validated = [row for row in rows if "score" in row]
+    validating = sum(row["validation_seconds"] for row in validated)
     timings = {
         "seconds": elapsed,
         "validation_share": validating / elapsed,
         "augmentation_share": sum(row["augmentation_seconds"] for row in rows) / elapsed,
         "crops_per_second": sum(row["crops"] for row in rows) / sum(row["training_seconds"] for row in rows),
-        "validation_seconds_per_image": validating / (len(rows) * len(val)),
+        "validation_seconds_per_image": validating / (len(validated) * n_val),
     }
-    report = summary(recipe, data, best) | {"objects": objects, "timings": timings, "device": device_name(device)}
-    folder.save_file(SAMPLES, pictures.samples(predictor, val))
-    folder.save_file(REPORT, (json.dumps(report, indent=2) + "\n").encode())
+    report = {**summary, "timings": timings, "device": device_name(device)}
+    folder.save_file(REPORT, (json.dumps(_finite(report), indent=2) + "\n").encode())
 
-    for value in predictor.class_values:
-        if f"dice_{value}" in best:
-            print(f"class {value:<12} dice {best[f'dice_{value}']:.4f}  iou {best[f'iou_{value}']:.4f}")
-    print(f"pixel error        {best['pixel_error']:.4f}")
-    if predictor.binary:
-        print(f"auc                {best['auc']:.4f}\nthreshold          {predictor.threshold:.3f}")
-    if objects:
-        print("objects            rand {rand:.4f}  variation of information {information:.4f} bits".format(**objects))
+    for name in (name for name in scored if name.startswith("dice_")):
+        print(f"class {name[5:]:<12} dice {scored[name]:.4f}  iou {scored[name.replace('dice', 'iou')]:.4f}")
+    print(f"pixel error        {scored['pixel_error']:.4f}")
+    if "threshold" in scored:
+        print(f"auc                {scored['auc']:.4f}\nthreshold          {scored['threshold']:.3f}")
+    if progress.objects:
+        found = progress.objects
+        print("objects            rand {rand:.4f}  variation of information {information:.4f} bits".format(**found))
     overlapped = " while the GPU computes" if device.type == "cuda" else ""
     print(
         f"time               {elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation{overlapped}, "
@@ -124,4 +138,27 @@ def account(
 
 
 def outcome(progress: Progress, folder: RunFolder) -> str:
-    return f"best score {progress.best['score']:.4f} in epoch {progress.best['epoch']}, in {folder.best}"
+    """The rule by which the model was chosen, and its score."""
+    scored, error = progress.scored, progress.scored["score_error"]
+    spread = f" ± {error:.4f}" if math.isfinite(error) else ""
+    since = ", before they were learned from" if progress.joined else ""
+    return (
+        f"score {scored['score']:.4f}{spread} on held-out images in epoch {scored['epoch']}{since}; {folder.best} "
+        f"holds the weights of the last epoch, {progress.epoch}"
+    )
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _count(samples: list[Sample]) -> str:
+    return "the 1 image" if len(samples) == 1 else f"the {len(samples)} images"
+
+
+def _names(samples: list[Sample], most: int = 6) -> str:
+    names = [sample.name for sample in samples]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

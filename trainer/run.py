@@ -11,8 +11,8 @@ import torch
 from trainer import initial, pictures, report, world
 from trainer.data import Batches, DataSet
 from trainer.fit import train_epoch, validate
-from trainer.folder import CURVES, Progress, RunFolder, claim
-from trainer.inputs import divide, read
+from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
+from trainer.inputs import JOIN, divide, read
 from trainer.learner import Learner
 from trainer.recipes import Recipe
 from trainer.schedule import Schedule
@@ -49,7 +49,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     with stop.defer():
         trainer.loop(stop)
     if world.is_first():
-        report.account(trainer.folder, trainer.recipe, data, trainer.val, trainer.progress, device)
+        report.account(trainer.folder, trainer.model().training, trainer.progress, len(trainer.val), device)
 
 
 class Trainer:
@@ -58,9 +58,10 @@ class Trainer:
     next_save = 0.0  # on the clock of time.monotonic(); only the last epoch is saved earlier
 
     def __init__(self, settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
-        training, self.val = divide(settings, data)
+        self.division = division = divide(data.samples, settings)
+        self.val = division.validation
         source, recipe = initial.load(settings, recipe)
-        report.print_start(settings, recipe, data, training, self.val, device)
+        report.print_start(settings, recipe, data, division, device)
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
         taken = initial.transfer(network, source, settings.init_from) if source else None
@@ -69,20 +70,22 @@ class Trainer:
         self.learner = Learner(network, recipe)
         # shares the learner's weights, which change with each step
         self.predictor = Predictor(cast(UNet, self.learner.result), preprocessing, class_values=data.class_values)
-        self.batches = Batches(training, network, preprocessing, recipe, settings.seed)
-        self.schedule = Schedule(recipe, len(self.batches), settings.max_minutes)
+        self.schedule = Schedule(recipe, settings.max_minutes)
         # settings by which an interrupted run is recognised; the device is not one of them
         names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
         identity: dict[str, Any] = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names}
         identity |= {"data": data.files, "init_from": source.id if source else None}
         self.folder = RunFolder(settings.out, identity)
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
+        samples = data.samples if self.progress.joined else division.training
+        self.batches = Batches(samples, network, preprocessing, recipe, settings.seed)
+        self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
         if taken and not self.progress.epoch:
             print(f"start     {taken}", flush=True)
 
     def loop(self, stop: Stop) -> None:
         """Train, validate and save, an epoch at a time, to the end of the schedule."""
-        progress, unsaved_best = self.progress, None
+        progress = self.progress
         if progress.epoch:
             print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
         if world.is_first():
@@ -91,41 +94,62 @@ class Trainer:
         stop.epoch = progress.epoch
         started = time.monotonic()
         while not progress.finished:
-            row = train_epoch(self.learner, self.batches, progress.epoch + 1, self.schedule, progress.elapsed, stop)
-            row |= validate(self.predictor, self.val, stop, self.learner.mixed)
-            self.predictor.threshold = row.get("threshold", self.predictor.threshold)
+            holding_out = self.division.joins and not progress.joined
+            until = self.schedule.seconds * (JOIN if holding_out else 1)
+            epoch = progress.epoch + 1
+            row = train_epoch(self.learner, self.batches, epoch, self.schedule, progress.elapsed, until, stop)
+            if not progress.joined:
+                row |= validate(self.predictor, self.val, stop, self.learner.mixed)
+                self.predictor.threshold = row.get("threshold", self.predictor.threshold)
             validated = time.monotonic()
             row["seconds"] = world.broadcast(validated - started)  # saving the epoch before included
             started = validated
 
-            if improved := progress.add(row):
-                unsaved_best = self.best_model(row)
-            progress.finished = self.schedule.finished(progress.epoch, progress.elapsed)
+            progress.add(row)
+            done = self.schedule.done(progress.epoch, progress.elapsed)
+            progress.finished = done >= 1
+            report.print_epoch(row, self.recipe.epochs, self.schedule.remaining(progress.epoch, progress.elapsed))
+            if not progress.joined and (progress.finished or (holding_out and done >= JOIN)):
+                self.examine()
+            if holding_out and done >= JOIN and not progress.finished:
+                self.join()
             if world.is_first() and (progress.finished or time.monotonic() >= self.next_save):
-                self.save(unsaved_best)
-                unsaved_best, stop.epoch = None, progress.epoch
+                self.save()
+                stop.epoch = progress.epoch
             stop.epoch = int(world.broadcast(stop.epoch))
-            remaining = self.schedule.remaining(progress.epoch, progress.elapsed)
-            report.print_epoch(row, self.recipe.epochs, remaining, improved)
 
-    def best_model(self, row: dict[str, float]) -> Checkpoint:
-        """A copy of the model after the epoch of `row`."""
+    def examine(self) -> None:
+        """Write samples.png and score objects, on images that no epoch has learned from."""
+        if world.is_first():
+            self.progress.objects = report.objects(self.predictor, self.val)
+            self.folder.save_file(SAMPLES, pictures.samples(self.predictor, self.val))
+
+    def join(self) -> None:
+        """From now on, learn from the images to validate on as well."""
+        self.progress.joined = True
+        batches = self.batches
+        self.batches = Batches(
+            self.data.samples, self.predictor.network, self.predictor.preprocessing, self.recipe, batches.seed
+        )
+        report.print_join(self.val)
+
+    def model(self) -> Checkpoint:
+        """The model as it is now."""
         predictor = self.predictor
         return Checkpoint(
             network=predictor.network.config,
             preprocessing=predictor.preprocessing,
-            state_dict={name: tensor.detach().clone() for name, tensor in predictor.network.state_dict().items()},
+            state_dict=predictor.network.state_dict(),
             class_values=predictor.class_values,
             threshold=predictor.threshold,
-            training=report.summary(self.recipe, self.data, row),
+            training=report.summary(self.recipe, self.data, self.division, self.progress),
         )
 
-    def save(self, best: Checkpoint | None) -> None:
-        """Write the files of the epochs so far; `best`: a best model that is not in its file yet."""
+    def save(self) -> None:
+        """Write the files of the epochs so far."""
         started = time.monotonic()
-        if best:
-            checkpoints.save(best, self.folder.best)
-        rows = self.progress.rows()
+        checkpoints.save(self.model(), self.folder.best)
+        rows = self.progress.history
         self.folder.save_history(rows)
         self.folder.save_file(CURVES, pictures.curves(rows, self.data.class_values))
         self.folder.save_last(self.progress, self.learner)  # at the end: a run killed earlier repeats the epoch

@@ -38,7 +38,9 @@ class TrainSettings(ProgramSettings):
     )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the images kept for validation, at least one")
     val_split: SplitKind = Field(
-        "contiguous", description="validate on the last images by name (2 before 10), or on random ones"
+        "auto",
+        description="which images to validate on: contiguous, the last by name (2 before 10); spread over sizes, "
+        "colours and brightness; random; auto: contiguous for the slices of a stack, else spread",
     )
     folds: int | None = Field(None, ge=2, description="cross-validation: divide the images into N parts")
     fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")

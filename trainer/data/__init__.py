@@ -2,7 +2,6 @@
 
 from trainer.data.crops import Batch, Batches
 from trainer.data.dataset import DataError, DataSet, Sample, read_folder
-from trainer.data.split import split, split_fold
 from trainer.recipes import Augmentation
 
-__all__ = ["Augmentation", "Batch", "Batches", "DataError", "DataSet", "Sample", "read_folder", "split", "split_fold"]
+__all__ = ["Augmentation", "Batch", "Batches", "DataError", "DataSet", "Sample", "read_folder"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer import world
 from trainer.data.augment import RandomValues, adjust_grey, draw, sample_image, sampling_grid, to_image
 from trainer.data.dataset import Sample
-from trainer.losses import border_weights
+from trainer.losses import IGNORED, border_weights
 from trainer.recipes import Recipe
 from unet.errors import UserError
 from unet.network import STRIDE, UNet
@@ -24,6 +24,10 @@ class Batch(NamedTuple):
     images: Tensor  # (B, C, S + 2 margin, S + 2 margin) float32, preprocessed as for prediction
     labels: Tensor  # (B, S, S) int64 class indices
     weights: Tensor | None  # (B, S, S) float32 weights of pixels in the loss, if the recipe has border weights
+
+
+PLACES = 100
+"""Pixels kept of each class in each image, to centre crops on."""
 
 
 class Batches:
@@ -46,10 +50,12 @@ class Batches:
         # whole images are preprocessed once, exactly as in prediction, and stay on the device
         self.images = [preprocessing(s.image, n_channels).tensor().contiguous().to(device) for s in samples]
         self.labels = [torch.from_numpy(s.label).float()[None].to(device) for s in samples]  # (1, H, W)
-        weights = [border_weights(s.label, n_classes) for s in samples] if recipe.border_weights else []
+        known = [np.where(s.label == IGNORED, 0, s.label) for s in samples] if recipe.border_weights else []
+        weights = [border_weights(label, n_classes) for label in known]
         self.weights = [torch.from_numpy(each)[None].to(device) for each in weights]  # (1, H, W)
         crops = [max(1, round(s.label.size / recipe.image_size**2)) for s in samples]
         self.order = np.repeat(np.arange(len(samples)), crops)  # in proportion to area
+        self.rare = places_of_rare_classes(samples, n_classes, seed) if recipe.balance else []
 
     def __len__(self) -> int:
         """Number of batches in an epoch, all of the same size."""
@@ -65,7 +71,19 @@ class Batches:
         share = slice(world.rank(), None, world.size())
         for start in range(0, len(self) * size, size):
             values = draw(size, self.recipe.image_size + 2 * self.margin, self.recipe.augmentation, rng)
-            yield self._batch(order[start : start + size][share], values.select(share, self.device))
+            chosen = order[start : start + size].copy()
+            for i in np.flatnonzero(shuffle.random(size) < self.recipe.balance) if self.rare else ():
+                images = self.rare[shuffle.integers(len(self.rare))]
+                chosen[i], pixels = images[shuffle.integers(len(images))]
+                values.place[i] = self._place(chosen[i], pixels[shuffle.integers(len(pixels))])
+            yield self._batch(chosen[share], values.select(share, self.device))
+
+    def _place(self, image: int, pixel: npt.NDArray[np.intp]) -> Tensor:
+        """`place` (2,) x, y in 0..1 of the crop with this pixel (y, x) in its middle, or as near as it can be."""
+        side = self.recipe.image_size
+        size = torch.tensor(self.images[image].shape[:0:-1])
+        first = torch.from_numpy(pixel[::-1] - (side - 1) // 2)
+        return ((first + 0.5) / (size - side + 1).clamp(min=1)).clamp(0, 1 - 1e-6)
 
     def _batch(self, chosen: npt.NDArray[np.intp], values: RandomValues) -> Batch:
         def cut(sources: list[Tensor], grids: Tensor, mode: str) -> Tensor:
@@ -82,3 +100,21 @@ class Batches:
         grids = grids[:, margin : margin + side, margin : margin + side]
         labels = cut(self.labels, grids, "nearest")[:, 0].round().long()
         return Batch(images, labels, cut(self.weights, grids, "nearest")[:, 0] if self.weights else None)
+
+
+def places_of_rare_classes(
+    samples: list[Sample], n_classes: int, seed: int
+) -> list[list[tuple[int, npt.NDArray[np.intp]]]]:
+    """Random pixels (n, 2) y, x to centre crops on, with the number of their image; for each class but the most common
+    one, if any image has it."""
+    rng = np.random.default_rng(seed)
+    counts = np.zeros(n_classes, np.int64)
+    found: list[list[tuple[int, npt.NDArray[np.intp]]]] = [[] for _ in range(n_classes)]
+    for i, sample in enumerate(samples):
+        flat = sample.label.ravel()
+        counts += np.bincount(flat, minlength=IGNORED + 1)[:n_classes]
+        for value in range(n_classes):
+            if len(pixels := np.flatnonzero(flat == value)):
+                chosen = rng.choice(pixels, min(PLACES, len(pixels)), replace=False)
+                found[value].append((i, np.stack(np.unravel_index(chosen, sample.label.shape), axis=1)))
+    return [places for value, places in enumerate(found) if places and value != counts.argmax()]

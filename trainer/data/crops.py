@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer import world
 from trainer.data.augment import RandomValues, adjust_grey, draw, sample_image, sampling_grid, to_image
+from trainer.data.borders import border_classes
 from trainer.data.dataset import Sample
 from trainer.losses import IGNORED, border_weights
 from trainer.recipes import Recipe
@@ -49,7 +50,7 @@ class Batches:
         n_channels, n_classes = network.config.n_channels, max(2, network.config.n_classes)
         # whole images are preprocessed once, exactly as in prediction, and stay on the device
         self.images = [preprocessing(s.image, n_channels).tensor().contiguous().to(device) for s in samples]
-        self.labels = [torch.from_numpy(s.label).float()[None].to(device) for s in samples]  # (1, H, W)
+        self.labels = [torch.from_numpy(target(s)).float()[None].to(device) for s in samples]  # (1, H, W)
         known = [np.where(s.label == IGNORED, 0, s.label) for s in samples] if recipe.border_weights else []
         weights = [border_weights(label, n_classes) for label in known]
         self.weights = [torch.from_numpy(each)[None].to(device) for each in weights]  # (1, H, W)
@@ -100,6 +101,13 @@ class Batches:
         grids = grids[:, margin : margin + side, margin : margin + side]
         labels = cut(self.labels, grids, "nearest")[:, 0].round().long()
         return Batch(images, labels, cut(self.weights, grids, "nearest")[:, 0] if self.weights else None)
+
+
+def target(sample: Sample) -> npt.NDArray[np.uint8]:
+    """Class indices (H, W) to learn: those of the label, or of objects and their borders (see `borders`)."""
+    if sample.objects is None:
+        return sample.label
+    return np.where(sample.label == IGNORED, sample.label, border_classes(sample.objects))
 
 
 def places_of_rare_classes(

@@ -63,8 +63,9 @@ class DataSet:
 
     @property
     def n_classes(self) -> int:
-        """Output channels of the network: 1 for a binary problem, else the number of classes."""
-        return 1 if len(self.class_values) == 2 else len(self.class_values)
+        """Output channels of the network: 1 for a binary problem, 3 for objects (background, inside, border), else the
+        number of classes."""
+        return 3 if self.instances else 1 if len(self.class_values) == 2 else len(self.class_values)
 
     @property
     def n_channels(self) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import repeat
 from signal import SIGTERM
 
 import numpy as np
@@ -20,7 +21,14 @@ from unet.predictor import Predictor
 
 
 def train_epoch(
-    learner: Learner, batches: Batches, epoch: int, schedule: Schedule, elapsed: float, until: float, stop: Stop
+    learner: Learner,
+    batches: Batches,
+    epoch: int,
+    schedule: Schedule,
+    elapsed: float,
+    until: float,
+    stop: Stop,
+    unlabelled: Batches | None = None,
 ) -> dict[str, float]:
     """One pass over the data, cut short after `until` seconds of training, but at least one step; returns its columns
     of history.csv. `elapsed`: seconds of training before this epoch. Raises UserError on a non-finite loss, and
@@ -31,7 +39,8 @@ def train_epoch(
     losses: list[Tensor] = []
     lr, started = 0.0, time.monotonic()
     crops = batches.epoch(epoch)
-    batch = next(crops)
+    others = unlabelled.epoch(epoch, len(batches)) if unlabelled else repeat(None)
+    batch, other = next(crops), next(others)
     augmenting = time.monotonic() - started
     quiet = None if world.is_first() else True  # None: a progress bar on terminals only
     with tqdm(range(len(batches)), f"epoch {epoch}", leave=False, unit="step", disable=quiet) as bar:
@@ -40,10 +49,11 @@ def train_epoch(
             now = world.broadcast(elapsed + time.monotonic() - started)
             if step and now >= until:
                 break
-            lr = schedule.lr(epoch - 1 + step / len(batches), now)
-            losses.append(learner.step(batch, lr))
+            done = schedule.done(epoch - 1 + step / len(batches), now)
+            lr = schedule.lr(done)
+            losses.append(learner.step(batch, lr, other, schedule.consistency(done)))
             cutting = time.monotonic()
-            batch = next(crops, batch)
+            batch, other = next(crops, batch), next(others, other)
             augmenting += time.monotonic() - cutting
             if step:  # read a step late, while a GPU computes this one
                 bar.set_postfix(loss=f"{finite_loss(losses[-2], epoch, step):.4f}")

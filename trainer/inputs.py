@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import DataSet, Sample, download, read_folder, sample
+from trainer.data.dataset import collect
 from trainer.data.pairs import IMAGES, LABELS
 from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
 from trainer.losses import IGNORED
 from trainer.settings import TrainSettings
+from unet import imaging
 from unet.errors import UserError
+from unet.pixels import match_channels, to_pixels
 
 ENOUGH = 10
 """Images to validate on that can be spared for good: fewer are learned from, too, once they have given the score."""
+UNLABELLED = 200
+"""Unlabelled images that are learned from: all are kept in memory."""
 JOIN = 0.6
 """Share of the run after which they are."""
 
@@ -79,3 +84,26 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
 def classes_in(samples: Sequence[Sample]) -> set[int]:
     """Indices of the classes that the labels contain."""
     return {int(i) for sample in samples for i in np.flatnonzero(np.bincount(sample.label.ravel()))} - {IGNORED}
+
+
+def read_unlabelled(folder: Path, n_channels: int) -> list[Sample]:
+    """Images of a folder and its subfolders, with nothing but ignored pixels as labels; at most UNLABELLED pages,
+    evenly from all files. Prints what is left out, and why. Raises UserError if nothing is left."""
+    if not folder.is_dir():
+        raise UserError(f"--unlabelled {folder}: expected a folder of images")
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in imaging.SUFFIXES and path.is_file()]
+    step = max(1, len(files) // UNLABELLED)
+    samples: list[Sample] = []
+    problems: list[str] = []
+    for path in files[::step]:
+        name = path.relative_to(folder).as_posix()
+        with collect(problems, name):
+            for image in imaging.read(path).pages:
+                match_channels(to_pixels(image)[0][:1, :1], n_channels)
+                samples.append(Sample(name, image, np.full(image.shape[:2], IGNORED, np.uint8)))
+    if problems:
+        print(f"          left out of --unlabelled: {'; '.join(problems[:5])}" + ("; ..." if len(problems) > 5 else ""))
+    if not samples:
+        raise UserError(f"--unlabelled {folder}: found no images ({', '.join(imaging.SUFFIXES)})")
+    print(f"unlabelled {len(samples[:UNLABELLED])} images of {len(files)} in {folder}: learned from by consistency")
+    return samples[:UNLABELLED]

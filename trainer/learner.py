@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from trainer import world
 from trainer.data import Batch
-from trainer.losses import loss_of
+from trainer.losses import IGNORED, loss_of
 from trainer.recipes import Recipe
 from unet.device import fast_bf16
 from unet.engines.graphs import recorded
+
+SURE = 0.9
+"""Probability of an answer that is learned from as if it were a label."""
 
 
 class Average(nn.Module):
@@ -58,21 +61,54 @@ class Learner:
         """The network to validate and save: the moving average, if there is one."""
         return self.averaged.module if self.averaged else self.network
 
-    def step(self, batch: Batch, lr: float) -> Tensor:
+    def step(self, batch: Batch, lr: float, unlabelled: Batch | None = None, consistency: float = 0.0) -> Tensor:
         """One optimiser step at this learning rate; returns the loss before it, a scalar on the device. A non-finite
-        loss leaves the weights as they are. On a GPU nothing here waits for the result."""
+        loss leaves the weights as they are. On a GPU nothing here waits for the result.
+
+        `unlabelled` crops are learned from with the weight `consistency`: the network, which sees them distorted, shall
+        answer what the average of its weights answers for them undistorted, where that is sure (mean teacher, Tarvainen
+        and Valpola 2017; confident pixels only, as in FixMatch, Sohn et al. 2020)."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(lr) if self.on_gpu else lr
-        loss = (self._captured or self._one_step)(*batch)
+        images, labels, weights, _ = batch
+        if unlabelled and consistency:
+            pseudo_labels = self.pseudo_labels(unlabelled.plain)
+            loss = self._one_step(images, labels, weights, unlabelled.images, pseudo_labels, consistency)
+        else:
+            loss = (self._captured or self._one_step)(images, labels, weights)
         if self.averaged:
             self.averaged.update(self.network)
         return loss
 
-    def _one_step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def pseudo_labels(self, images: Tensor) -> Tensor:
+        """The average's likeliest classes (B, S, S) for images (B, C, S', S'), IGNORED where it is not sure."""
+        network = self.result.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            logits = network(images.to(memory_format=self.memory_format)).float()  # (B, K, S, S)
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        probability, classes = logits.softmax(dim=1).max(dim=1)
+        labels: Tensor = classes.where(probability > SURE, IGNORED)
+        return labels
+
+    def _one_step(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor | None,
+        unlabelled: Tensor | None = None,
+        pseudo_labels: Tensor | None = None,
+        consistency: float = 0.0,
+    ) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
+        n = len(images)
+        images = images if unlabelled is None else torch.cat([images, unlabelled])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             logits = self.parallel(images.to(memory_format=self.memory_format))  # (B, K, S, S)
-        loss = loss_of(logits, labels, weights, self.recipe.loss)
+        loss = loss_of(logits[:n], labels, weights, self.recipe.loss)
+        if pseudo_labels is not None:
+            loss = loss + consistency * loss_of(logits[n:], pseudo_labels, None, "ce")
         loss.backward()  # type: ignore[no-untyped-call]
         loss = world.sum(loss.detach()) / world.size()
         if self.recipe.clip_norm:

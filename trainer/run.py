@@ -3,16 +3,17 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import torch
 
 from trainer import initial, pictures, report, world
+from trainer import plan as planning
 from trainer.data import Batches, DataSet
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
-from trainer.inputs import JOIN, divide, read
+from trainer.inputs import JOIN, Division, divide, read, read_unlabelled
 from trainer.learner import Learner
 from trainer.recipes import Recipe
 from trainer.schedule import Schedule
@@ -42,7 +43,13 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
 def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: Stop) -> None:
     """Read, build, loop, account; in a function of its own, which frees DDP before the process group ends."""
     data = world.first_alone(lambda: read(settings))
-    trainer = Trainer(settings, recipe, data, device)
+    division = divide(data.samples, settings)
+    plan = None
+    if planning.is_open(settings, device):
+        plan = planning.begun(settings) or planning.choose(settings, recipe, data, division.training, device)
+        recipe = replace(recipe, base_channels=plan.base_channels)
+        settings = settings.model_copy(update={"max_minutes": plan.max_minutes})
+    trainer = Trainer(settings, recipe, data, division, device, plan)
     if trainer.progress.finished and trainer.folder.report.exists():
         print(f"already finished: {report.outcome(trainer.progress, trainer.folder)}. To train again: --force")
         return
@@ -57,8 +64,16 @@ class Trainer:
 
     next_save = 0.0  # on the clock of time.monotonic(); only the last epoch is saved earlier
 
-    def __init__(self, settings: TrainSettings, recipe: Recipe, data: DataSet, device: torch.device) -> None:
-        self.division = division = divide(data.samples, settings)
+    def __init__(
+        self,
+        settings: TrainSettings,
+        recipe: Recipe,
+        data: DataSet,
+        division: Division,
+        device: torch.device,
+        plan: planning.Plan | None = None,
+    ) -> None:
+        self.division = division
         self.val = division.validation
         source, recipe = initial.load(settings, recipe)
         report.print_start(settings, recipe, data, division, device)
@@ -74,11 +89,21 @@ class Trainer:
         # settings by which an interrupted run is recognised; the device is not one of them
         names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
         identity: dict[str, Any] = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names}
-        identity |= {"data": data.files, "init_from": source.id if source else None}
+        identity |= {
+            "plan": asdict(plan) if plan else None,
+            "data": data.files,
+            "init_from": source.id if source else None,
+        }
         self.folder = RunFolder(settings.out, identity)
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
         samples = data.samples if self.progress.joined else division.training
         self.batches = Batches(samples, network, preprocessing, recipe, settings.seed)
+        self.unlabelled = None
+        if settings.unlabelled:
+            if not self.learner.averaged:
+                raise UserError(f"--unlabelled: expected a recipe with averaged weights, not {recipe.name}")
+            others = read_unlabelled(settings.unlabelled, network.config.n_channels)
+            self.unlabelled = Batches(others, network, preprocessing, recipe, settings.seed + 1)
         self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
         if taken and not self.progress.epoch:
             print(f"start     {taken}", flush=True)
@@ -97,7 +122,9 @@ class Trainer:
             holding_out = self.division.joins and not progress.joined
             until = self.schedule.seconds * (JOIN if holding_out else 1)
             epoch = progress.epoch + 1
-            row = train_epoch(self.learner, self.batches, epoch, self.schedule, progress.elapsed, until, stop)
+            row = train_epoch(
+                self.learner, self.batches, epoch, self.schedule, progress.elapsed, until, stop, self.unlabelled
+            )
             if not progress.joined:
                 row |= validate(self.predictor, self.val, stop, self.learner.mixed)
                 self.predictor.threshold = row.get("threshold", self.predictor.threshold)

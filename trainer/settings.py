@@ -53,6 +53,11 @@ class TrainSettings(ProgramSettings):
     seed: int = Field(
         0, ge=0, lt=2**32, description="same seed, data, epochs and machine: same weights on a CPU, nearly so on a GPU"
     )
+    unlabelled: Path | None = Field(
+        None,
+        description="folder of images without labels: learned from by consistency, and ranked by what to annotate next",
+        json_schema_extra={"metavar": "DIR"},
+    )
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
     verbose: bool = Field(False, description="print every setting of the recipe")
 

@@ -61,13 +61,15 @@ def variants() -> dict[str, Any]:
     from trainer.recipes import RECIPES
 
     default = RECIPES["default"]
+    lean = replace(default, loss="ce+dice")
     return {
         "default": default,
         "no-balance": replace(default, balance=0.0),
-        "no-dropout": replace(default, dropout=0.0),
-        "no-cldice": replace(default, loss="ce+dice"),
-        "lr-4e-3": replace(default, lr=4e-3),
-        "crops-128": replace(default, image_size=128, batch_size=8),
+        "lean": lean,
+        "lean-batch-2": replace(lean, batch_size=2),
+        "lean-no-dropout": replace(lean, dropout=0.0),
+        "lean-lr-4e-3": replace(lean, lr=4e-3),
+        "lean-crops-128": replace(lean, image_size=128, batch_size=8),
         "tutorial": RECIPES["tutorial"],
     }
 

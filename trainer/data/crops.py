@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, C, S + 2 margin, S + 2 margin) float32, preprocessed as for prediction
     labels: Tensor  # (B, S, S) int64 class indices
     weights: Tensor | None  # (B, S, S) float32 weights of pixels in the loss, if the recipe has border weights
+    plain: Tensor  # as `images`, moved in the same way, but as bright, sharp and free of noise as in prediction
 
 
 PLACES = 100
@@ -32,7 +33,7 @@ PLACES = 100
 
 
 class Batches:
-    """`for images, labels, weights in batches.epoch(3)`. On a GPU all work is queued without waiting for it, so that a
+    """`for batch in batches.epoch(3)`. On a GPU all work is queued without waiting for it, so that a
     batch is ready when the step before is done."""
 
     def __init__(
@@ -62,15 +63,17 @@ class Batches:
         """Number of batches in an epoch, all of the same size."""
         return max(self.recipe.min_steps, -(-len(self.order) // self.recipe.batch_size))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's share of each batch: all processes draw the same values, each takes every n-th crop."""
+    def epoch(self, epoch: int, n_batches: int | None = None) -> Iterator[Batch]:
+        """This process's share of each batch, of which there are `n_batches`, by default len(self): all processes draw
+        the same values, each takes every n-th crop."""
         shuffle = np.random.default_rng((self.seed, epoch))
         size = self.recipe.batch_size
-        passes = -(-len(self) * size // len(self.order))
+        n_crops = (n_batches or len(self)) * size
+        passes = -(-n_crops // len(self.order))
         order = np.concatenate([shuffle.permutation(self.order) for _ in range(passes)])
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         share = slice(world.rank(), None, world.size())
-        for start in range(0, len(self) * size, size):
+        for start in range(0, n_crops, size):
             values = draw(size, self.recipe.image_size + 2 * self.margin, self.recipe.augmentation, rng)
             chosen = order[start : start + size].copy()
             for i in np.flatnonzero(shuffle.random(size) < self.recipe.balance) if self.rare else ():
@@ -97,10 +100,11 @@ class Batches:
         centre = torch.floor(values.place * ((size - side).clamp(min=0) + 1)) + (side - 1) / 2  # (B, 2) x, y
         centre, size = (each.to(self.device, non_blocking=True) for each in (centre, size))
         grids = to_image(sampling_grid(values, seen, augmentation), centre, size)  # (B, seen, seen, 2)
-        images = adjust_grey(cut(self.images, grids, "bilinear"), values, augmentation)
+        plain = cut(self.images, grids, "bilinear")
         grids = grids[:, margin : margin + side, margin : margin + side]
         labels = cut(self.labels, grids, "nearest")[:, 0].round().long()
-        return Batch(images, labels, cut(self.weights, grids, "nearest")[:, 0] if self.weights else None)
+        weights = cut(self.weights, grids, "nearest")[:, 0] if self.weights else None
+        return Batch(adjust_grey(plain, values, augmentation), labels, weights, plain)
 
 
 def target(sample: Sample) -> npt.NDArray[np.uint8]:

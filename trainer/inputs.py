@@ -86,6 +86,12 @@ def classes_in(samples: Sequence[Sample]) -> set[int]:
     return {int(i) for sample in samples for i in np.flatnonzero(np.bincount(sample.label.ravel()))} - {IGNORED}
 
 
+def ignored_share(samples: Sequence[Sample]) -> float:
+    """Share of the pixels that are ignored, 0..1."""
+    counts = [(np.count_nonzero(sample.label == IGNORED), sample.label.size) for sample in samples]
+    return float(np.divide(*np.sum(counts, axis=0)))
+
+
 def read_unlabelled(folder: Path, n_channels: int) -> list[Sample]:
     """Images of a folder and its subfolders, with nothing but ignored pixels as labels; at most UNLABELLED pages,
     evenly from all files. Prints what is left out, and why. Raises UserError if nothing is left."""

@@ -13,7 +13,7 @@ from trainer import plan as planning
 from trainer.data import Batches, DataSet
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
-from trainer.inputs import JOIN, Division, divide, read, read_unlabelled
+from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled
 from trainer.learner import Learner
 from trainer.recipes import Recipe
 from trainer.schedule import Schedule
@@ -44,6 +44,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     """Read, build, loop, account; in a function of its own, which frees DDP before the process group ends."""
     data = world.first_alone(lambda: read(settings))
     division = divide(data.samples, settings)
+    recipe = recipe.suited(data.n_classes, ignored_share(data.samples))
     plan = None
     if planning.is_open(settings, device):
         plan = planning.begun(settings) or planning.choose(settings, recipe, data, division.training, device)
@@ -89,6 +90,7 @@ class Trainer:
         # settings by which an interrupted run is recognised; the device is not one of them
         names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
         identity: dict[str, Any] = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names}
+        identity |= {"unlabelled": str(settings.unlabelled)} if settings.unlabelled else {}
         identity |= {
             "plan": asdict(plan) if plan else None,
             "data": data.files,

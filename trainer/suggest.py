@@ -1,0 +1,215 @@
+"""What to annotate next: unlabelled images in the order of what they would teach, with `next.csv` and `next.png`.
+
+An image teaches much where the network's answers for its eight rotations and flips disagree, unless it looks like one
+that was learned from, or like one that is suggested already.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from scipy.spatial.distance import pdist, squareform
+from scipy.special import entr
+from tqdm import tqdm
+
+from trainer import pictures
+from unet import imaging
+from unet.checkpoint import replace_atomically
+from unet.errors import UserError
+from unet.pixels import Prepared, mirror
+from unet.predictor import VIEWS, Predictor
+
+CSV, SHEET = "next.csv", "next.png"
+WINDOW = 512  # side of the part of an image that is looked at, its middle, in pixels
+REGION = 64  # side of the regions of which the most uncertain one counts, in pixels
+SHOWN = 12  # pictures in next.png
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """An unlabelled image, and why it would teach much or little."""
+
+    file: str  # in the folder, with the page of a stack
+    path: Path
+    page: int  # from 0
+    uncertainty: float  # disagreement of the eight views in the most uncertain region, 0..1
+    similarity: float = 0.0  # to the most similar image that was learned from or ranks higher, 0..1
+
+    @property
+    def score(self) -> float:
+        """What the image would teach, 0..1; it falls with the rank."""
+        return self.uncertainty * (1 - self.similarity)
+
+
+def suggest(
+    predictor: Predictor, folder: Path, out: Path, training: Sequence[Array], seconds: float = 600
+) -> list[Suggestion]:
+    """Rank the images in a folder, and write next.csv and next.png to `out`. `training`: images that were learned from.
+    After `seconds` the images that are left, chosen at random, are not looked at. Prints what is left out."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in imaging.SUFFIXES and path.is_file()]
+    found: list[Suggestion] = []
+    features: list[FloatArray] = []
+    problems: list[str] = []
+    started, unseen, large = time.monotonic(), 0, 0
+    order = np.random.default_rng(0).permutation(len(files))
+    for i in tqdm(order, "what to annotate next", leave=False, unit="image", disable=None):
+        if time.monotonic() - started > seconds:
+            unseen += 1
+            continue
+        file = files[i].relative_to(folder).as_posix()
+        with left_out(problems, file):
+            pages = imaging.read(files[i]).pages
+            for page, image in enumerate(pages):
+                name = f"{file} page {page + 1}" if len(pages) > 1 else file
+                with left_out(problems, name):
+                    part = image[middle(image)]
+                    uncertain = average_by_region(disagreement(predictor, part)).max()
+                    features.append(describe(predictor, part))
+                    found.append(Suggestion(name, files[i], page, float(uncertain)))
+                    large += max(image.shape[:2]) > WINDOW
+
+    known = [describe(predictor, image[middle(image)]) for image in training]
+    ranked = rank([each.uncertainty for each in found], features, known)
+    found = [replace(found[i], similarity=similarity) for i, similarity in ranked]
+    if found:
+        replace_atomically(out / CSV, table(found).encode())
+        replace_atomically(out / SHEET, sheet(predictor, found[:SHOWN]))
+        print(
+            f"next      annotate first: {', '.join(each.file for each in found[:3])} (see {out / CSV}, {out / SHEET})"
+        )
+    if large:
+        print(f"          {large} images with a side above {WINDOW} pixels: only the middle was looked at")
+    if unseen:
+        print(
+            f"          {unseen} of {len(files)} files, chosen at random, were not looked at: {seconds:.0f} s are over"
+        )
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        print(f"          left out: {'; '.join(problems[:5])}{more}")
+    if not files:
+        print(f"          --unlabelled {folder}: no images ({', '.join(imaging.SUFFIXES)})")
+    return found
+
+
+@contextmanager
+def left_out(problems: list[str], name: str) -> Iterator[None]:
+    """Add an error with the image of that name to `problems`: unreadable, or with another number of channels."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(f"{name}: {error}")
+    except OSError as error:
+        problems.append(f"{name}: cannot be read: {error.strerror or error}")
+
+
+def middle(image: Array) -> tuple[slice, slice]:
+    """Rows and columns of the part that is looked at: at the scale that the network has learned, not all of it."""
+    starts = [max(0, (side - WINDOW) // 2) for side in image.shape[:2]]
+    return slice(starts[0], starts[0] + WINDOW), slice(starts[1], starts[1] + WINDOW)
+
+
+def disagreement(predictor: Predictor, image: Array) -> FloatArray:
+    """How much the answers for an image's eight rotations and flips disagree, (H, W) in 0..1: the entropy of their mean
+    less their mean entropy, in units of the largest possible one.
+
+    That is the mutual information of BALD (Houlsby et al. 2011, https://arxiv.org/abs/1112.5745), with views in place
+    of models (Wang et al. 2019, https://arxiv.org/abs/1807.07356). Where all views are undecided, as on an outline that
+    nobody could draw more exactly, it is small.
+    """
+    mean: Any = 0.0
+    mean_entropy: Any = 0.0
+    for turns, flip in VIEWS:
+        p = predictor(np.rot90(image, turns)[:, ::flip])  # (H', W') or (K, H', W')
+        p = np.stack([1 - p, p]) if predictor.binary else p
+        p = np.rot90(p[:, :, ::flip], -turns, axes=(1, 2))  # (K, H, W)
+        mean += p / len(VIEWS)
+        mean_entropy += entr(p).sum(axis=0) / len(VIEWS)
+    information = (entr(mean).sum(axis=0) - mean_entropy) / np.log(len(mean))
+    return np.asarray(np.clip(information, 0, 1), np.float32)
+
+
+def average_by_region(pixels: FloatArray) -> FloatArray:
+    """Mean over the square region about each pixel, (H, W): one uncertain region of a large image counts in full, and
+    one uncertain pixel does not."""
+    height, width = (min(REGION, side) for side in pixels.shape)
+    return np.asarray(cv2.blur(pixels, (width, height)), np.float32)
+
+
+@torch.inference_mode()
+def describe(predictor: Predictor, image: Array) -> FloatArray:
+    """What the network sees in an image: mean and standard deviation of each of C features at its bottom: (2 C,)."""
+    network, prepared = predictor.network, predictor.preprocess(image)
+    size = predictor.preprocessing.padded_size(*prepared.pixels.shape[:2])
+    pixels = mirror(prepared.pixels, *size, network.margin)
+    x = Prepared(pixels, prepared.offset, prepared.scale).tensor()[None].to(predictor.device)
+    for level in (network.inc, network.down1, network.down2, network.down3, network.down4):
+        x = level(x)
+    x = x[0].flatten(1)  # (C, pixels)
+    return torch.cat([x.mean(dim=1), x.std(dim=1, correction=0)]).numpy(force=True)
+
+
+def rank(
+    uncertainty: Sequence[float], features: Sequence[FloatArray], known: Sequence[FloatArray]
+) -> list[tuple[int, float]]:
+    """Greedy order of images by uncertainty * (1 - similarity), each with its similarity to the most similar image
+    that is known or ranks higher: exp(-d) at a distance d between standardised features, in units of the lower
+    quartile of all distances. (With two kinds of images the median lies between them, and makes all of a kind alike.)"""
+    if not features:
+        return []
+    x = np.stack([*features, *known]).astype(np.float64)
+    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
+    distances = pdist(x)
+    unit = max(float(np.quantile(distances, 0.25)), 1e-9) if len(distances) else 1.0
+    n, similar = len(features), squareform(np.exp(-distances / unit))  # (N, N)
+    nearest, left, order = similar[:n, n:].max(axis=1, initial=0), np.ones(n, bool), []
+    for _ in range(n):
+        i = int(np.argmax(np.where(left, np.asarray(uncertainty) * (1 - nearest), -1)))
+        order.append((i, float(nearest[i])))
+        left[i] = False
+        nearest = np.where(left, np.maximum(nearest, similar[:n, i]), nearest)
+    return order
+
+
+def table(suggestions: Sequence[Suggestion]) -> str:
+    """CSV: a row for each image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "file", "score", "uncertainty", "similarity"])
+    for k, each in enumerate(suggestions, 1):
+        writer.writerow([k, each.file, *(f"{v:.4f}" for v in (each.score, each.uncertainty, each.similarity))])
+    return text.getvalue()
+
+
+def sheet(predictor: Predictor, suggestions: Sequence[Suggestion]) -> bytes:
+    """PNG: the suggested images, with the disagreement of the views in cyan, on one scale for all."""
+    images = [imaging.read(each.path).pages[each.page] for each in suggestions]
+    uncertain = [disagreement(predictor, image[middle(image)]) for image in images]
+    highest = max(float(each.max()) for each in uncertain) or 1.0
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for k, (axis, each, image, pixels) in enumerate(zip(axes, suggestions, images, uncertain, strict=False), 1):
+        overlay = np.zeros((*pixels.shape, 4), np.float32)
+        overlay[:, :, 1:3], overlay[:, :, 3] = 1, pixels / highest
+        (height, width), (top, left) = image.shape[:2], (part.start for part in middle(image))
+        axis.imshow(pictures.rgb(image), extent=(0, width, height, 0))
+        axis.imshow(overlay, extent=(left, left + pixels.shape[1], top + pixels.shape[0], top))
+        axis.set(xlim=(0, width), ylim=(height, 0))
+        axis.set_title(f"{k}  {each.file}\nuncertainty {each.uncertainty:.3f}", fontsize="small")
+    return pictures.png(figure)

@@ -5,7 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet.pixels import STRIP, PixelError, Preprocessing, luminance, match_channels, mirror, to_pixels
+from unet import Predictor
+from unet.network import NetworkConfig
+from unet.pixels import (
+    STRIP,
+    PixelError,
+    Preprocessing,
+    luminance,
+    match_channels,
+    mirror,
+    statistics,
+    take_channel,
+    to_pixels,
+    without_data,
+)  # fmt: skip
 
 
 def network_input(preprocessing: Preprocessing, image: np.ndarray) -> np.ndarray:
@@ -22,13 +35,17 @@ def network_input(preprocessing: Preprocessing, image: np.ndarray) -> np.ndarray
         (np.float32, 0.2, 0.2),
         (np.float64, 1.5, 1.5),
         (bool, True, 1.0),
+        (np.int8, -127, -1.0),
+        (np.int16, 16384, 0.5),
+        (np.uint32, 2**31, 0.5),
+        (np.int64, 2**62, 0.5),
     ],
 )
 def test_values_are_scaled_by_dtype(dtype: type, value: float, scaled: float) -> None:
     x = network_input(Preprocessing(), np.full((2, 3), value, dtype))
     assert x.shape == (1, 2, 3)
     assert x.dtype == np.float32
-    np.testing.assert_allclose(x, scaled, rtol=1e-6)
+    np.testing.assert_allclose(x, scaled, rtol=1e-4)
 
 
 def test_scaling_does_not_depend_on_the_content() -> None:
@@ -45,10 +62,10 @@ def test_8_bit_pixels_stay_uint8_for_the_device() -> None:
     ("image", "found"),
     [
         (np.zeros((4,), np.uint8), r"\(4,\)"),
-        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\)"),
+        (np.zeros((2, 4, 4, 5), np.uint8), r"\(2, 4, 4, 5\)"),
         (np.zeros((0, 4), np.uint8), r"\(0, 4\)"),
-        (np.zeros((4, 4), np.int64), "int64"),
-        (np.full((4, 4), np.nan), "NaN"),
+        (np.zeros((4, 4), complex), "complex128"),
+        (np.zeros((4, 4), object), "object"),
         (np.full((4, 4), np.inf, np.float32), "infinity"),
         (np.full((4, 4), 1e300), "infinity"),
         (None, "NoneType"),
@@ -64,11 +81,116 @@ def test_channels_are_converted_to_those_of_the_network() -> None:
     rgb = np.array([[[1.0, 0.5, 0.25]]], np.float32)
     assert match_channels(rgb, 1).item() == pytest.approx(0.299 + 0.587 / 2 + 0.114 / 4)
     assert match_channels(rgb[..., :1], 3).tolist() == [[[1, 1, 1]]]
-    rgba = np.concatenate([rgb, [[[0.0]]]], axis=2).astype(np.float32)
-    assert match_channels(rgba, 3).tolist() == rgb.tolist()
-    assert match_channels(rgba, 1).item() == match_channels(rgb, 1).item()
-    with pytest.raises(PixelError, match="expected an image of 5 channels, as the model was trained on; found 3"):
-        match_channels(rgb, 5)
+    rgba = np.array([[[9, 8, 7, 0]]], np.uint8)  # as Pillow and others read it: alpha is neither used nor multiplied
+    assert match_channels(rgba, 3).tolist() == [[[9, 8, 7]]]
+    assert match_channels(rgba, 1).item() == match_channels(rgba[..., :3], 1).item()
+    assert match_channels(rgba, 4).tolist() == rgba.tolist()
+
+
+@pytest.mark.parametrize(("found", "trained"), [(3, 2), (2, 1), (2, 3), (5, 3), (4, 2), (1, 4)])
+def test_another_number_of_channels_is_refused_in_words(found: int, trained: int) -> None:
+    said = f"the model was trained on {trained} channels?, this image has {found}$"
+    with pytest.raises(PixelError, match=said):
+        Preprocessing()(np.zeros((4, 4, found), np.uint16), trained)
+
+
+def test_four_channels_that_are_not_rgba_are_refused() -> None:
+    with pytest.raises(PixelError, match="trained on 3 channels, this image has 4"):
+        Preprocessing()(np.zeros((4, 4, 4), np.uint16), 3)
+
+
+def test_one_channel_is_taken_by_its_number_from_1() -> None:
+    image = np.arange(24).reshape(2, 4, 3)
+    assert take_channel(image, 2).tolist() == image[..., 1].tolist()
+    assert take_channel(image[..., 0], 1).tolist() == image[..., 0].tolist()
+    with pytest.raises(PixelError, match="--channel 4: expected 1 to 3"):
+        take_channel(image, 4)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3, 4, 5, 300])
+def test_statistics_of_any_number_of_channels(n_channels: int, rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (20, 30, n_channels), dtype=np.uint8)
+    missing = rng.random((20, 30)) < 0.3
+    for mask, kept in ((None, image.reshape(-1, n_channels)), (missing, image[~missing])):
+        mean, deviation = statistics(image, mask)
+        np.testing.assert_allclose(mean, kept.mean(axis=0))
+        np.testing.assert_allclose(deviation, kept.std(axis=0))
+
+
+def noise(dtype: str, rng: np.random.Generator) -> np.ndarray:
+    """Values away from the ends of the dtype's range; floats of 0..1."""
+    return (rng.integers(20, 100, (40, 50)) / (100 if dtype[0] == "f" else 1)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        *[("u1", 0), ("u1", 255), ("u2", 0), ("u2", 65535), ("i2", -32768), ("i2", 32767)],
+        *[("f4", np.nan), ("f4", np.finfo("f4").min), ("f8", np.finfo("f8").min)],
+    ],
+)
+def test_a_frame_without_data_changes_nothing_within(dtype: str, value: float, rng: np.random.Generator) -> None:
+    image = noise(dtype, rng)
+    framed = np.pad(image, ((5, 6), (0, 9)), constant_values=value)
+    inside = np.s_[5:-6, :-9]
+    expected, found = (Preprocessing(standardise=True)(each, 1) for each in (image, framed))
+    np.testing.assert_allclose(found.tensor()[:, *inside], expected.tensor(), atol=1e-4)
+    assert found.missing is not None
+    np.testing.assert_array_equal(
+        found.missing, np.pad(np.zeros(image.shape, bool), ((5, 6), (0, 9)), constant_values=1)
+    )
+    assert abs(float(found.tensor()[0, 0, 0])) < 0.05  # the mean
+
+
+def test_what_is_not_a_frame(rng: np.random.Generator) -> None:
+    image = noise("u1", rng)
+    fluorescence = np.zeros((60, 60), np.uint8)
+    yy, xx = np.mgrid[:60, :60]
+    fluorescence[(yy - 30) ** 2 + (xx - 30) ** 2 < 400] = 100
+    fluorescence[30, 30] = 101
+    for other in (
+        image,
+        fluorescence,
+        np.pad(image, 3),  # narrow: lines at the edge are usual
+        np.pad(np.full((40, 50), 9, np.uint8), 9),  # nothing to see inside
+        np.zeros((40, 50), np.uint8),
+        np.pad(image, 9, constant_values=7),  # no extreme
+        np.pad(image.astype(np.int16), 9),
+        np.pad(image / 255, 9),
+        np.pad(image > 50, 9),
+    ):
+        assert without_data(other) is None
+
+
+def test_nan_in_the_middle_is_missing_in_every_channel() -> None:
+    image = np.full((4, 4, 2), 0.5, np.float32)
+    image[1, 2, 0] = np.nan
+    prepared = Preprocessing()(image, 2)
+    assert np.argwhere(prepared.missing).tolist() == [[1, 2]]  # type: ignore[arg-type]
+    assert prepared.pixels[1, 2].tolist() == [0, 0]
+    assert np.isnan(image[1, 2, 0])  # the caller's array stays
+
+
+def test_an_image_without_any_data() -> None:
+    prepared = Preprocessing(standardise=True)(np.full((20, 20), np.nan), 1)
+    assert prepared.tensor().abs().max() == 0
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+@pytest.mark.parametrize("tta", [False, True])
+def test_pixels_without_data_are_background(n_classes: int, tta: bool) -> None:
+    values = (10, 20, 30) if n_classes == 3 else (0, 255)
+    network = NetworkConfig(n_classes=n_classes, base_channels=2).build()
+    network.outc.conv.bias.data[-1] = 99  # everything is foreground, or of the last class
+    predictor = Predictor(network, Preprocessing(), class_values=values)
+    image = np.full((30, 40), 0.5, np.float32)
+    image[:10] = np.nan
+    mask, probabilities = predictor.mask(image, tta=tta), predictor(image, tta=tta)
+    assert set(mask[:10].ravel()) == {values[0]}
+    assert set(mask[10:].ravel()) == {values[-1]}
+    assert (probabilities[..., :10, :] == ([[[1]], [[0]], [[0]]] if n_classes == 3 else 0)).all()
+    certainty = predictor.predict(image, "probability", tta=tta)
+    assert set(certainty[:10].ravel()) == {255 if n_classes == 3 else 0}
 
 
 def test_each_preprocessing_by_hand() -> None:

@@ -57,8 +57,6 @@ class Checkpoint:
     id: str = ""  # first 12 digits of the file's SHA-256; empty for a checkpoint that was not loaded
 
     def __post_init__(self) -> None:
-        if self.network.n_channels not in (1, 3):
-            raise ValueError(f"n_channels: expected 1 (grey) or 3 (RGB), found {self.network.n_channels}")
         if self.network.n_classes > 256:
             raise ValueError(f"n_classes: expected at most 256, as masks are 8-bit, found {self.network.n_classes}")
         n, values = max(2, self.network.n_classes), self.class_values

@@ -34,7 +34,7 @@ PAPER_MARGIN = 92
 class NetworkConfig:
     """Settings needed to build a `UNet`. Raises ValueError naming the field that makes no sense."""
 
-    n_channels: int = 1  # channels of the image: 1 grey, 3 RGB
+    n_channels: int = 1  # channels of the image: 1 grey, 3 RGB, or others
     n_classes: int = 1  # channels of the output: 1 for a binary mask (one logit), K for K exclusive classes
     bilinear: bool = True  # up-sampling: bilinear (align_corners), or by transposed convolution
     base_channels: int = 64  # channels of the first level; every other width is a multiple of it

@@ -1,7 +1,10 @@
 """Pixels: the one place where grey values become network input, for training as for serving. Arrays only, no files.
 
-An image is (H, W) or (H, W, C): C = 1 grey, 3 RGB; 2 and 4 are the same with an alpha channel, which is ignored. Values
-are scaled by dtype, never by content: uint8 / 255, uint16 / 65535, bool 0 and 1, floats as they are (expected in 0..1).
+An image is (H, W) or (H, W, C) with any number of channels. Values are scaled by dtype, never by content: integers by
+their dtype's largest value (uint8 / 255, int16 / 32767), bool 0 and 1, floats as they are (expected in 0..1).
+
+Pixels without data, NaN or a frame of the dtype's smallest or largest value around the image (see `without_data`),
+count in no mean and no deviation, and are background in every answer.
 """
 
 from dataclasses import dataclass
@@ -16,16 +19,19 @@ from torch import Tensor
 from unet.errors import UserError
 from unet.network import STRIDE
 
-_TYPE_MAX = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
-
 InputRange = Literal["0-1", "0-255"]
 
 FloatArray = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of R, G and B in a grey value (ITU-R BT.601, as OpenCV's)."""
 STRIP = 64
 """Rows that are converted to grey at once."""
+MIN_FRAME = 4
+"""Pixels that a frame without data is wide on one side at least: a single dark row is part of an image."""
+MAX_INSIDE = 0.05
+"""Share of the pixels inside a frame that may have its value: more, and it is the background of the image."""
 
 
 class PixelError(UserError):
@@ -52,14 +58,18 @@ class Preprocessing:
     def __call__(self, image: npt.NDArray[Any], n_channels: int) -> "Prepared":
         """Image -> (H, W, n_channels) pixels with the offset and scale that normalise them. Raises PixelError."""
         pixels, unit = to_pixels(image)
+        missing = without_data(image)
         pixels = match_channels(pixels, n_channels)
         if self.standardise:
-            mean, std = (each.ravel() for each in cv2.meanStdDev(pixels))  # in double precision
+            mean, std = statistics(pixels, missing)
             offset, scale = mean, 1 / np.maximum(std, 1e-6 * unit)
         else:
             top = 255 if self.input_range == "0-255" else 1
             offset, scale = np.zeros(n_channels), np.full(n_channels, top / unit)
-        return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32))
+        if missing is not None:
+            pixels = pixels.copy()
+            pixels[missing] = offset  # 0 for the network
+        return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32), missing)
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Size that an image of (height, width) is mirrored up to."""
@@ -75,6 +85,7 @@ class Prepared:
     pixels: npt.NDArray[Any]  # (H, W, C), uint8 or float32
     offset: FloatArray  # (C,), subtracted first
     scale: FloatArray  # (C,), per-channel factor, applied after subtracting `offset`
+    missing: Mask | None = None  # (H, W), True where the image holds no data; None: nowhere
 
     def tensor(self) -> Tensor:
         """The normalised image, (C, H, W) float32."""
@@ -88,37 +99,94 @@ def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     return x.sub_(offset).mul_(scale)  # in place: half the time
 
 
-def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
-    """Image of any accepted dtype -> (H, W, C) uint8 or float32, and the value that stands for 1. Raises PixelError."""
+def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
+    """Image of any integer or float dtype -> (H, W, C) uint8 or float32 with NaN as 0, and the value that stands for 1.
+    Raises PixelError."""
     if not isinstance(image, np.ndarray):  # cv2.imread returns None for a file that it cannot read
         raise PixelError(f"expected an image as a NumPy array, found {type(image).__name__}")
-    if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)):
-        raise PixelError(f"expected an image of shape (H, W) or (H, W, 1..4), found {image.shape}")
-    if image.ndim == 2:
-        image = image[:, :, np.newaxis]
-    image = image.astype(image.dtype.newbyteorder("="), copy=False)
-    if image.dtype in _TYPE_MAX:
-        return image if image.dtype == np.uint8 else image.astype(np.float32), _TYPE_MAX[image.dtype]
-    if not np.issubdtype(image.dtype, np.floating):
-        raise PixelError(f"expected pixels of uint8, uint16, bool or float, found {image.dtype}")
+    if 0 in image.shape or image.ndim not in (2, 3):
+        raise PixelError(f"expected an image of shape (H, W) or (H, W, C), found {image.shape}")
+    if image.dtype.kind not in "buif":
+        raise PixelError(f"expected pixels of integers, bool or float, found {image.dtype}")
+    image = image.reshape(*image.shape[:2], -1)
+    if image.dtype == np.uint8:
+        return image, 255
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused
         x = image.astype(np.float32)
-    if not np.isfinite(x).all():
-        raise PixelError("expected finite pixel values, found NaN or infinity")
-    return x, 1
+    if image.dtype.kind == "f":
+        x[_not_a_value(image)] = 0
+        if not np.isfinite(x).all():
+            raise PixelError("expected finite pixel values, found infinity")
+    return x, {"b": 1, "f": 1}.get(image.dtype.kind) or np.iinfo(image.dtype).max
+
+
+def without_data(image: npt.NDArray[Any]) -> Mask | None:
+    """Pixels (H, W) without data, None where all hold some: NaN (or the lowest float) in any channel, or for integers a
+    frame.
+
+    A frame: rows and columns from the edges inward, `MIN_FRAME` or more on one side, all of the dtype's smallest or
+    largest value in every channel. The pixels inside differ, and few have that value: the black background of a
+    fluorescence image is data.
+    """
+    image = image.reshape(*image.shape[:2], -1)
+    if image.dtype.kind == "f":
+        missing = np.logical_or.reduce(_not_a_value(image), axis=2)
+        return missing if missing.any() else None
+    limits: tuple[int, ...] = ()
+    if image.dtype.kind in "iu":
+        limits = np.iinfo(image.dtype).min, np.iinfo(image.dtype).max
+    for extreme in limits:
+        if not any((edge == extreme).all() for edge in (image[0], image[-1], image[:, 0], image[:, -1])):
+            continue
+        frame: Mask = np.logical_and.reduce(image == extreme, axis=2)
+        rows, columns = (np.flatnonzero(~frame.all(axis=axis)) for axis in (1, 0))
+        if not rows.size:  # the whole image
+            continue
+        (top, bottom), (left, right) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
+        inside, framed = image[top:bottom, left:right], frame[top:bottom, left:right]
+        widest = max(top, len(image) - bottom, left, image.shape[1] - right)
+        if widest >= MIN_FRAME and framed.mean() <= MAX_INSIDE and (inside != inside[0, 0]).any():
+            framed[:] = False
+            return frame
+    return None
+
+
+def _not_a_value(image: npt.NDArray[Any]) -> Mask:
+    """NaN, and the lowest finite float, with which geographic programs mark pixels without data."""
+    return np.asarray(np.isnan(image) | (image == np.finfo(image.dtype).min))
+
+
+def statistics(x: npt.NDArray[Any], missing: Mask | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and standard deviation of each channel of (H, W, C), both (C,), over the pixels that are not missing."""
+    mask = None if missing is None else (~missing).view(np.uint8)
+    # in double precision; OpenCV has functions for up to four channels
+    parts = [x] if x.shape[2] <= 4 else [np.ascontiguousarray(x[:, :, c]) for c in range(x.shape[2])]
+    means, deviations = zip(*(cv2.meanStdDev(part, mask=mask) for part in parts), strict=True)
+    return np.concatenate(means).ravel(), np.concatenate(deviations).ravel()
 
 
 def match_channels(x: npt.NDArray[Any], n_channels: int) -> npt.NDArray[Any]:
-    """Image (H, W, n_channels) from (H, W, C): without alpha, RGB to grey by luminance, grey to RGB by repetition."""
-    if x.shape[2] in (2, 4) and x.shape[2] != n_channels:
-        x = x[:, :, :-1]
+    """Image (H, W, n_channels) from (H, W, C): RGB to grey by luminance, grey to RGB by repetition. Four channels of
+    uint8 are RGBA, as most readers give it, for a network of one or three. Raises PixelError for other numbers."""
+    found = x.shape[2]
+    if found == 4 and n_channels in (1, 3) and x.dtype == np.uint8:
+        x = x[:, :, :3]
     if x.shape[2] == n_channels:
         return np.ascontiguousarray(x)
     if x.shape[2] == 3 and n_channels == 1:
         return luminance(x)[:, :, np.newaxis]
     if x.shape[2] == 1 and n_channels == 3:
         return np.repeat(x, 3, axis=2)
-    raise PixelError(f"expected an image of {n_channels} channels, as the model was trained on; found {x.shape[2]}")
+    trained = f"{n_channels} channel{'s' * (n_channels != 1)}"
+    raise PixelError(f"the model was trained on {trained}, this image has {found}")
+
+
+def take_channel(image: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
+    """Channel (H, W) of an image (H, W) or (H, W, C), counted from 1. Raises PixelError."""
+    image = image.reshape(*image.shape[:2], -1)
+    if not 1 <= number <= image.shape[2]:
+        raise PixelError(f"--channel {number}: expected 1 to {image.shape[2]}, the number of channels of the image")
+    return np.ascontiguousarray(image[:, :, number - 1])
 
 
 def luminance(rgb: npt.NDArray[Any]) -> FloatArray:

@@ -44,7 +44,7 @@ class Predictor:
     """A network with its preprocessing, classes, threshold, device and precision.
 
     >>> predictor = Predictor.load("best_model.pth")
-    >>> mask = predictor.mask(image)  # (H, W), or (H, W, 3) RGB, uint8, uint16 or float in 0..1 -> (H, W) uint8
+    >>> mask = predictor.mask(image)  # (H, W) or (H, W, C), integers or floats in 0..1 -> (H, W) uint8
 
     Images with a side above `tile` pixels are computed in overlapping tiles (see `unet.tiles`).
     """
@@ -63,7 +63,7 @@ class Predictor:
         itself, whose weights may then change between calls, as in training."""
         self.network, self.preprocessing = network, preprocessing
         self.class_values, self.threshold = class_values, threshold
-        self.n_channels = network.config.n_channels  # of the images: 1 grey, 3 RGB
+        self.n_channels = network.config.n_channels  # of the images: 1 grey, 3 RGB, or others
         self.n_classes = network.config.n_classes  # K: 1 for a binary network, which tells foreground from background
         self.binary = self.n_classes == 1
         self.precision: Precision = precision
@@ -168,6 +168,12 @@ class Predictor:
         values = torch.tensor(self.class_values, dtype=torch.uint8, device=probabilities.device)
         return values[probabilities.argmax(dim=0, keepdim=True)]
 
+    def background(self, wanted: Wanted) -> Array:
+        """Answer (K or 1, 1) for a pixel without data: certainly of the first class."""
+        certain = torch.zeros(self.n_classes, 1)
+        certain[0] = 0 if self.binary else 1
+        return self.decide(certain, wanted, threshold=1).numpy()
+
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
         foreground. Raises PixelError."""
@@ -264,6 +270,8 @@ class Prediction:
         assert answer is not None
         if self.wanted_per_piece != self._wanted:
             answer = self.predictor.decide(torch.from_numpy(answer), self._wanted, self.threshold).numpy()
+        if self.prepared.missing is not None:
+            answer[:, self.prepared.missing] = self.predictor.background(self._wanted)
         return answer[0] if len(answer) == 1 else answer
 
     def _tiles(self, view: View) -> list[tuple[View, Span, Span]]:

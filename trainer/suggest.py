@@ -166,7 +166,7 @@ def rank(
 ) -> list[tuple[int, float]]:
     """Greedy order of images by uncertainty * (1 - similarity), each with its similarity to the most similar image
     that is known or ranks higher: exp(-d) at a distance d between standardised features, in units of the lower
-    quartile of all distances. (With two kinds of images the median lies between them, and makes all of a kind alike.)"""
+    quartile of all distances. (The median may lie between two kinds of images: all of a kind would be alike.)"""
     if not features:
         return []
     x = np.stack([*features, *known]).astype(np.float64)

@@ -61,15 +61,21 @@ def variants() -> dict[str, Any]:
     from trainer.recipes import RECIPES
 
     default = RECIPES["default"]
-    lean = replace(default, loss="ce+dice")
+    lean = replace(default, loss="ce+dice", batch_size=2)
     return {
         "default": default,
         "no-balance": replace(default, balance=0.0),
+        "b2": replace(default, batch_size=2),
         "lean": lean,
-        "lean-batch-2": replace(lean, batch_size=2),
+        "lean-b1": replace(lean, batch_size=1),
+        "lean-lr-1e-3": replace(lean, lr=1e-3),
         "lean-no-dropout": replace(lean, dropout=0.0),
-        "lean-lr-4e-3": replace(lean, lr=4e-3),
-        "lean-crops-128": replace(lean, image_size=128, batch_size=8),
+        "lean-128x4": replace(lean, image_size=128, batch_size=4),
+        "strong": replace(lean, augmentation=replace(lean.augmentation, gamma=0.7, contrast=0.5, brightness=0.5)),
+        "scale": replace(lean, augmentation=replace(lean.augmentation, scale=0.5)),
+        "strong-scale": replace(
+            lean, augmentation=replace(lean.augmentation, gamma=0.7, contrast=0.5, brightness=0.5, scale=0.5)
+        ),
         "tutorial": RECIPES["tutorial"],
     }
 

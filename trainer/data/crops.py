@@ -111,7 +111,7 @@ def target(sample: Sample) -> npt.NDArray[np.uint8]:
     """Class indices (H, W) to learn: those of the label, or of objects and their borders (see `borders`)."""
     if sample.objects is None:
         return sample.label
-    return np.where(sample.label == IGNORED, sample.label, border_classes(sample.objects))
+    return np.where(sample.label == IGNORED, sample.label, border_classes(sample.objects, where="touching"))
 
 
 def places_of_rare_classes(

@@ -1,0 +1,76 @@
+"""Width and length of a run that the flags leave open."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import plan
+from trainer.data import DataSet, Sample
+from trainer.plan import Plan, begun, choose, is_open
+from trainer.recipes import RECIPES
+from trainer.settings import TrainSettings
+from unet import checkpoint as checkpoints
+
+CPU = torch.device("cpu")
+RECIPE = RECIPES["default"].override(epochs=100)
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], **settings: Any) -> Plan:
+    """The plan on a device that takes so many seconds for a step of each width, of which an epoch has 20."""
+    monkeypatch.setattr(plan, "time_step", lambda recipe, *_: (seconds[recipe.base_channels], 20))
+    return choose(TrainSettings(**settings), RECIPE, DataSet([], (0, 255), {}), [], CPU)
+
+
+def test_a_slow_machine_takes_the_narrowest_network_for_half_an_hour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chosen(monkeypatch, {16: 1.0, 32: 3.0}) == Plan(16, 28)
+    said = capsys.readouterr().out
+    assert "base 16 for 28 minutes: about 1680 steps" in said
+    assert "about 9 hours: --base-channels 64 --epochs 100" in said  # 2000 steps of one second, 16 times as wide
+
+
+def test_a_faster_machine_takes_the_widest_network_that_makes_enough_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, {16: 0.3, 32: 1.1, 64: 4.0}) == Plan(32, 28)
+
+
+def test_a_machine_that_is_fast_enough_does_all_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chosen(monkeypatch, {16: 0.03, 32: 0.1, 64: 0.3}) == Plan(64, None)
+    assert "all 100 epochs: about 10 minutes" in capsys.readouterr().out
+
+
+def test_the_user_s_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, {16: 0.3, 32: 1.1, 64: 4.0}, max_minutes=120) == Plan(64, 120)
+
+
+def test_what_a_flag_says_is_not_chosen() -> None:
+    assert is_open(TrainSettings(), CPU)
+    assert is_open(TrainSettings(max_minutes=5), CPU)
+    assert not is_open(TrainSettings(base_channels=16), CPU)
+    assert not is_open(TrainSettings(epochs=3), CPU)
+    assert not is_open(TrainSettings(recipe="quick"), CPU)
+    assert not is_open(TrainSettings(), torch.device("cuda"))
+
+
+def test_an_interrupted_run_keeps_its_plan(tmp_path: Path) -> None:
+    settings = TrainSettings(out=tmp_path)
+    assert begun(settings) is None
+    for plan, kept in ((None, None), ({"base_channels": 32, "max_minutes": 28.0}, Plan(32, 28))):
+        checkpoints.replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": plan}}))
+        assert begun(settings) == kept
+    assert begun(TrainSettings(out=tmp_path, force=True)) is None
+    (tmp_path / "last.pth").write_bytes(b"no checkpoint")
+    assert begun(settings) is None
+
+
+def test_a_step_is_timed() -> None:
+    pixels = torch.arange(64 * 64).reshape(64, 64).numpy().astype("uint8")
+    samples = [Sample("a", pixels, (pixels > 9).astype("uint8"))]
+    recipe = RECIPES["quick"].override(base_channels=2, image_size=32, batch_size=2)
+    seconds, steps = plan.time_step(recipe, DataSet(samples, (0, 255), {}), samples, CPU)
+    assert 0 < seconds < 60
+    assert steps == 20

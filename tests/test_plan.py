@@ -59,8 +59,8 @@ def test_what_a_flag_says_is_not_chosen() -> None:
 def test_an_interrupted_run_keeps_its_plan(tmp_path: Path) -> None:
     settings = TrainSettings(out=tmp_path)
     assert begun(settings) is None
-    for plan, kept in ((None, None), ({"base_channels": 32, "max_minutes": 28.0}, Plan(32, 28))):
-        checkpoints.replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": plan}}))
+    for found, kept in ((None, None), ({"base_channels": 32, "max_minutes": 28.0}, Plan(32, 28))):
+        checkpoints.replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found}}))
         assert begun(settings) == kept
     assert begun(TrainSettings(out=tmp_path, force=True)) is None
     (tmp_path / "last.pth").write_bytes(b"no checkpoint")

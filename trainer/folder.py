@@ -27,9 +27,9 @@ class Progress:
     epoch: int = 0
     elapsed: float = 0.0  # seconds of training, those of interrupted processes included
     finished: bool = False
-    joined: bool = False  # the images to validate on are learned from now: there are no more scores
+    joined: bool = False  # images to validate on are learned from by now: there are no more scores
     scored: dict[str, float] = field(default_factory=dict)  # the last row of `history` with a score
-    objects: dict[str, float] = field(default_factory=dict)  # scores of objects then
+    objects: dict[str, float] = field(default_factory=dict)  # scores of objects in that epoch
     history: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, row: dict[str, float]) -> None:

@@ -18,10 +18,10 @@ from unet.pixels import match_channels, to_pixels
 
 ENOUGH = 10
 """Images to validate on that can be spared for good: fewer are learned from, too, once they have given the score."""
-UNLABELLED = 200
-"""Unlabelled images that are learned from: all are kept in memory."""
 JOIN = 0.6
 """Share of the run after which they are."""
+UNLABELLED = 200
+"""Unlabelled images that are learned from: all are kept in memory."""
 
 
 def read(settings: TrainSettings) -> DataSet:
@@ -40,7 +40,7 @@ def read(settings: TrainSettings) -> DataSet:
 
 @dataclass(frozen=True)
 class Division:
-    """Samples of a run."""
+    """Images to train on and images to validate on."""
 
     training: list[Sample]
     validation: list[Sample]
@@ -50,7 +50,8 @@ class Division:
 
 def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
     """Divide by the flags. Of the divisions of its kind, `auto` takes the one with most classes on both sides. A single
-    image is cut: its last quarter is validated on. Raises UserError if the images to train on have a single class."""
+    image is cut: its last quarter is validated on. Raises UserError if the labels to train on have a single class, or
+    those to validate on none."""
     if settings.folds is None and settings.fold > 1:
         raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
     asked = settings.model_fields_set & {"val_fraction", "folds"}
@@ -78,6 +79,11 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
             "all labels to train on hold a single class: expected at least two; choose other images with --val-split "
             f"random or another {'--val-fraction' if settings.folds is None else '--fold'}"
         )
+    if not classes_in(validation):
+        raise UserError(
+            "all pixels to validate on are ignored: expected some with a class; choose other images with --val-split "
+            f"random or another {'--val-fraction' if settings.folds is None else '--fold'}"
+        )
     return Division(training, validation, kind, joins=not asked and len(validation) < ENOUGH)
 
 
@@ -88,8 +94,8 @@ def classes_in(samples: Sequence[Sample]) -> set[int]:
 
 def ignored_share(samples: Sequence[Sample]) -> float:
     """Share of the pixels that are ignored, 0..1."""
-    counts = [(np.count_nonzero(sample.label == IGNORED), sample.label.size) for sample in samples]
-    return float(np.divide(*np.sum(counts, axis=0)))
+    ignored = sum(int(np.count_nonzero(sample.label == IGNORED)) for sample in samples)
+    return ignored / sum(sample.label.size for sample in samples)
 
 
 def read_unlabelled(folder: Path, n_channels: int) -> list[Sample]:

@@ -29,8 +29,9 @@ class Scores:
 
     @property
     def score(self) -> float:
-        """Mean Dice of all classes, which decides about the best epoch: a rare class counts as much as a common one."""
-        return float(np.nanmean(self.dice))
+        """Mean Dice of all classes: a rare class counts as much as a common one. NaN without any labelled pixel."""
+        known = [dice for dice in self.dice if not math.isnan(dice)]
+        return sum(known) / len(known) if known else math.nan
 
 
 def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
@@ -44,8 +45,8 @@ def confusion(predicted: Labels, label: Labels, n_classes: int) -> Counts:
 def scores(matrix: Counts) -> Scores:
     """Scores from a confusion matrix."""
     hit, total = _overlap(matrix)
-    right = matrix.trace() / matrix.sum()
-    return Scores(tuple((2 * hit / total).tolist()), tuple((hit / (total - hit)).tolist()), float(1 - right))
+    wrong = 1 - float(matrix.trace()) / float(matrix.sum()) if matrix.any() else math.nan
+    return Scores(tuple((2 * hit / total).tolist()), tuple((hit / (total - hit)).tolist()), wrong)
 
 
 def _overlap(matrix: Counts) -> tuple[Counts, npt.NDArray[np.float64]]:
@@ -68,8 +69,11 @@ class ThresholdCurve:
         self.images: list[Counts] = []  # (2, BINS) each: row label, column probability
 
     def add(self, probabilities: FloatArray, label: Labels) -> None:
-        """Counts an image: probabilities of the foreground and class indices, of one shape. IGNORED does not count."""
+        """Counts an image: probabilities of the foreground and class indices, of one shape. Pixels with IGNORED do not
+        count, nor does an image of nothing else."""
         known = label != IGNORED
+        if not known.any():
+            return
         probabilities, label = probabilities[known], label[known]
         bins = (probabilities.astype(np.float64) * self.BINS).astype(np.int32)  # one too high for p on an edge
         bins -= probabilities <= self.EDGES[bins]
@@ -81,7 +85,6 @@ class ThresholdCurve:
         images are no reason to leave 0.5 (the one-standard-error rule of Breiman et al. 1984, for cross-validation)."""
         gain = np.stack([_score_by_threshold(counts) for counts in self.images])
         gain -= gain[:, [self.BINS // 2 - 1]]  # over 0.5, image by image: some are easier than others
-        gain = gain[np.isfinite(gain).all(axis=1)]
         if len(gain) < 2:
             return 0.5
         mean, error = gain.mean(axis=0), gain.std(axis=0, ddof=1) / np.sqrt(len(gain))
@@ -114,8 +117,7 @@ def _score_by_threshold(counts: Counts) -> npt.NDArray[np.float64]:
     below = np.cumsum(counts, axis=1)[:, :-1]  # row label, column k - 1
     above = counts.sum(axis=1, keepdims=True) - below
     hit, total = _overlap(np.stack([below, above], axis=1))  # label, prediction, k - 1
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.nanmean(2 * hit / total, axis=0))
+    return np.asarray(np.nanmean(2 * hit / total, axis=0))
 
 
 def object_scores(probabilities: FloatArray, label: Labels, threshold: float) -> dict[str, float] | None:
@@ -126,7 +128,7 @@ def object_scores(probabilities: FloatArray, label: Labels, threshold: float) ->
     over the probability until they meet (watershed), so that the thickness of a border does not count. None for a label
     without two objects, or with single pixels only.
     """
-    truth = connected_components(label > 0, connectivity=1)
+    truth = connected_components((label > 0) & (label != IGNORED), connectivity=1)
     sizes = np.bincount(truth.ravel())[1:]
     if len(sizes) < 2 or sizes.max() < 2:
         return None

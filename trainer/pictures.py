@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from trainer.data import Sample
+from trainer.losses import IGNORED
 from trainer.metrics import confusion, scores
 from unet.pixels import match_channels, to_pixels
 from unet.predictor import Predictor
@@ -52,9 +53,11 @@ def curves(history: list[dict[str, float]], class_values: tuple[int, ...]) -> by
 
 
 def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> bytes:
-    """PNG: a row each for the first images of the validation set: image, label, prediction."""
+    """PNG: a row each for the first images of the validation set: image, label (IGNORED is grey), prediction."""
     values, shown = predictor.class_values, validation[:most]
     colours = class_colours(len(values))
+    by_index = np.full((IGNORED + 1, 3), 0.5, np.float32)
+    by_index[: len(colours)] = colours
     side = 3.5  # inches
     heights = [side * min(max(s.label.shape[0] / s.label.shape[1], 0.2), 2) for s in shown]
     columns = math.ceil(len(values) / LEGEND_ROWS)
@@ -67,7 +70,7 @@ def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> by
         score = scores(confusion(predicted, sample.label, len(values))).score
         height, width = sample.label.shape
         titles = f"{sample.name}, {width} x {height}", "label", f"prediction, score {score:.3f}"
-        pictures = rgb(sample.image), colours[sample.label], colours[predicted]
+        pictures = rgb(sample.image), by_index[sample.label], by_index[predicted]
         for axis, title, picture in zip(row, titles, pictures, strict=True):
             axis.set_title(title, fontsize="medium")
             axis.imshow(picture, interpolation="auto" if axis is row[0] else "nearest")

@@ -138,7 +138,7 @@ def account(
 
 
 def outcome(progress: Progress, folder: RunFolder) -> str:
-    """The rule by which the model was chosen, and its score."""
+    """The score with its standard error, and which weights the model has."""
     scored, error = progress.scored, progress.scored["score_error"]
     spread = f" ± {error:.4f}" if math.isfinite(error) else ""
     since = ", before they were learned from" if progress.joined else ""
@@ -149,9 +149,11 @@ def outcome(progress: Progress, folder: RunFolder) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN, which JSON does not have."""
+    """The same with None for NaN, which JSON does not have."""
     if isinstance(value, Mapping):
         return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

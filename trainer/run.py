@@ -156,10 +156,10 @@ class Trainer:
     def join(self) -> None:
         """From now on, learn from the images to validate on as well."""
         self.progress.joined = True
-        batches = self.batches
-        self.batches = Batches(
-            self.data.samples, self.predictor.network, self.predictor.preprocessing, self.recipe, batches.seed
-        )
+        seed = self.batches.seed
+        del self.batches  # first: both would take twice the memory
+        network, preprocessing = self.predictor.network, self.predictor.preprocessing
+        self.batches = Batches(self.data.samples, network, preprocessing, self.recipe, seed)
         report.print_join(self.val)
 
     def model(self) -> Checkpoint:

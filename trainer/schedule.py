@@ -9,7 +9,7 @@ WARM_UP = 0.03  # share of the run over which the learning rate rises linearly t
 
 
 class Schedule:
-    """Constant, or linear warm-up and cosine decay to zero, by steps or by time, whichever is further."""
+    """Constant, or linear warm-up and cosine decay to zero, by epochs or by time, whichever is further."""
 
     def __init__(self, recipe: Recipe, max_minutes: float | None) -> None:
         self.recipe = recipe

@@ -33,8 +33,8 @@ PLACES = 100
 
 
 class Batches:
-    """`for batch in batches.epoch(3)`. On a GPU all work is queued without waiting for it, so that a
-    batch is ready when the step before is done."""
+    """`for batch in batches.epoch(3)`. On a GPU all work is queued without waiting for it, so that a batch is ready
+    when the step before is done."""
 
     def __init__(
         self, samples: list[Sample], network: UNet, preprocessing: Preprocessing, recipe: Recipe, seed: int
@@ -117,8 +117,8 @@ def target(sample: Sample) -> npt.NDArray[np.uint8]:
 def places_of_rare_classes(
     samples: list[Sample], n_classes: int, seed: int
 ) -> list[list[tuple[int, npt.NDArray[np.intp]]]]:
-    """Random pixels (n, 2) y, x to centre crops on, with the number of their image; for each class but the most common
-    one, if any image has it."""
+    """For each class that an image has, but the most common one: pixels to centre crops on. They are a list over the
+    images with that class: number of the image, and (n, 2) y, x drawn at random, n <= PLACES."""
     rng = np.random.default_rng(seed)
     counts = np.zeros(n_classes, np.int64)
     found: list[list[tuple[int, npt.NDArray[np.intp]]]] = [[] for _ in range(n_classes)]

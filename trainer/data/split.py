@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ def halves(sample: Sample) -> list[Sample]:
     def part(name: str, where: slice) -> Sample:
         window = (where, slice(None)) if axis == 0 else (slice(None), where)
         objects = None if sample.objects is None else sample.objects[window]
-        return Sample(f"{sample.name} {name}", sample.image[window], sample.label[window], objects)
+        image, label = sample.image[window], sample.label[window]
+        return replace(sample, name=f"{sample.name} {name}", image=image, label=label, objects=objects)
 
     return [part("first three quarters", slice(cut)), part("last quarter", slice(cut, None))]
 
@@ -72,7 +74,7 @@ def arrange(samples: Sequence[Sample], kind: SplitKind, seed: int) -> list[int]:
 
 
 def kind_of(samples: Sequence[Sample]) -> list[tuple[Any, ...]]:
-    """What tells the kind of each image, to sort by: start of the name (where images share it), channels, size,
+    """What tells the kind of each image, to sort by: start of the name (where images share it), grey or colour, size,
     brightness."""
     starts = [re.split(r"\d", str(PurePath(sample.name)), maxsplit=1)[0] for sample in samples]
     common = len(set(starts)) <= len(samples) / 2
@@ -91,7 +93,7 @@ def is_stack(samples: Sequence[Sample]) -> bool:
     if len(samples) < 3 or len({sample.label.shape for sample in samples}) > 1:
         return False
     thumbnails = np.stack([_thumbnail(sample.image) for sample in samples])
-    correlation = np.corrcoef(thumbnails.reshape(len(samples), -1))
+    correlation = np.asarray(np.corrcoef(thumbnails.reshape(len(samples), -1)))
     distance = np.abs(np.subtract.outer(np.arange(len(samples)), np.arange(len(samples))))
     near, far = correlation[distance == 1].mean(), correlation[distance >= max(2, len(samples) // 3)].mean()
     return bool(near - far > STACK_CORRELATION)

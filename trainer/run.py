@@ -8,9 +8,11 @@ from typing import Any, cast
 
 import torch
 
-from trainer import initial, pictures, report, world
+from trainer import curve, initial, pictures, report, suggest, world
 from trainer import plan as planning
+from trainer.check import check
 from trainer.data import Batches, DataSet
+from trainer.data.labels import Reading
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
 from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled
@@ -32,6 +34,9 @@ SAVING_SHARE = 0.2  # largest share of the time that saving takes
 def run(settings: TrainSettings, stop: Stop | None = None) -> None:
     """Train as the settings say. Raises UserError, OSError for a file that cannot be written, and Stopped."""
     stop, recipe = stop or Stop(), settings.resolved_recipe()
+    if settings.check:
+        check(read(settings), settings.data, settings.out)
+        return
     with (
         world.join(settings.device) as device,
         claim(settings.out) if world.is_first() else nullcontext(),
@@ -45,19 +50,55 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     data = world.first_alone(lambda: read(settings))
     division = divide(data.samples, settings)
     recipe = recipe.suited(data.n_classes, ignored_share(data.samples))
-    plan = None
-    if planning.is_open(settings, device):
-        plan = planning.begun(settings) or planning.choose(settings, recipe, data, division.training, device)
+    source, recipe = initial.load(settings, recipe)
+    plan, is_open = None, planning.is_open(settings, device)
+    parts = [(settings, division)]
+    if settings.curve:
+        parts = curve.parts(settings, division, settings.max_minutes or (planning.MINUTES if is_open else None))
+    if is_open:
+        first = parts[0][0]
+        plan = planning.begun(first) or planning.choose(first, recipe, data, division.training, device)
         recipe = replace(recipe, base_channels=plan.base_channels)
-        settings = settings.model_copy(update={"max_minutes": plan.max_minutes})
-    trainer = Trainer(settings, recipe, data, division, device, plan)
-    if trainer.progress.finished and trainer.folder.report.exists():
-        print(f"already finished: {report.outcome(trainer.progress, trainer.folder)}. To train again: --force")
-        return
-    with stop.defer():
-        trainer.loop(stop)
-    if world.is_first():
-        report.account(trainer.folder, trainer.model().training, trainer.progress, len(trainer.val), device)
+    points: list[curve.Point] = []
+    for part, division in parts:
+        if plan:
+            part = part.model_copy(update={"max_minutes": plan.max_minutes})
+        last = part.out == settings.out
+        if settings.curve:
+            print(f"curve     run {len(points) + 1} of {len(parts)}, in {part.out}")
+        with claim(part.out) if world.is_first() and not last else nullcontext():
+            trainer = Trainer(part, recipe, source, data, division, device, plan)
+            finished = trainer.progress.finished and trainer.folder.report.exists()
+            if finished:
+                print(f"already finished: {report.outcome(trainer.progress, trainer.folder)}. To train again: --force")
+            else:
+                with stop.defer():
+                    trainer.loop(stop)
+            if settings.curve:
+                points.append(trainer.point(stop))
+            if world.is_first() and not finished:
+                further = further_images(settings, trainer, points) if last else {}
+                summary = trainer.model().training | further
+                report.account(trainer.folder, summary, trainer.progress, len(trainer.val), device)
+        del trainer  # before the next one takes as much memory
+    if settings.curve:
+        print(f"curve     {curve.sentence(points)}")
+
+
+def further_images(settings: TrainSettings, trainer: "Trainer", points: list[curve.Point]) -> dict[str, Any]:
+    """Whether more images would help, and which: entries of report.json, with curve.* and next.* in --out."""
+    found: dict[str, Any] = {}
+    if settings.curve:
+        trainer.folder.save_file(curve.CSV, curve.table(points))
+        trainer.folder.save_file(curve.PICTURE, curve.picture(points))
+        found["curve"] = curve.summary(points)
+    if settings.unlabelled:
+        predictor = Predictor.load(trainer.folder.best, device=str(trainer.learner.device), precision="fp32")
+        annotated = [sample.image for sample in trainer.data.samples]
+        seconds = max(60.0, 0.2 * trainer.progress.elapsed)
+        ranked = suggest.suggest(predictor, settings.unlabelled, settings.out, annotated, seconds)
+        found["next"] = suggest.summary(ranked)
+    return found
 
 
 class Trainer:
@@ -69,6 +110,7 @@ class Trainer:
         self,
         settings: TrainSettings,
         recipe: Recipe,
+        source: Checkpoint | None,
         data: DataSet,
         division: Division,
         device: torch.device,
@@ -76,7 +118,6 @@ class Trainer:
     ) -> None:
         self.division = division
         self.val = division.validation
-        source, recipe = initial.load(settings, recipe)
         report.print_start(settings, recipe, data, division, device)
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
@@ -91,6 +132,8 @@ class Trainer:
         names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
         identity: dict[str, Any] = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names}
         identity |= {"unlabelled": str(settings.unlabelled)} if settings.unlabelled else {}
+        identity |= {"reading": asdict(settings.reading())} if settings.reading() != Reading() else {}
+        identity |= {"curve": True} if settings.curve else {}
         identity |= {
             "plan": asdict(plan) if plan else None,
             "data": data.files,
@@ -152,6 +195,12 @@ class Trainer:
         if world.is_first():
             self.progress.objects = report.objects(self.predictor, self.val)
             self.folder.save_file(SAMPLES, pictures.samples(self.predictor, self.val))
+
+    def point(self, stop: Stop) -> curve.Point:
+        """This run's point of the learning curve."""
+        val, mixed = self.val, self.learner.mixed
+        each = [validate(self.predictor, [sample], stop, mixed)["score"] for sample in val]
+        return curve.Point(len(self.division.training), self.progress.scored["score"], each)
 
     def join(self) -> None:
         """From now on, learn from the images to validate on as well."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from trainer.data.labels import LabelsKind, Reading
 from trainer.data.split import SplitKind
 from trainer.recipes import RECIPES, Recipe, RecipeName
 from unet.device import DeviceChoice
@@ -22,6 +23,31 @@ class TrainSettings(ProgramSettings):
         description="folder with Training_Images/ and Training_Labels/, or 'sample': the embedded data set, or "
         "'isbi2012': the challenge's 30 slices, downloaded",
         json_schema_extra={"metavar": "DIR"},
+    )
+    labels: LabelsKind = Field(
+        "auto",
+        description="what values in labels are: classes; instances: object ids, or pieces of a foreground, whose "
+        "touching borders are learned; threshold: two classes with soft edges; auto: classes, or ids if they look it",
+    )
+    ignore_value: str | None = Field(
+        None,
+        pattern=r"^(-?\d+|#[0-9a-fA-F]{6})$",
+        description="value in labels for pixels without an opinion, which count in no loss and no score",
+        json_schema_extra={"metavar": "N|#RRGGBB"},
+    )
+    class_names: str | None = Field(
+        None,
+        description="names of the classes, in the order of their values: sky,road,car",
+        json_schema_extra={"metavar": "A,B"},
+    )
+    label_suffix: str | None = Field(
+        None,
+        description="what names of label files add to those of images: _manual1",
+        json_schema_extra={"metavar": "SUFFIX"},
+    )
+    channel: int | None = Field(None, ge=1, description="learn from this channel of the images only; 1 is the first")
+    check: bool = Field(
+        False, description="train nothing: describe the data, and write check.png, a contact sheet with the labels"
     )
     out: Path = Field(Path("model"), description="folder for the results", json_schema_extra={"metavar": "DIR"})
     recipe: RecipeName = Field(
@@ -58,8 +84,23 @@ class TrainSettings(ProgramSettings):
         description="folder of images without labels: learned from by consistency, and ranked by what to annotate next",
         json_schema_extra={"metavar": "DIR"},
     )
+    curve: bool = Field(
+        False,
+        description="also train on 1/4 and 1/2 of the images, to see whether more would help; the minutes are divided "
+        "over the runs, and the images to validate on are held out to the end",
+    )
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
     verbose: bool = Field(False, description="print every setting of the recipe")
+
+    def reading(self) -> Reading:
+        """How the data set is read."""
+        return Reading(
+            labels=self.labels,
+            ignore_value=self.ignore_value,
+            class_names=tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else (),
+            label_suffix=self.label_suffix,
+            channel=self.channel,
+        )
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with the flags that override it. Raises UserError."""

@@ -183,6 +183,12 @@ def rank(
     return order
 
 
+def summary(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
+    """The entry `next` of report.json: the first ten."""
+    keys = ("file", "score", "uncertainty", "similarity")
+    return [{key: getattr(each, key) for key in keys} for each in suggestions[:10]]
+
+
 def table(suggestions: Sequence[Suggestion]) -> str:
     """CSV: a row for each image."""
     text = io.StringIO()

@@ -1,8 +1,10 @@
 """Batches of augmented crops, cut on the training device; the same ones for the same seed and epoch."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -49,15 +51,21 @@ class Batches:
         self.recipe, self.seed, self.margin = recipe, seed, network.margin
         self.device = device = next(network.parameters()).device
         n_channels, n_classes = network.config.n_channels, max(2, network.config.n_classes)
-        # whole images are preprocessed once, exactly as in prediction, and stay on the device
-        self.images = [preprocessing(s.image, n_channels).tensor().contiguous().to(device) for s in samples]
-        self.labels = [torch.from_numpy(target(s)).float()[None].to(device) for s in samples]  # (1, H, W)
-        known = [np.where(s.label == IGNORED, 0, s.label) for s in samples] if recipe.border_weights else []
+        # prepared once, exactly as in prediction, and kept on the device; crops are normalised once they are cut
+        prepared = [preprocessing(s.image, n_channels) for s in samples]
+        self.images = [torch.from_numpy(each.pixels).to(device) for each in prepared]  # (H, W, C), mostly uint8
+        self.normal = [torch.from_numpy(np.stack([each.offset, each.scale])).to(device) for each in prepared]  # (2, C)
+        targets = [resize_label(target(s), *each.pixels.shape[:2]) for s, each in zip(samples, prepared, strict=True)]
+        self.labels = [torch.from_numpy(each)[..., None].to(device) for each in targets]  # (H, W, 1) uint8
+        known = [np.where(each == IGNORED, 0, each) for each in targets] if recipe.border_weights else []
         weights = [border_weights(label, n_classes) for label in known]
-        self.weights = [torch.from_numpy(each)[None].to(device) for each in weights]  # (1, H, W)
-        crops = [max(1, round(s.label.size / recipe.image_size**2)) for s in samples]
+        self.weights = [torch.from_numpy(each)[..., None].to(device) for each in weights]  # (H, W, 1)
+        # how far from its centre a crop may look, in pixels
+        how, half = recipe.augmentation, recipe.image_size / 2 + self.margin
+        self.reach = math.ceil(half * math.sqrt(2) * (1 + how.scale) + 4 * how.elastic) + 2
+        crops = [max(1, round(each.size / recipe.image_size**2)) for each in targets]
         self.order = np.repeat(np.arange(len(samples)), crops)  # in proportion to area
-        self.rare = places_of_rare_classes(samples, n_classes, seed) if recipe.balance else []
+        self.rare = places_of_rare_classes(targets, n_classes, seed) if recipe.balance else []
 
     def __len__(self) -> int:
         """Number of batches in an epoch, all of the same size."""
@@ -85,22 +93,29 @@ class Batches:
     def _place(self, image: int, pixel: npt.NDArray[np.intp]) -> Tensor:
         """`place` (2,) x, y in 0..1 of the crop with this pixel (y, x) in its middle, or as near as it can be."""
         side = self.recipe.image_size
-        size = torch.tensor(self.images[image].shape[:0:-1])
+        size = torch.tensor(self.images[image].shape[1::-1])
         first = torch.from_numpy(pixel[::-1] - (side - 1) // 2)
         return ((first + 0.5) / (size - side + 1).clamp(min=1)).clamp(0, 1 - 1e-6)
 
     def _batch(self, chosen: npt.NDArray[np.intp], values: RandomValues) -> Batch:
-        def cut(sources: list[Tensor], grids: Tensor, mode: str) -> Tensor:
-            return torch.stack([sample_image(sources[i], grid, mode) for i, grid in zip(chosen, grids, strict=True)])
-
         augmentation, side, margin = self.recipe.augmentation, self.recipe.image_size, self.margin
         seen = side + 2 * margin
-        size = torch.tensor([self.images[i].shape[:0:-1] for i in chosen], dtype=torch.float32)  # (B, 2) x, y
+        size = torch.tensor([self.images[i].shape[1::-1] for i in chosen])  # (B, 2) x, y
         # a crop lies within its image if that is large enough, and begins at a whole pixel
         centre = torch.floor(values.place * ((size - side).clamp(min=0) + 1)) + (side - 1) / 2  # (B, 2) x, y
-        centre, size = (each.to(self.device, non_blocking=True) for each in (centre, size))
-        grids = to_image(sampling_grid(values, seen, augmentation), centre, size)  # (B, seen, seen, 2)
-        plain = cut(self.images, grids, "bilinear")
+        # only a window around the crop is converted to float: an image may be a thousand times as large
+        first = (centre.floor().long() - self.reach).clamp(min=0)
+        last = torch.minimum(centre.ceil().long() + self.reach, size)
+        windows = [(slice(y, v), slice(x, w)) for (x, y), (w, v) in zip(first.tolist(), last.tolist(), strict=True)]
+        inside, extent = (each.float().to(self.device, non_blocking=True) for each in (centre - first, last - first))
+        grids = to_image(sampling_grid(values, seen, augmentation), inside, extent)  # (B, seen, seen, 2)
+
+        def cut(sources: list[Tensor], grids: Tensor, mode: str) -> Tensor:
+            parts = (sources[i][window].permute(2, 0, 1).float() for i, window in zip(chosen, windows, strict=True))
+            return torch.stack([sample_image(part, grid, mode) for part, grid in zip(parts, grids, strict=True)])
+
+        offset, scale = torch.stack([self.normal[i] for i in chosen], dim=1)[..., None, None]  # (B, C, 1, 1) each
+        plain = (cut(self.images, grids, "bilinear") - offset) * scale  # (B, C, seen, seen)
         grids = grids[:, margin : margin + side, margin : margin + side]
         labels = cut(self.labels, grids, "nearest")[:, 0].round().long()
         weights = cut(self.weights, grids, "nearest")[:, 0] if self.weights else None
@@ -114,19 +129,26 @@ def target(sample: Sample) -> npt.NDArray[np.uint8]:
     return np.where(sample.label == IGNORED, sample.label, border_classes(sample.objects, where="touching"))
 
 
+def resize_label(label: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Class indices (H, W) at the size of an image that was resized (see `Preprocessing.scale`)."""
+    if label.shape == (height, width):
+        return label
+    return np.asarray(cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
 def places_of_rare_classes(
-    samples: list[Sample], n_classes: int, seed: int
+    targets: list[npt.NDArray[np.uint8]], n_classes: int, seed: int
 ) -> list[list[tuple[int, npt.NDArray[np.intp]]]]:
     """For each class that an image has, but the most common one: pixels to centre crops on. They are a list over the
     images with that class: number of the image, and (n, 2) y, x drawn at random, n <= PLACES."""
     rng = np.random.default_rng(seed)
     counts = np.zeros(n_classes, np.int64)
     found: list[list[tuple[int, npt.NDArray[np.intp]]]] = [[] for _ in range(n_classes)]
-    for i, sample in enumerate(samples):
-        flat = sample.label.ravel()
+    for i, label in enumerate(targets):
+        flat = label.ravel()
         counts += np.bincount(flat, minlength=IGNORED + 1)[:n_classes]
         for value in range(n_classes):
             if len(pixels := np.flatnonzero(flat == value)):
                 chosen = rng.choice(pixels, min(PLACES, len(pixels)), replace=False)
-                found[value].append((i, np.stack(np.unravel_index(chosen, sample.label.shape), axis=1)))
+                found[value].append((i, np.stack(np.unravel_index(chosen, label.shape), axis=1)))
     return [places for value, places in enumerate(found) if places and value != counts.argmax()]

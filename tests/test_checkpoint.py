@@ -35,20 +35,54 @@ def test_a_saved_checkpoint_is_loaded_unchanged(make_checkpoint: Make) -> None:
 
 def test_safe_loading_finds_the_documented_entries(make_checkpoint: Make) -> None:
     content = torch.load(make_checkpoint(), weights_only=True)
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["network"]["base_channels"] == 4
-    assert content["preprocessing"] == {"input_range": "0-1", "standardise": False, "size_multiple": 16}
+    assert content["preprocessing"] == {"input_range": "0-1", "standardise": False, "size_multiple": 16, "scale": 1.0}
     assert content["class_values"] == [0, 255]
+    assert content["class_names"] == ["background", "foreground"]
+    assert content["class_colours"] == [[0, 0, 0], [255, 138, 0]]
+    assert (content["objects"], content["min_area"]) == (False, 1)
     assert content["threshold"] == 0.5
     assert set(content) == {
         "format",
         "network",
         "preprocessing",
         "class_values",
+        "class_names",
+        "class_colours",
         "threshold",
+        "objects",
+        "min_area",
         "training",
         "state_dict",
     }
+
+
+def test_a_file_of_format_1_is_loaded(make_checkpoint: Make) -> None:
+    path = make_checkpoint(n_classes=3)
+    content = torch.load(path, weights_only=True) | {"format": 1}
+    for name in ("class_names", "class_colours", "objects", "min_area"):
+        del content[name]
+    del content["preprocessing"]["scale"]
+    torch.save(content, path)
+    checkpoint = checkpoints.load(path)
+    assert checkpoint.class_names == ("10", "11", "12")
+    assert checkpoint.class_colours[0] == (0, 0, 0)
+    assert (checkpoint.objects, checkpoint.min_area, checkpoint.preprocessing.scale) == (False, 1, 1)
+
+
+def test_names_colours_and_objects_are_kept(make_checkpoint: Make) -> None:
+    path = make_checkpoint(n_classes=3)
+    told = {
+        "class_values": (0, 255),
+        "class_names": ("ground", "cell"),
+        "class_colours": ((0, 0, 0), (1, 2, 3)),
+        "objects": True,
+        "min_area": 21,
+    }
+    checkpoints.save(replace(checkpoints.load(path), **told), path)
+    again = checkpoints.load(path)
+    assert {name: getattr(again, name) for name in told} == told
 
 
 def test_the_file_is_readable_by_other_users_and_leaves_no_temporary_files(make_checkpoint: Make) -> None:
@@ -140,7 +174,13 @@ def edit_weight(path: Path, change: Callable[[torch.Tensor], object]) -> None:
         (lambda p: p.write_bytes(pickle.dumps(Unknown())), "something else"),
         (lambda p: torch.save(torch.nn.Conv2d(1, 1, 1), p), "something else"),
         (lambda p: torch.save([1, 2], p), "found list"),
-        (lambda p: edit(p, format=99), "expected format 1, found 99"),
+        (lambda p: edit(p, format=99), "expected format 1 or 2, found 99"),
+        (lambda p: edit(p, class_names=["a"]), "class_names: expected 2 texts"),
+        (lambda p: edit(p, class_names=["a", 3]), "class_names: expected 2 texts"),
+        (lambda p: edit(p, class_colours=[[0, 0, 0]]), "class_colours: expected 2 triples"),
+        (lambda p: edit(p, class_colours=[[0, 0, 0], [0, 0, 256]]), "class_colours: expected 2 triples"),
+        (lambda p: edit(p, objects=True), "objects: expected a network of 3 classes, found 1"),
+        (lambda p: edit(p, min_area=0.5), "min_area: expected a whole number of pixels, found 0.5"),
         (lambda p: edit(p, threshold=7.0), "threshold: expected 0..1"),
         (lambda p: edit(p, class_values=[1, 2, 3]), "class_values: expected 2"),
         (lambda p: edit(p, network={"base_channels": 8}), "weights do not fit"),

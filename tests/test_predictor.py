@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -48,6 +49,60 @@ def test_results_have_the_size_of_the_image(
 def test_every_network_takes_grey_and_colour(make_checkpoint: Make, shape: tuple[int, ...], n_channels: int) -> None:
     predictor = Predictor.load(make_checkpoint(n_channels=n_channels), device="cpu")
     assert predictor(np.ones(shape, np.uint8)).shape == (20, 30)
+
+
+def test_a_model_of_borders_is_binary_for_all_but_objects(make_checkpoint: Make, rng: np.random.Generator) -> None:
+    """Borders belong to objects."""
+    network = Predictor.load(make_checkpoint(n_classes=3), device="cpu").network
+    image = rng.integers(0, 256, (40, 33), dtype=np.uint8)
+    background, inside, border = Predictor(network, Preprocessing(), class_values=(0, 1, 2))(image)
+    predictor = Predictor(network, Preprocessing(), objects=True)
+    for tta in (False, True):
+        found = predictor.predict(image, "objects", tta=tta)
+        assert (found.shape, found.dtype) == ((2, 40, 33), np.float32)
+        np.testing.assert_array_equal(predictor(image, tta=tta), found[0])
+        np.testing.assert_array_equal(finish(predictor, predictor.start(image, "objects", tta=tta)), found)
+        np.testing.assert_array_equal(predictor.mask(image, 0.6, tta=tta), np.where(found[0] > 0.6, 255, 0))
+        grey = predictor.predict(image, "probability", tta=tta)
+        np.testing.assert_allclose(grey, found[0] * 255, atol=0.51)
+    found = predictor.predict(image, "objects")
+    np.testing.assert_allclose(found[0], inside + border, atol=1e-6)
+    np.testing.assert_allclose(found[1], inside, atol=1e-6)
+    np.testing.assert_array_equal(predictor.to_classes(found[0]), background < 0.5)
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+@pytest.mark.parametrize("scale", [0.5, 0.3, 2])
+def test_probabilities_of_a_resized_image_are_resized_back(
+    make_checkpoint: Make, rng: np.random.Generator, n_classes: int, scale: float
+) -> None:
+    network = Predictor.load(make_checkpoint(n_classes=n_classes), device="cpu").network
+    values = (0, 255) if n_classes == 1 else (1, 2, 3)
+    plain = Predictor(network, Preprocessing(standardise=True), class_values=values)
+    scaled = Predictor(network, Preprocessing(standardise=True, scale=scale), class_values=values)
+    image = rng.integers(0, 256, (50, 37), dtype=np.uint8)
+    size = max(1, round(37 * scale)), max(1, round(50 * scale))
+    shrink, grow = (cv2.INTER_AREA, cv2.INTER_LINEAR)[:: 1 if scale < 1 else -1]
+    small = plain(cv2.resize(image, size, interpolation=shrink)).reshape(n_classes, *size[::-1])
+    expected = np.stack([cv2.resize(plane, (37, 50), interpolation=grow) for plane in small])
+    np.testing.assert_allclose(scaled(image).reshape(n_classes, 50, 37), expected, atol=1e-6)
+    for wanted in ("mask", "probability", "probabilities", "objects"):
+        for tta in (False, True):
+            answer = scaled.predict(image, wanted, tta=tta)
+            assert answer.shape[-2:] == (50, 37)
+            np.testing.assert_array_equal(finish(scaled, scaled.start(image, wanted, tta=tta)), answer)
+    mask = np.array(values)[scaled.to_classes(scaled(image))]
+    np.testing.assert_array_equal(scaled.mask(image), mask)
+
+
+def test_pixels_without_data_stay_background_when_resized(make_checkpoint: Make, rng: np.random.Generator) -> None:
+    network = Predictor.load(make_checkpoint(n_classes=3), device="cpu").network
+    image = rng.random((40, 40), dtype=np.float32)
+    image[:, 30:] = np.nan
+    predictor = Predictor(network, Preprocessing(standardise=True, scale=0.5), objects=True)
+    found = predictor.predict(image, "objects")
+    assert (found[:, :, 30:] == 0).all()
+    assert (found[:, :, :30] > 0).all()
 
 
 def test_the_mask_is_the_thresholded_probability(make_checkpoint: Make, rng: np.random.Generator) -> None:

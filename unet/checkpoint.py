@@ -3,17 +3,23 @@
 The file is a dict of tensors and plain builtins, so that `torch.load(weights_only=True)` reads it and no code in it can
 run:
 
-    format         1
+    format         2
     network        the fields of `NetworkConfig`
     preprocessing  the fields of `Preprocessing`
     class_values   label values in the order of the classes; for a binary network (background, foreground)
+    class_names    a name for each of them
+    class_colours  red, green and blue of each, 0..255
     threshold      probability above which a pixel is foreground
+    objects        whether the network has learned borders of objects: its classes are background, inside, border
+    min_area       pixels of the smallest object in the training labels
     training       summary: recipe, epoch, score, data fingerprint, versions, time
     state_dict     the weights
 
-`load` also takes files of other U-Nets (see `unet.foreign`).
+`load` also takes files of format 1, which had no names, colours, objects and min_area, and of other U-Nets (see
+`unet.foreign`).
 """
 
+import colorsys
 import hashlib
 import io
 import os
@@ -33,7 +39,10 @@ from unet.errors import UserError
 from unet.network import NetworkConfig, UNet
 from unet.pixels import InputRange, Preprocessing
 
-FORMAT = 1
+FORMAT = 2
+
+Colour = tuple[int, ...]
+"""Red, green and blue, 0..255."""
 
 
 class CheckpointError(UserError):
@@ -52,18 +61,32 @@ class Checkpoint:
     preprocessing: Preprocessing
     state_dict: Mapping[str, Tensor]
     class_values: tuple[int, ...] = (0, 255)
+    class_names: tuple[str, ...] = ()  # one for each value; by default as `default_names` has them
+    class_colours: tuple[Colour, ...] = ()  # likewise
     threshold: float = 0.5
+    objects: bool = False  # a binary problem, learned as three classes: background, inside of an object, its border
+    min_area: int = 1  # pixels of the smallest object in the training labels
     training: Mapping[str, Any] = field(default_factory=dict)  # plain builtins; empty for a file of another U-Net
     id: str = ""  # first 12 digits of the file's SHA-256; empty for a checkpoint that was not loaded
 
     def __post_init__(self) -> None:
         if self.network.n_classes > 256:
             raise ValueError(f"n_classes: expected at most 256, as masks are 8-bit, found {self.network.n_classes}")
-        n, values = max(2, self.network.n_classes), self.class_values
+        if not isinstance(self.objects, bool) or (self.objects and self.network.n_classes != 3):
+            raise ValueError(f"objects: expected a network of 3 classes, found {self.network.n_classes}")
+        n, values = 2 if self.objects else max(2, self.network.n_classes), self.class_values
         if len(values) != n or not all(isinstance(value, int) for value in values):
             raise ValueError(f"class_values: expected {n} whole numbers, found {values}")
         if self.network.n_classes > 1 and not all(0 <= value <= 255 for value in values):
             raise ValueError(f"class_values: expected values of 0..255, found {values}")
+        object.__setattr__(self, "class_names", self.class_names or default_names(values))
+        object.__setattr__(self, "class_colours", self.class_colours or default_colours(n))
+        if len(self.class_names) != n or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError(f"class_names: expected {n} texts, found {self.class_names}")
+        if len(self.class_colours) != n or not all(_is_colour(colour) for colour in self.class_colours):
+            raise ValueError(f"class_colours: expected {n} triples of 0..255, found {self.class_colours}")
+        if not isinstance(self.min_area, int) or self.min_area < 1:
+            raise ValueError(f"min_area: expected a whole number of pixels, found {self.min_area!r}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {self.threshold}")
         for name, kind in (("epoch", int), ("score", int | float)):
@@ -87,6 +110,21 @@ class Checkpoint:
             return self.network.build()
 
 
+def default_names(class_values: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of classes that have none: background and foreground, or their values."""
+    return ("background", "foreground") if len(class_values) == 2 else tuple(map(str, class_values))
+
+
+def default_colours(n: int) -> tuple[Colour, ...]:
+    """RGB of n classes: black, then a wheel of hues from orange on, light and dark by turns."""
+    wheel = [colorsys.hsv_to_rgb((0.09 + i / (n - 1)) % 1, 1, 0.6 if i % 2 else 1) for i in range(n - 1)]
+    return ((0, 0, 0), *(tuple(round(255 * c) for c in colour) for colour in wheel))
+
+
+def _is_colour(colour: object) -> bool:
+    return isinstance(colour, tuple) and len(colour) == 3 and all(isinstance(c, int) and 0 <= c < 256 for c in colour)
+
+
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Writes the file atomically. Raises OSError as `replace_atomically` does."""
     content = {
@@ -94,7 +132,11 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "network": asdict(checkpoint.network),
         "preprocessing": asdict(checkpoint.preprocessing),
         "class_values": list(checkpoint.class_values),
+        "class_names": list(checkpoint.class_names),
+        "class_colours": [list(colour) for colour in checkpoint.class_colours],
         "threshold": checkpoint.threshold,
+        "objects": checkpoint.objects,
+        "min_area": checkpoint.min_area,
         "training": dict(checkpoint.training),
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()},
     }
@@ -191,8 +233,16 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _from_own(content: dict[str, Any]) -> Checkpoint:
-    if content["format"] != FORMAT:
-        raise ValueError(f"expected format {FORMAT}, found {content['format']!r}: written by another version")
+    if content["format"] not in (1, FORMAT):
+        raise ValueError(f"expected format 1 or {FORMAT}, found {content['format']!r}: written by a newer version")
+    since_2 = {}
+    if content["format"] == FORMAT:
+        since_2 = {
+            "class_names": tuple(content["class_names"]),
+            "class_colours": tuple(map(tuple, content["class_colours"])),
+            "objects": content["objects"],
+            "min_area": content["min_area"],
+        }
     return Checkpoint(
         network=NetworkConfig(**content["network"]),
         preprocessing=Preprocessing(**content["preprocessing"]),
@@ -200,6 +250,7 @@ def _from_own(content: dict[str, Any]) -> Checkpoint:
         class_values=tuple(content["class_values"]),
         threshold=content["threshold"],
         training=content["training"],
+        **since_2,
     )
 
 

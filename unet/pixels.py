@@ -48,28 +48,42 @@ class Preprocessing:
     input_range: InputRange = "0-1"  # range that the dtype's range is scaled to, unless images are standardised
     standardise: bool = False  # zero mean and unit variance for each channel of each image
     size_multiple: int = STRIDE  # sides are mirrored to the right and below up to a multiple of this, at least 16
+    scale: float = 1.0  # images are resized by this factor first, 1/32 to 32, and the probabilities back
 
     def __post_init__(self) -> None:
         if self.input_range not in get_args(InputRange):
             raise ValueError(f"input_range: expected 0-1 or 0-255, found {self.input_range!r}")
         if not isinstance(self.size_multiple, int) or not 1 <= self.size_multiple <= 256:
             raise ValueError(f"size_multiple: expected a whole number of 1 to 256, found {self.size_multiple!r}")
+        if not isinstance(self.scale, int | float) or not 1 / 32 <= self.scale <= 32:
+            raise ValueError(f"scale: expected a factor of 1/32 to 32, found {self.scale!r}")
 
     def __call__(self, image: npt.NDArray[Any], n_channels: int) -> "Prepared":
-        """Image -> (H, W, n_channels) pixels with the offset and scale that normalise them. Raises PixelError."""
+        """Image -> resized pixels (H, W, n_channels) with the offset and scale that normalise them, as resizing changes
+        contrast. Raises PixelError."""
         pixels, unit = to_pixels(image)
         missing = without_data(image)
         pixels = match_channels(pixels, n_channels)
+        hidden = missing
+        if self.scale != 1:
+            pixels = resize(pixels, *self.scaled_size(*image.shape[:2]))
+            if missing is not None:
+                hidden = cv2.resize(missing.view(np.uint8), pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         if self.standardise:
-            mean, std = statistics(pixels, missing)
+            mean, std = statistics(pixels, hidden)
             offset, scale = mean, 1 / np.maximum(std, 1e-6 * unit)
         else:
             top = 255 if self.input_range == "0-255" else 1
             offset, scale = np.zeros(n_channels), np.full(n_channels, top / unit)
-        if missing is not None:
+        if hidden is not None:
             pixels = pixels.copy()
-            pixels[missing] = offset  # 0 for the network
-        return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32), missing)
+            pixels[hidden] = offset  # 0 for the network
+        own_size = None if self.scale == 1 else (image.shape[0], image.shape[1])
+        return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32), missing, own_size)
+
+    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size that an image of (height, width) is resized to."""
+        return max(1, round(height * self.scale)), max(1, round(width * self.scale))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Size that an image of (height, width) is mirrored up to."""
@@ -85,12 +99,20 @@ class Prepared:
     pixels: npt.NDArray[Any]  # (H, W, C), uint8 or float32
     offset: FloatArray  # (C,), subtracted first
     scale: FloatArray  # (C,), per-channel factor, applied after subtracting `offset`
-    missing: Mask | None = None  # (H, W), True where the image holds no data; None: nowhere
+    missing: Mask | None = None  # of the image's own size, True where it holds no data; None: nowhere
+    resized_from: tuple[int, int] | None = None  # height and width of the image; None: those of `pixels`
 
     def tensor(self) -> Tensor:
         """The normalised image, (C, H, W) float32."""
         pixels, offset, scale = map(torch.from_numpy, (self.pixels, self.offset, self.scale))
         return normalise(pixels[None], offset[:, None, None], scale[:, None, None])[0]
+
+
+def resize(image: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    """Image (H, W, C) -> (height, width, C): means of areas if it shrinks, interpolated if it grows."""
+    method = cv2.INTER_AREA if height * width < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
+    planes = [cv2.resize(image[:, :, c], (width, height), interpolation=method) for c in range(image.shape[2])]
+    return np.stack(planes, axis=2)
 
 
 def normalise(pixels: Tensor, offset: Tensor, scale: Tensor) -> Tensor:

@@ -20,17 +20,18 @@ from torch import Tensor
 
 from unet import checkpoint as checkpoints
 from unet import engines
-from unet.checkpoint import Checkpoint
+from unet.checkpoint import Checkpoint, Colour, default_colours, default_names
 from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device, resolve_precision
 from unet.network import STRIDE, UNet
-from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise
+from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise, resize
 from unet.tiles import CONTEXT, Span, cut
 
 Array = npt.NDArray[Any]
 Engine = Callable[[Tensor], Tensor]
-Wanted = Literal["probabilities", "mask", "probability"]
+Wanted = Literal["probabilities", "mask", "probability", "objects"]
 """probabilities: float32 as from a call; mask: uint8 as from `mask`; probability: uint8, 255 for certain, of the
-foreground or of each pixel's likeliest class."""
+foreground or of each pixel's likeliest class; objects: the probabilities that tell objects apart, float32, (2, H, W) of
+objects and of their insides for a model that has learned borders, else as from a call."""
 View = tuple[int, int]
 """Number of quarter turns, and the step along a row: 1, or -1 for an image flipped left to right."""
 
@@ -55,17 +56,25 @@ class Predictor:
         preprocessing: Preprocessing,
         *,
         class_values: tuple[int, ...] = (0, 255),
+        class_names: tuple[str, ...] = (),
+        class_colours: tuple[Colour, ...] = (),
         threshold: float = 0.5,
+        objects: bool = False,
+        min_area: int = 1,
         precision: Precision = "fp32",
         engine: Engine | None = None,
     ) -> None:
         """`engine`: (B, C, h, w) float32 -> (B, K, h', w') logits, from `engines.prepare`. Default: the network
-        itself, whose weights may then change between calls, as in training."""
+        itself, whose weights may then change between calls, as in training. Other arguments: see `Checkpoint`."""
         self.network, self.preprocessing = network, preprocessing
         self.class_values, self.threshold = class_values, threshold
+        self.class_names = class_names or default_names(class_values)
+        self.class_colours = class_colours or default_colours(len(class_values))
+        self.objects, self.min_area = objects, min_area
         self.n_channels = network.config.n_channels  # of the images: 1 grey, 3 RGB, or others
         self.n_classes = network.config.n_classes  # K: 1 for a binary network, which tells foreground from background
-        self.binary = self.n_classes == 1
+        self.binary = self.n_classes == 1 or objects
+        self.n_planes = 2 if objects else self.n_classes  # of the probabilities that `forward` gives
         self.precision: Precision = precision
         self.device = next(network.parameters()).device
         self.tile = TILE.get(self.device.type, TILE["elsewhere"])  # lowered by the queue when memory runs out
@@ -83,7 +92,11 @@ class Predictor:
             network,
             checkpoint.preprocessing,
             class_values=checkpoint.class_values,
+            class_names=checkpoint.class_names,
+            class_colours=checkpoint.class_colours,
             threshold=checkpoint.threshold,
+            objects=checkpoint.objects,
+            min_area=checkpoint.min_area,
             precision=resolved,
             engine=engines.prepare(network, where, resolved),
         )
@@ -147,18 +160,28 @@ class Predictor:
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence["Piece"]) -> Tensor:
-        """B pieces of one shape -> probabilities (B, K, h', w') float32, on the device."""
+        """B pieces of one shape -> probabilities (B, K, h', w') float32, on the device; for a model that has learned
+        borders (B, 2, h', w'), of objects and of their insides."""
         prepared = [piece.prediction.prepared for piece in pieces]
         arrays = [p.pixels for p in pieces], [p.offset for p in prepared], [p.scale for p in prepared]
         pixels, offset, scale = (torch.from_numpy(np.stack(each)).to(self.device) for each in arrays)
         x = normalise(pixels, offset[:, :, None, None], scale[:, :, None, None])  # (B, C, h, w)
         logits = self._engine(x).float()  # (B, K, h', w')
-        return logits.sigmoid_() if self.binary else logits.softmax(dim=1)
+        if self.n_classes == 1:
+            return logits.sigmoid_()
+        probabilities = logits.softmax(dim=1)
+        if self.objects:  # background, inside, border; borders belong to objects
+            return torch.stack([1 - probabilities[:, 0], probabilities[:, 1]], dim=1)
+        return probabilities
 
     @torch.inference_mode()
     def decide(self, probabilities: Tensor, wanted: Wanted, threshold: float) -> Tensor:
         """Answer from probabilities (K, h, w): the same, or (1, h, w) uint8: mask values, or the likeliest class's
-        probability."""
+        probability. With borders, the foreground's (1, h, w) for all but "objects"."""
+        if wanted == "objects":
+            return probabilities
+        if self.objects:
+            probabilities = probabilities[:1]
         if wanted == "probabilities":
             return probabilities
         if wanted == "probability":
@@ -170,7 +193,7 @@ class Predictor:
 
     def background(self, wanted: Wanted) -> Array:
         """Answer (K or 1, 1) for a pixel without data: certainly of the first class."""
-        certain = torch.zeros(self.n_classes, 1)
+        certain = torch.zeros(self.n_planes, 1)
         certain[0] = 0 if self.binary else 1
         return self.decide(certain, wanted, threshold=1).numpy()
 
@@ -217,8 +240,9 @@ class Prediction:
         self.threshold = threshold
         self._wanted: Wanted = wanted
         self._views = VIEWS if tta else VIEWS[:1]
-        # several views are averaged before the threshold: a mean of masks is no mask
-        self.wanted_per_piece: Wanted = "probabilities" if tta else wanted
+        # views are averaged, and resized, before the threshold: a mean of masks is no mask
+        combined = wanted != "objects" and (tta or prepared.resized_from is not None)
+        self.wanted_per_piece: Wanted = "probabilities" if combined else wanted
         self._mirrored: tuple[View, Array] | None = None
         self._answer: Array | None = None
         self.restart()
@@ -268,6 +292,8 @@ class Prediction:
         """The answer for the image, when every piece has been computed: (H, W), or (K, H, W) probabilities."""
         answer = self._answer
         assert answer is not None
+        if self.prepared.resized_from:
+            answer = resize(answer.transpose(1, 2, 0), *self.prepared.resized_from).transpose(2, 0, 1)
         if self.wanted_per_piece != self._wanted:
             answer = self.predictor.decide(torch.from_numpy(answer), self._wanted, self.threshold).numpy()
         if self.prepared.missing is not None:

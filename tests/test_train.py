@@ -57,7 +57,8 @@ def test_a_run_writes_the_promised_files(data: Path, out: Path, capsys: pytest.C
     assert report["device"]
 
     printed = capsys.readouterr().out
-    assert "3 images to train on, 1 to validate on, classes (0, 1)" in printed
+    assert "3 images to train on, 1 to validate on" in printed
+    assert re.search(r"^ +class 1  foreground +\d+\.\d% of the pixels, in 4 images$", printed, re.M)
     assert re.search(r"^recipe    quick: base 2, 3 epochs, 2 crops of 32 px per step, .*\ndevice ", printed, re.M)
     assert len(re.findall(r"^epoch +\d/3  loss \d\.\d{4}  dice 0 ", printed, re.M)) == 3
     assert re.search(r"^epoch +1/3 .* \d+\.\d s, \d\d:\d\d to go  best$", printed, re.M)

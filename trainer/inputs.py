@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.data import DataSet, Sample, download, read_folder, sample
 from trainer.data.dataset import collect
+from trainer.data.files import JSON
 from trainer.data.pairs import IMAGES, LABELS
 from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
 from trainer.losses import IGNORED
@@ -32,10 +33,10 @@ def read(settings: TrainSettings) -> DataSet:
         sample.write(folder)
     elif settings.data == "isbi2012" and not folder.is_dir():
         folder = download.isbi2012()
-    if not folder.is_dir():
+    if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() in JSON)):
         found = "not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {found}; expected one that holds {IMAGES}/ and {LABELS}/, 'sample' or 'isbi2012'")
-    return read_folder(folder)
+    return read_folder(folder, settings.reading())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 import unet
+from trainer.check import describe
 from trainer.data import DataSet, Sample
 from trainer.folder import REPORT, Progress, RunFolder, flat
 from trainer.inputs import JOIN, Division, classes_in
@@ -32,7 +33,9 @@ def print_start(
     train, val = division.training, division.validation
     print(
         f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on ({division.kind}: "
-        f"{_names(val)}), classes {data.class_values}"
+        f"{_names(val)})",
+        *describe(data),
+        sep="\n          ",
     )
     if division.joins:
         print(
@@ -44,12 +47,13 @@ def print_start(
             value = data.class_values[i]
             print(f"          class {value} is in no image to {purpose}: it {consequence}")
     if not recipe.standardise:
-        brightest = max(pixels.max() / unit for pixels, unit in (to_pixels(sample.image) for sample in data.samples))
-        kinds = {str(sample.image.dtype) for sample in data.samples} - {"uint8"}
-        if kinds and brightest < 0.25:  # such as 12 bits of 16
+        others = [sample.image for sample in data.samples if sample.image.dtype != np.uint8]
+        brightest = max((float(np.nanmax(pixels)) / unit for pixels, unit in map(to_pixels, others)), default=1.0)
+        if not 0.25 <= brightest <= 4:  # such as 12 bits of 16, or floats of 0..255
+            kinds = ", ".join(sorted({str(image.dtype) for image in others}))
             print(
-                f"          the brightest pixel is {brightest:.2g} of the range of {', '.join(sorted(kinds))}; this "
-                "recipe takes brightness as it is: scale the images to the whole range, or take --recipe default"
+                f"          the brightest pixel is {brightest:.2g} of the range of {kinds}; this recipe takes "
+                "brightness as it is: scale the images to the whole range (floats: 0 to 1), or take --recipe default"
             )
     print(f"recipe    {recipe}")
     if settings.verbose:

@@ -31,7 +31,6 @@ class TrainSettings(ProgramSettings):
     )
     ignore_value: str | None = Field(
         None,
-        pattern=r"^(-?\d+|#[0-9a-fA-F]{6})$",
         description="value in labels for pixels without an opinion, which count in no loss and no score",
         json_schema_extra={"metavar": "N|#RRGGBB"},
     )

@@ -1,7 +1,9 @@
 """Data sets: a folder of images and labels, read into memory and checked as a whole."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.labels import Classes, Colour, default_colours, has_colour
+from trainer.data.classes import Labels
+from trainer.data.labels import Colour, LabelPage, Reading, default_colours, has_colour, read_bytes
 from trainer.data.pairs import find_pairs
 from unet import imaging
 from unet.errors import UserError
@@ -33,7 +36,7 @@ class Sample:
     """One annotated image: a file, or a page of a multi-page file."""
 
     name: str
-    image: Array  # (H, W) or (H, W, 3) RGB; uint8, uint16 or float32
+    image: Array  # (H, W) or (H, W, C), as imaging.read gives it
     label: npt.NDArray[np.uint8]  # (H, W) class indices: positions in `DataSet.class_values`; or IGNORED
     objects: npt.NDArray[np.int32] | None = None  # (H, W) ids, 0 background; in a data set of instances
 
@@ -48,6 +51,7 @@ class DataSet:
     class_names: tuple[str, ...] = ()  # one for each value; by default background and foreground, or the value
     class_colours: tuple[Colour, ...] = ()  # RGB, one for each value; by default a wheel of hues
     instances: bool = False  # objects are learned with their borders; `Sample.objects` has them
+    notes: tuple[str, ...] = ()  # what was guessed or left out, a line each
 
     def __post_init__(self) -> None:
         n = len(self.class_values)
@@ -69,50 +73,106 @@ class DataSet:
 
     @property
     def n_channels(self) -> int:
-        """Input channels of the network: 3 if any image has colour, else 1."""
-        return 3 if any(has_colour(sample.image) for sample in self.samples) else 1
+        """Input channels of the network: those of the images; 3 for grey and RGB ones."""
+        return max(n_channels(sample.image) for sample in self.samples)
 
 
-def read_folder(folder: Path) -> DataSet:
-    """Data set of a folder; page i of a label belongs to page i of its image. Raises DataError with all problems, by
-    file name."""
-    pairs, problems = find_pairs(folder)
-    classes = Classes()
-    files: dict[str, str] = {}
-    pages: list[tuple[str, Array, Array]] = []  # name, image, label values
-    for pair in pairs:
-        image_file, label_file = (path.relative_to(folder).as_posix() for path in (pair.image, pair.label))
+def read_folder(folder: Path, reading: Reading | None = None) -> DataSet:
+    """Data set of a folder (or a file with annotations); page i of a label belongs to page i of its image. Raises
+    DataError with all problems, by file name."""
+    reading = reading or Reading()
+    found = find_pairs(folder, reading.label_suffix)
+    problems, labels, files = found.problems, Labels(reading), dict[str, str]()
+    names: list[str] = []
+    turned: list[str] = []  # labels without EXIF of images with one
+    root = folder if folder.is_dir() else folder.parent
+    for pair in found.pairs:
+        paths = (pair.image,) if isinstance(pair.image, Path) else pair.image
         images: list[Array] = []
-        labels: list[Array] = []
+        image_file = Path(os.path.relpath(paths[0], root)).as_posix()
         with collect(problems, image_file):
-            images, files[image_file] = read_pages(pair.image)
-        with collect(problems, label_file):
-            labels, files[label_file] = read_pages(pair.label)
-        if images and labels and len(images) != len(labels):
-            problems.append(f"{label_file}: number of pages is {len(labels)}; expected {len(images)} as in its image")
+            images, orientation = read_image(paths, reading.channel)
+            files |= checksums(paths, root)
+        if not images:
             continue
-        lossy = pair.label.suffix.lower() in (".jpg", ".jpeg", ".webp")
-        for i, (image, label) in enumerate(zip(images, labels, strict=False), start=1):
+        pages: list[LabelPage] = []
+        with collect(problems, pair.label.name):
+            pages = pair.label.read([image.shape[:2] for image in images])
+            files |= checksums([path for path in pair.label.files if path not in paths], root, files)
+            if len(pages) != len(images):
+                raise UserError(f"number of pages is {len(pages)}; expected {len(images)} as in its image")
+        for i, (image, label) in enumerate(zip(images, pages, strict=False), start=1):
             page = f" page {i}" if len(images) > 1 else ""
-            size, expected = (f"{each.shape[1]} x {each.shape[0]}" for each in (label, image))
-            if size != expected:
-                problems.append(f"{label_file}{page}: found {size} pixels; expected {expected} as in its image")
+            only_image_turned = orientation > 1 and label.orientation == 1
             with collect(problems, image_file + page):
                 to_pixels(image)
-            with collect(problems, label_file + page):
-                pages.append((pair.name + page, image, classes.read(label, label_file + page, lossy=lossy)))
-    if problems := problems or classes.problems():
-        raise DataError(folder, problems)
-    samples = [Sample(name, image, classes.indices(values)) for name, image, values in pages]
-    return DataSet(samples, classes.values, files)
+            with collect(problems, pair.label.name + page):
+                check_size(label.values, image, only_image_turned)
+                labels.add(label, image, pair.label.name + page)
+                names.append(pair.name + page)
+                turned += [pair.label.name + page] * only_image_turned
+    problems = problems or channel_problems(names, [page.image for page in labels.pages])
+    meaning, wrong = (None, problems) if problems else labels.decide()
+    if meaning is None:
+        raise DataError(folder, wrong)
+    drawn = zip(names, [page.image for page in labels.pages], labels.drawn(meaning), strict=True)
+    samples = [Sample(name, image, label, objects) for name, image, (label, objects) in drawn]
+    notes = [*found.left_out, *labels.notes]
+    if turned:
+        more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
+        notes.append(f"{turned[0]}{more}: without EXIF, beside an image that its EXIF orientation turns: see --check")
+    return DataSet(
+        samples, meaning.values, files, meaning.names, meaning.colours, instances=meaning.instances, notes=tuple(notes)
+    )
 
 
-def read_pages(path: Path) -> tuple[list[Array], str]:
-    """Pages of an image file, and its SHA-256. Raises UserError and OSError."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError("found a pipe or device; expected a file")
-    data = path.read_bytes()
-    return imaging.read(data).pages, hashlib.sha256(data).hexdigest()
+def read_image(paths: Sequence[Path], channel: int | None) -> tuple[list[Array], int]:
+    """Pages of an image, and the EXIF orientation that was applied. Several files have a channel each; `channel`,
+    from 1, takes one. Raises UserError and OSError."""
+    pictures = [imaging.read(read_bytes(path)) for path in paths]
+    pages = pictures[0].pages
+    if len(paths) > 1:
+        if len({tuple(page.shape for page in picture.pages) for picture in pictures}) > 1:
+            raise UserError(f"{', '.join(path.name for path in paths)}: expected channels of one size")
+        pages = [np.dstack(channels) for channels in zip(*(picture.pages for picture in pictures), strict=True)]
+    if channel is not None:
+        if (n := min(page.shape[2] if page.ndim == 3 else 1 for page in pages)) < channel:
+            raise UserError(f"found {n} channel{'s' * (n > 1)}; expected at least {channel}, by --channel")
+        pages = [np.ascontiguousarray(np.atleast_3d(page)[:, :, channel - 1]) for page in pages]
+    return pages, pictures[0].metadata.orientation
+
+
+def checksums(paths: Iterable[Path], root: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """SHA-256 of files, by their paths from `root` on; of those in `known` it is taken from there."""
+    names = {Path(os.path.relpath(path, root)).as_posix(): path for path in paths}
+    known = known or {}
+    return {name: known.get(name) or hashlib.sha256(read_bytes(path)).hexdigest() for name, path in names.items()}
+
+
+def check_size(label: Array, image: Array, only_image_turned: bool) -> None:
+    """Raises UserError unless label and image have one size."""
+    size, expected = (f"{each.shape[1]} x {each.shape[0]}" for each in (label, image))
+    if size != expected:
+        exif = ", which its EXIF orientation turns, and the label has none" if only_image_turned else ""
+        raise UserError(f"found {size} pixels; expected {expected} as in its image{exif}")
+
+
+def n_channels(image: Array) -> int:
+    """Channels of an image; 1 for a grey one saved as RGB."""
+    return image.shape[2] if image.ndim == 3 and (image.shape[2] != 3 or has_colour(image)) else 1
+
+
+def channel_problems(names: list[str], images: list[Array]) -> list[str]:
+    """One line for each image whose number of channels is not that of most others. Grey and RGB go together."""
+    found = [n_channels(image) for image in images]
+    kinds = Counter(3 if n == 1 and 3 in found else n for n in found)
+    usual = kinds.most_common(1)[0][0] if kinds else 0
+    fit = {usual, 1} if usual == 3 else {usual}
+    return [
+        f"{name}: found {n} channel{'s' * (n > 1)}; expected {usual}, as most images have"
+        for name, n in zip(names, found, strict=True)
+        if n not in fit
+    ]
 
 
 @contextmanager

@@ -99,6 +99,14 @@ def ignored_share(samples: Sequence[Sample]) -> float:
     return ignored / sum(sample.label.size for sample in samples)
 
 
+def smallest_object(samples: Sequence[Sample]) -> int:
+    """Pixels of the smallest labelled objects, less a half, as the network may draw them smaller; 1 without objects. A
+    few specks, as the brush leaves them, do not count."""
+    areas = [np.bincount(sample.objects.ravel())[1:] for sample in samples if sample.objects is not None]
+    found = np.concatenate([np.zeros(0, np.int64), *areas])
+    return max(1, int(np.quantile(found[found > 0], 0.02)) // 2) if found.any() else 1
+
+
 def read_unlabelled(folder: Path, n_channels: int) -> list[Sample]:
     """Images of a folder and its subfolders, with nothing but ignored pixels as labels; at most UNLABELLED pages,
     evenly from all files. Prints what is left out, and why. Raises UserError if nothing is left."""

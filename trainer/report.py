@@ -17,11 +17,14 @@ from trainer.check import describe
 from trainer.data import DataSet, Sample
 from trainer.folder import REPORT, Progress, RunFolder, flat
 from trainer.inputs import JOIN, Division, classes_in
+from trainer.losses import IGNORED
 from trainer.metrics import object_scores
+from trainer.objects import ObjectCounts
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
 from unet import Predictor
 from unet.device import device_name
+from unet.outputs.labels import separate
 from unet.pixels import to_pixels
 
 
@@ -98,7 +101,16 @@ def summary(recipe: Recipe, data: DataSet, division: Division, progress: Progres
 
 
 def objects(predictor: Predictor, val: list[Sample]) -> dict[str, float]:
-    """Means of the scores of objects over the images that have several; empty if none has."""
+    """Detection scores of annotated objects (see `ObjectCounts`); without them, means of the scores of components over
+    the images that have several, if any has."""
+    if predictor.objects:
+        counts = ObjectCounts()
+        for sample in val:
+            if sample.objects is not None:
+                planes = predictor.predict(sample.image, "objects")
+                ids = separate(planes[0], planes[1], predictor.threshold, predictor.min_area)
+                counts.add(ids, sample.objects, sample.label == IGNORED)
+        return counts.scores()
     found = []
     for sample in val if predictor.binary else ():
         if scores := object_scores(predictor(sample.image), sample.label, predictor.threshold):
@@ -130,7 +142,13 @@ def account(
         print(f"auc                {scored['auc']:.4f}\nthreshold          {scored['threshold']:.3f}")
     if progress.objects:
         found = progress.objects
-        print("objects            rand {rand:.4f}  variation of information {information:.4f} bits".format(**found))
+        if "rand" in found:
+            print("objects            rand {rand:.4f}  variation of information {information:.4f} bits".format(**found))
+        else:
+            print(
+                "objects            AP {ap_50:.4f} at IoU 0.5, {ap_70:.4f} at 0.7, {ap_90:.4f} at 0.9  PQ {pq:.4f}\n"
+                "                   {predicted} found of {objects}, {splits} split, {merges} merged".format(**found)
+            )
     overlapped = " while the GPU computes" if device.type == "cuda" else ""
     print(
         f"time               {elapsed:.0f} s: {timings['augmentation_share']:.1%} crops and augmentation{overlapped}, "

@@ -13,9 +13,10 @@ from trainer import plan as planning
 from trainer.check import check
 from trainer.data import Batches, DataSet
 from trainer.data.labels import Reading
+from trainer.data.scale import scale_for
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
-from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled
+from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled, smallest_object
 from trainer.learner import Learner
 from trainer.recipes import Recipe
 from trainer.schedule import Schedule
@@ -122,11 +123,21 @@ class Trainer:
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
         taken = initial.transfer(network, source, settings.init_from) if source else None
-        preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
+        preprocessing = Preprocessing(
+            input_range=recipe.input_range, standardise=recipe.standardise, scale=scale_for(division.training)
+        )
         self.recipe, self.data = recipe, data
         self.learner = Learner(network, recipe)
         # shares the learner's weights, which change with each step
-        self.predictor = Predictor(cast(UNet, self.learner.result), preprocessing, class_values=data.class_values)
+        self.predictor = Predictor(
+            cast(UNet, self.learner.result),
+            preprocessing,
+            class_values=data.class_values,
+            class_names=data.class_names,
+            class_colours=data.class_colours,
+            objects=data.instances,
+            min_area=smallest_object(data.samples),
+        )
         self.schedule = Schedule(recipe, settings.max_minutes)
         # settings by which an interrupted run is recognised; the device is not one of them
         names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
@@ -219,6 +230,10 @@ class Trainer:
             preprocessing=predictor.preprocessing,
             state_dict=predictor.network.state_dict(),
             class_values=predictor.class_values,
+            class_names=predictor.class_names,
+            class_colours=predictor.class_colours,
+            objects=predictor.objects,
+            min_area=predictor.min_area,
             threshold=predictor.threshold,
             training=report.summary(self.recipe, self.data, self.division, self.progress),
         )

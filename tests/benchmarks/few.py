@@ -65,6 +65,9 @@ def variants() -> dict[str, Any]:
     return {
         "default": default,
         "no-balance": replace(default, balance=0.0),
+        "c128": replace(default, image_size=128),
+        "c128-b8": replace(default, image_size=128, batch_size=8),
+        "c64": replace(default, image_size=64, batch_size=8),
         "b2": replace(default, batch_size=2),
         "lean": lean,
         "lean-b1": replace(lean, batch_size=1),
@@ -199,7 +202,12 @@ def score(model: Path, data: Path, chosen: Set) -> dict[str, float]:
 
 
 def separated(predictor: Any, image: Array) -> Array:
-    return cv2.connectedComponents(predictor.mask(image))[1]
+    """Ids (H, W) of the objects in an image, as `output=labels` has them."""
+    from unet.outputs.labels import separate
+
+    planes = np.atleast_3d(predictor.predict(image, "objects").T).T
+    inside = planes[1] if predictor.objects else None
+    return separate(planes[0], inside, predictor.threshold, predictor.min_area)
 
 
 def _cell(values: list[float]) -> str:

@@ -14,6 +14,7 @@ from trainer.check import check
 from trainer.data import Batches, DataSet
 from trainer.data.labels import Reading
 from trainer.data.scale import scale_for
+from trainer.data.split import bounded
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
 from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled, smallest_object
@@ -118,7 +119,7 @@ class Trainer:
         plan: planning.Plan | None = None,
     ) -> None:
         self.division = division
-        self.val = division.validation
+        self.val = bounded(division.validation)
         report.print_start(settings, recipe, data, division, device)
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)

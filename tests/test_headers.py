@@ -122,7 +122,7 @@ STRANGE = {
     "a strip of many": (tiff_claiming(*grey(9, 9), *strip(9, 1), (COMPRESSION, 3, 1, DEFLATE)), "expected 9 strips"),
     "too few colours": (
         tiff_claiming(*grey(9, 9)[:3], (PHOTOMETRIC, 3, 1, 2), *strip(81, 9), data=bytes(81)),
-        "1 x RGB of 8 bits",
+        "found 1 x RGB",
     ),
     "a loop of pages": (tiff_claiming(*grey(9, 9))[:-4] + struct.pack("<I", 8), "loop"),
     "pages that overlap": (tiff_claiming(*grey(9, 9))[:-4] + struct.pack("<I", 10) + bytes(4000), "overlap"),

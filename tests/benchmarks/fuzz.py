@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
 
 from unet.imaging import ImageError, ImageTooLargeError, Limits, measure, read
 
-LIMITS = Limits(max_bytes=2**26, max_pixels=2**24, max_pages=64)  # as the service's defaults
+LIMITS = Limits(max_bytes=2**26, max_pixels=2**24, max_pages=64)  # below the service's defaults, to be quick
 ADDRESS_SPACE = 2**31
 """Bytes that a worker may take beyond what it has at its start."""
 HANG_S = 20.0
@@ -111,6 +112,15 @@ def seeds() -> dict[str, bytes]:
         "tiff-shaped-one": described(stack, metadata={"axes": "ZCYX"}),
         "tiff-imagej": described(stack, imagej=True, metadata={"axes": "ZCYX", "spacing": 2.0, "unit": "um"}),
         "tiff-imagej-lzw": described(stack, imagej=True, metadata={"axes": "ZCYX"}, compression="lzw"),
+        "tiff-imagej-labels": described(
+            stack.astype(np.uint16), imagej=True, metadata={"axes": "ZCYX", "Labels": list("abcdef")}
+        ),
+        "tiff-two-descriptions": described(stack.astype(np.uint16), metadata={"axes": "ZCYX"}, description="cells"),
+        "tiff-volume": tiff(stack[:, 0], volumetric=True, tile=(16, 16, 16), photometric="minisblack"),
+        "tiff-nodata": tiff(GREY, extratags=[(42113, "s", 0, "100", True)]),
+        "tiff-names": tiff(GREY, GREY, extratags=[(285, "s", 0, "a slice", True)]),
+        "tiff-cmyk": pil(rgb.convert("CMYK"), "TIFF"),
+        "tiff-jpeg2000": tiff(RGB, compression="jpeg2000"),
         "tiff-ome": described(stack, ome=True, metadata={"axes": "ZCYX", "PhysicalSizeX": 0.5}),
         "tiff-ome-tiles": described(stack, ome=True, metadata={"axes": "ZCYX"}, tile=(16, 16), compression="zstd"),
         "tiff-jpeg-tiles": tiff(RGB, tile=(16, 16), compression="jpeg", photometric="ycbcr"),
@@ -130,6 +140,13 @@ def seeds() -> dict[str, bytes]:
         "bmp-1": pil(bits, "BMP"),
         "bmp-alpha": pil(alpha, "BMP"),
         "bmp-rle": _run_lengths(GREY),
+        "jp2": pil(rgb, "JPEG2000"),
+        "jp2-alpha": pil(alpha, "JPEG2000"),
+        "j2k": imagecodecs.jpeg2k_encode(GREY, reversible=True, codecformat="j2k"),
+        "j2k-bands": imagecodecs.jpeg2k_encode(np.dstack([RGB, RGB]).astype(np.uint16), codecformat="j2k"),
+        "j2k-tiles": pil(
+            rgb, "JPEG2000", no_jp2=True, tile_size=(16, 16), precinct_size=(32, 32), quality_layers=[9, 2]
+        ),
         "webp": pil(rgb, "WEBP"),
         "webp-lossless": pil(rgb, "WEBP", lossless=True),
         "webp-alpha-exif": pil(alpha, "WEBP", exif=turned),

@@ -17,8 +17,15 @@ MAX_VALUES = 2**20  # numbers in the tags of a TIFF, all pages together: most ar
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSLESS, _DHT, _EOI, _SOS = 0xC3, 0xC4, 0xD9, 0xDA
-_TIFF_TAGS = {*range(254, 348), 530, 32997} - {330}  # those of TIFF 6, without sub-directories; depth
+# those of TIFF 6, without sub-directories; depths; GDAL's value for no data
+_TIFF_TAGS = {*range(254, 348), 530, 32997, 32998, 42113} - {330}
+_IMAGEJ, _DESCRIPTION = (50838, 50839), 270
+MAX_IMAGEJ = 2**16  # bytes of ImageJ's names of slices, lookup tables and overlays
 _STK = 33628
+J2K = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
+MAX_COMPONENTS = 64  # of a JPEG 2000
+_J2K_TILE, _J2K_DATA, _J2K_END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"
+_J2K_STYLES = {b"\xff\x52": (4, 9), b"\xff\x53": (5, 6)}  # where a segment has its flags, its number of levels
 _BYTES = (2, 7)  # types of values: text, undefined
 
 
@@ -79,7 +86,8 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 
 def plain_tiff(data: bytes, max_pages: int | None) -> io.BytesIO:
-    """The TIFF without tags that its pages do not need: vendors' own, EXIF, sub-directories, repetitions.
+    """The TIFF without tags that its pages do not need: vendors' own, EXIF, sub-directories, repetitions (but for a
+    second description, which is ImageJ's or tifffile's).
 
     Raises ImageTooLargeError for more directories than pages may be; ImageError for directories that overlap or form a
     loop, and for tags that take more memory than the file has bytes; struct.error for places beyond the end.
@@ -99,21 +107,64 @@ def plain_tiff(data: bytes, max_pages: int | None) -> io.BytesIO:
             raise ImageError(f"expected a TIFF directory of at most {MAX_TAGS} tags, found {n_tags}")
         first = start + struct.calcsize(head)
         end = first + n_tags * struct.calcsize(entry)
-        kept: dict[int, bytes] = {}
+        kept: list[bytes] = []
+        seen: list[int] = []
         for tag, kind, count, value in struct.iter_unpack(entry, data[first:end]):
             if tag == _STK:
                 raise ImageError("MetaMorph's STK is not read: save it as a TIFF of several pages")
-            if tag in _TIFF_TAGS and tag not in kept:
-                kept[tag] = struct.pack(entry, tag, kind, count, value)
+            needed = tag in _TIFF_TAGS or (tag in _IMAGEJ and count < MAX_IMAGEJ)
+            if needed and seen.count(tag) < 1 + (tag == _DESCRIPTION):
+                seen.append(tag)
+                kept.append(struct.pack(entry, tag, kind, count, value))
                 n_values += count * (kind not in _BYTES)
                 n_bytes += count * (kind in _BYTES)
         if n_values > MAX_VALUES or n_bytes > 2 * len(data):
             raise ImageError("the image is damaged: the tags of the TIFF hold more than the file")
         following = data[end : end + struct.calcsize(pointer)]
         file.seek(start)
-        file.write(struct.pack(head, len(kept)) + b"".join(kept.values()) + following)
+        file.write(struct.pack(head, len(kept)) + b"".join(kept) + following)
         ends[start], (start,) = end + len(following), struct.unpack(pointer, following)
     if start or any(end > start for end, start in zip(sorted(ends.values()), sorted(ends)[1:], strict=False)):
         raise ImageError("the image is damaged: the directories of the TIFF overlap or form a loop")
     file.seek(0)
     return file
+
+
+def codestream(data: bytes) -> bytes:
+    """The first codestream in the boxes of a JP2, or the data themselves if they are a bare one."""
+    at = 0
+    while not data.startswith(J2K, at):
+        length, name, longer = struct.unpack_from(">I4sQ", data, at)
+        size = {0: len(data) - at, 1: longer}.get(length, length)
+        at += (16 if length == 1 else 8) if name == b"jp2c" else max(8, size)
+    return data[at:] if at else data
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int]:
+    """Size (width, height) of a JPEG 2000 codestream. Raises ImageError or struct.error.
+
+    OpenJPEG allocates for every tile, component and precinct that is claimed: more than are usual are refused.
+    """
+    x1, y1, x0, y0, tile_x, tile_y, _, _, n_components = struct.unpack_from(">8IH", data, 8)
+    width, height = x1 - x0, y1 - y0
+    if not data.startswith(J2K) or min(width, height, tile_x, tile_y) < 1 or not 1 <= n_components <= MAX_COMPONENTS:
+        raise ImageError(f"the image is damaged, or a JPEG 2000 of more than {MAX_COMPONENTS} components")
+    claimed = [-(-x1 // tile_x) * -(-y1 // tile_y)]  # tiles, and precincts for each coding style
+    at, end_of_part = 2, 0
+    while (marker := data[at : at + 2]) not in (_J2K_END, b""):
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker == _J2K_TILE:
+            (size,) = struct.unpack_from(">I", data, at + 6)
+            end_of_part = at + size if size else len(data)
+        elif marker == _J2K_DATA:
+            length = end_of_part - at - 2
+        elif marker in _J2K_STYLES:
+            style, levels = _J2K_STYLES[marker]
+            precincts = data[at + levels + 5 : at + 2 + length] if data[at + style] & 1 else b""
+            for level, sides in enumerate(reversed(precincts)):
+                across, down = ((side >> level >> n) + 1 for side, n in ((width, sides & 15), (height, sides >> 4)))
+                claimed.append(across * down)
+        if length < 2 or max(claimed) > 1000 + width * height // 1024:
+            raise ImageError("the image is damaged, or a JPEG 2000 of tiles or precincts below 32 x 32 pixels")
+        at += 2 + length
+    return width, height

@@ -35,9 +35,12 @@ class Metadata:
     """Calibration as the file states it: plain values, None or empty where it says nothing."""
 
     resolution: tuple[float, float] | None = None  # pixels per unit along x and y
-    unit: str = ""  # of `resolution` and `spacing`: "inch", "cm", or as ImageJ spells it ("micron", "µm")
+    unit: str = ""  # of `resolution` and `spacing`: "inch", "cm", or as ImageJ and OME spell it ("micron", "µm")
     spacing: float | None = None  # distance of two slices of a z-stack
     orientation: int = 1  # as EXIF or the TIFF tag has it, 1 to 8, from 2 on one that was applied to the pixels
+    interval: float | None = None  # seconds between two images of a time series
+    stack: dict[str, int] = field(default_factory=dict)  # axes of the pages and their lengths: {"T": 9, "Z": 4}
+    names: tuple[str, ...] = ()  # of the pages
     palette: tuple[tuple[int, int, int], ...] = ()  # RGB of the indices; with `as_stored`, where pixels are indices
 
 
@@ -48,7 +51,7 @@ class Picture:
     pages: list[Array]
     """Pixels (H, W), or (H, W, C) for several channels; one page for anything but a TIFF. Sizes of pages may differ."""
     axes: str
-    """Axes as the file has them, in tifffile's letters: YX, YXS, SYX; IYX... for several pages."""
+    """Axes as the file has them, in tifffile's letters: YX, YXS, TZCYX; IYX... for pages that nothing describes."""
     metadata: Metadata = field(default_factory=Metadata)
 
     @property

@@ -1,11 +1,16 @@
-"""Reading: limits first, from headers; then pixels. PNG, JPEG, WebP through OpenCV, GIF and BMP through Pillow."""
+"""Reading: limits first, from headers; then pixels.
+
+PNG, JPEG and WebP through OpenCV, GIF and BMP through Pillow, JPEG 2000 through imagecodecs.
+"""
 
 import io
+import struct
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 from PIL import ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
@@ -16,15 +21,17 @@ from PIL.PngImagePlugin import PngImageFile
 
 from unet.imaging import headers
 from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Limits, Metadata, Picture, decoding
-from unet.imaging.tiff import MAGIC, ORIENTATION, TiffImage
+from unet.imaging.series import ORIENTATION
+from unet.imaging.tiff import MAGIC, TiffImage
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # exceptions say what is wrong with a file
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".j2k")
 MAX_SIDE = 1_000_000  # pixels: the limit of libpng, which writes answers; OpenCV's is 2**20
 UNLIMITED = Limits()
 _PILLOW: dict[bytes, type[ImageFile]] = {headers.PNG: PngImageFile, b"BM": BmpImageFile, b"GIF8": GifImageFile}
 """Opened lazily, by the first bytes."""
+JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _RUN_LENGTHS = (1, 2)  # compression of a BMP: Pillow takes seconds
 
 
@@ -74,13 +81,21 @@ def _opened(data: bytes, limits: Limits) -> "tuple[TiffImage | RasterImage, int]
 
 
 class RasterImage:
-    """A PNG, JPEG, BMP, WebP or GIF in memory: its size known, nothing decoded. Raises ImageError for other files."""
+    """A PNG, JPEG, JPEG 2000, BMP, WebP or GIF in memory: its size known, nothing decoded. Raises ImageError for other
+    files."""
 
     def __init__(self, data: bytes) -> None:
         self.data = headers.plain_png(data) if data.startswith(headers.PNG) else data
         self.lazy: ImageFile | None = None
+        weight = 1
         if data.startswith(b"\xff\xd8\xff"):
             self.size = headers.jpeg_size(data, fill=True)
+        elif data.startswith((JP2, headers.J2K)):
+            with decoding():
+                self.data = headers.codestream(data)
+                self.size = headers.jpeg2000_size(self.data)
+            self.alpha = _alpha(data[: -len(self.data)])
+            weight = -(-self.data[41] // 4)  # components, as 32-bit integers while they are decoded
         elif data.startswith(b"RIFF"):
             self.size = headers.webp_size(data)
         elif kind := next((kind for magic, kind in _PILLOW.items() if data.startswith(magic)), None):
@@ -88,8 +103,9 @@ class RasterImage:
                 self.lazy = kind(io.BytesIO(self.data))
                 self.size = self.lazy.size
         else:
-            raise ImageError(f"expected an image (PNG, JPEG, TIFF, BMP, WebP or GIF), found {len(data)} other bytes")
-        self.claims = [(*self.size, self.size[0] * self.size[1])]  # width, height, pixels to be allocated
+            kinds = "PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000"
+            raise ImageError(f"expected an image ({kinds}), found {len(data)} other bytes")
+        self.claims = [(*self.size, self.size[0] * self.size[1] * weight)]  # width, height, pixels to be allocated
 
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """RGB of the indices of a PNG, GIF or BMP that has a palette."""
@@ -104,7 +120,7 @@ class RasterImage:
         return 1
 
     def decode(self, as_stored: bool) -> Array:
-        """Page (H, W) grey or (H, W, 3) RGB as in the file, without alpha, EXIF orientation applied; the first
+        """Page (H, W) grey, (H, W, 3) RGB, or (H, W, C), as in the file, without alpha, upright by EXIF; the first
         picture of an animation. `as_stored`: indices of a palette, uint8, instead of its colours. Raises ImageError."""
         lazy = self.lazy
         if lazy and as_stored and lazy.mode == "P":
@@ -115,9 +131,26 @@ class RasterImage:
                 colours = np.array(lazy.convert("RGB"))
             grey = not lazy.mode.startswith("RGB") and (colours == colours[..., :1]).all()  # of a palette
             return np.ascontiguousarray(colours[..., 0]) if grey else colours
+        page: Array | None
+        is_jpeg2000 = self.data.startswith(headers.J2K)
         with decoding():
-            # with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
-            page = cv2.imdecode(np.frombuffer(self.data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+            if is_jpeg2000:
+                page = imagecodecs.jpeg2k_decode(self.data)
+            else:  # with the EXIF orientation applied (IMREAD_UNCHANGED would ignore it)
+                page = cv2.imdecode(np.frombuffer(self.data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
         if page is None or sorted(page.shape[:2]) != sorted(self.size):  # EXIF may turn it
             raise ImageError("the image is truncated, damaged, or of a kind that is not read")
+        if is_jpeg2000:
+            page = np.delete(page, self.alpha, axis=2) if page.ndim == 3 else page
+            return page[..., 0] if page.shape[2:] == (1,) else np.ascontiguousarray(page)
+        if as_stored and lazy and lazy.format == "PNG" and (bits := self.data[24]) in (2, 4) and page.ndim == 2:
+            page //= 255 // (2**bits - 1)  # libpng scales them to 8 bits
         return cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page
+
+
+def _alpha(boxes: bytes) -> list[int]:
+    """Components of a JPEG 2000 that are opacity, by the channel definition among the boxes of a JP2."""
+    start = boxes.find(b"cdef") + 6
+    n = int.from_bytes(boxes[start - 2 : start]) if start > 5 else 0
+    definitions = struct.iter_unpack(">HHH", boxes[start : start + 6 * n].ljust(6 * n, b"\0")[: 6 * n])
+    return [component for component, kind, _ in definitions if kind in (1, 2)]

@@ -1,5 +1,7 @@
 """An epoch of training, and validation."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from trainer import world
 from trainer.data import Batches, Sample
 from trainer.fit import train_epoch, validate
 from trainer.learner import Learner
+from trainer.losses import IGNORED
+from trainer.metrics import confusion, scores
 from trainer.recipes import RECIPES
 from trainer.schedule import Schedule
 from trainer.stop import Stop, Stopped
@@ -18,7 +22,8 @@ from unet.pixels import Preprocessing
 
 @pytest.mark.parametrize("n_classes", [1, 3])
 def test_validation_counts_the_whole_set(n_classes: int) -> None:
-    """All images are counted together; scores and threshold are those of the predictor's own masks."""
+    """All images are counted together; scores and threshold are those of the predictor's own masks. Ignored pixels do
+    not count."""
     torch.manual_seed(0)
     values = (0, 1) if n_classes == 1 else (0, 1, 2)
     network = NetworkConfig(base_channels=2, n_classes=n_classes).build()
@@ -32,22 +37,22 @@ def test_validation_counts_the_whole_set(n_classes: int) -> None:
         )
         for i in range(3)
     ]
+    samples[2].label[:10] = IGNORED
+    samples.append(Sample("nothing", samples[0].image, np.full_like(samples[0].label, IGNORED)))
     row = validate(predictor, samples, Stop())
     if n_classes == 1:
         predictor.threshold = row["threshold"]
         assert 0 <= row["auc"] <= 1
     answers = [predictor.to_classes(predictor(sample.image)) for sample in samples]
-    wrong = sum(int((answer != sample.label).sum()) for answer, sample in zip(answers, samples, strict=True))
-    assert row["pixel_error"] == pytest.approx(wrong / sum(sample.label.size for sample in samples))
-    both = sum(
-        int(((answer == 1) & (sample.label == 1)).sum()) for answer, sample in zip(answers, samples, strict=True)
-    )
-    total = sum(
-        int((answer == 1).sum() + (sample.label == 1).sum()) for answer, sample in zip(answers, samples, strict=True)
-    )
+    pairs = [(a[s.label != IGNORED], s.label[s.label != IGNORED]) for a, s in zip(answers, samples, strict=True)]
+    answer, label = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    assert row["pixel_error"] == pytest.approx((answer != label).mean())
+    both, total = ((answer == 1) & (label == 1)).sum(), (answer == 1).sum() + (label == 1).sum()
     assert row["dice_1"] == pytest.approx(2 * both / total)
     assert "dice_2" not in row  # no label has it
     assert row["score"] == pytest.approx((row["dice_0"] + row["dice_1"]) / 2)
+    each = [scores(confusion(*pair, len(values))).score for pair in pairs[:3]]
+    assert row["score_error"] == pytest.approx(np.std(each, ddof=1) / 3**0.5)
 
 
 def test_non_finite_probabilities_are_refused() -> None:
@@ -75,6 +80,15 @@ def test_dropout_differs_by_process_and_epoch_and_repeats_after_a_resume(monkeyp
     for rank, epoch in ((0, 1), (1, 1), (0, 2), (1, 2), (0, 1)):
         monkeypatch.setattr(world, "rank", lambda rank=rank: rank)
         with pytest.raises(Stopped):
-            train_epoch(learner, crops, epoch, Schedule(recipe, len(crops), None), 0, Stop())
+            train_epoch(learner, crops, epoch, Schedule(recipe, None), 0, math.inf, Stop())
     assert len(set(seeds)) == 4
     assert seeds[4] == seeds[0]
+
+
+def test_an_epoch_is_cut_short_when_its_time_is_over() -> None:
+    recipe = RECIPES["quick"].override(image_size=32, batch_size=2, base_channels=2)
+    network = recipe.build(1, 1)
+    sample = Sample("grey", np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8))
+    crops = Batches([sample], network, Preprocessing(), recipe, seed=0)
+    row = train_epoch(Learner(network, recipe), crops, 3, Schedule(recipe, None), elapsed=7, until=7, stop=Stop())
+    assert (row["epoch"], row["crops"]) == (3, 2)  # a single step

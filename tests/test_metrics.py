@@ -1,9 +1,12 @@
 """Scores, computed by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
-from trainer.metrics import ThresholdCurve, confusion, object_scores, scores
+from trainer.losses import IGNORED
+from trainer.metrics import ThresholdCurve, confusion, object_scores, scores, standard_error
 
 
 def test_scores_of_four_pixels() -> None:
@@ -34,17 +37,51 @@ def test_a_class_without_labels_has_no_score_but_its_false_positives_cost_the_ot
     assert scores(stray).score > scores(worse).score
 
 
-def test_the_best_threshold() -> None:
+def test_ignored_pixels_do_not_count() -> None:
+    label = np.array([[0, 1, IGNORED], [1, IGNORED, IGNORED]], np.uint8)
+    assert confusion(np.array([[0, 1, 1], [0, 0, 1]]), label, 2).tolist() == [[1, 0], [1, 1]]
+    curve = ThresholdCurve()
+    curve.add(np.array([[0.2, 0.9, 0.9], [0.2, 0.2, 0.9]], np.float32), label)
+    curve.add(np.ones((1, 1), np.float32), np.full((1, 1), IGNORED))  # an image of nothing else
+    (matrix,) = curve.confusions(0.5)
+    assert matrix.tolist() == [[1, 0], [1, 1]]
+    assert curve.threshold() == 0.5
+    nothing = scores(confusion(label, np.full_like(label, IGNORED), 3))
+    assert all(math.isnan(value) for value in (nothing.score, nothing.pixel_error, *nothing.dice, *nothing.iou))
+
+
+def test_the_standard_error_of_a_mean() -> None:
+    assert standard_error([0.9, 0.7, math.nan, 0.8]) == pytest.approx(0.1 / 3**0.5)
+    assert math.isnan(standard_error([0.9]))
+    assert math.isnan(standard_error([0.9, math.nan]))
+
+
+def ideal(*thresholds: float) -> ThresholdCurve:
+    """An image for each threshold, which alone separates foreground and background; scores fall to both sides."""
+    curve, p = ThresholdCurve(), (np.arange(1000, dtype=np.float32) + 0.5) / 1000
+    for threshold in thresholds:
+        curve.add(p, (p > threshold).astype(int))
+    return curve
+
+
+def test_the_threshold_moves_only_if_the_images_agree() -> None:
+    """The threshold nearest to 0.5 that is within one standard error of the best."""
+    assert ideal(0.7).threshold() == 0.5  # one image is no reason to move
+    assert ideal(0.7, 0.7, 0.7).threshold() == 0.7
+    assert ideal(0.3, 0.3).threshold() == 0.3
+    assert ideal(0.3, 0.7).threshold() == ideal(0.5, 0.8).threshold() == 0.5
+    assert 0.65 < ideal(0.68, 0.7, 0.72).threshold() < 0.7
+
+
+def test_a_threshold_of_one_half_stays_where_others_are_as_good() -> None:
     """Foreground at 0.9, 0.6; background at 0.1, 0.3: everything between 0.3 and 0.6 separates them."""
     curve = ThresholdCurve()
     curve.add(np.array([[0.9, 0.1]], np.float32), np.array([[1, 0]]))
     curve.add(np.array([[0.6, 0.3]], np.float32), np.array([[1, 0]]))
-    threshold, best = curve.best()
-    assert threshold == 0.5
-    assert best.dice == (1, 1)
+    assert curve.threshold() == 0.5
     assert curve.auc() == 1
-    assert curve.confusion(700).tolist() == [[2, 0], [1, 1]]
-    assert curve.confusion(200).tolist() == [[1, 1], [0, 2]]
+    assert [matrix.tolist() for matrix in curve.confusions(0.7)] == [[[1, 0], [0, 1]], [[1, 0], [1, 0]]]
+    assert [matrix.tolist() for matrix in curve.confusions(0.2)] == [[[1, 0], [0, 1]], [[0, 1], [0, 1]]]
 
 
 def test_the_threshold_curve_agrees_with_thresholding(rng: np.random.Generator) -> None:
@@ -52,7 +89,7 @@ def test_the_threshold_curve_agrees_with_thresholding(rng: np.random.Generator) 
     curve = ThresholdCurve()
     curve.add(p, label)
     for k in (1, 250, 777, 999):
-        np.testing.assert_array_equal(curve.confusion(k), confusion((p > k / 1000).astype(int), label, 2))
+        np.testing.assert_array_equal(curve.confusions(k / 1000)[0], confusion((p > k / 1000).astype(int), label, 2))
 
 
 def test_the_threshold_curve_rounds_as_the_predictor_does(rng: np.random.Generator) -> None:
@@ -63,7 +100,7 @@ def test_the_threshold_curve_rounds_as_the_predictor_does(rng: np.random.Generat
     curve = ThresholdCurve()
     curve.add(p, label)
     for k in range(1, 1000):
-        np.testing.assert_array_equal(curve.confusion(k), confusion((p > k / 1000).astype(int), label, 2))
+        np.testing.assert_array_equal(curve.confusions(k / 1000)[0], confusion((p > k / 1000).astype(int), label, 2))
 
 
 def test_area_under_the_roc_curve() -> None:
@@ -105,6 +142,8 @@ def test_labels_without_several_objects_have_no_object_scores() -> None:
     assert object_scores(nothing, label, 0.5) is None
     points = np.eye(9, dtype=np.uint8)
     assert object_scores(points.astype(np.float32), points, 0.5) is None
+    label[7:9, 7:9] = IGNORED
+    assert object_scores(nothing, label, 0.5) is None
     label[7:9, 7:9] = 1
     missed = object_scores(nothing, label, 0.5)
     assert missed

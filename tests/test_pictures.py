@@ -7,6 +7,7 @@ import pytest
 from conftest import picture
 
 from trainer.data import Sample
+from trainer.losses import IGNORED
 from trainer.pictures import class_colours, curves, samples
 from unet import NetworkConfig, Predictor
 from unet.pixels import Preprocessing
@@ -37,6 +38,13 @@ def test_a_label_is_shown_in_the_colours_of_its_classes() -> None:
         assert (np.abs(page.astype(int) - colour).max(axis=2) <= 2).mean() > 0.05
 
 
+def test_ignored_pixels_are_grey() -> None:
+    shown = sample(64, 64, 3)
+    shown.label[:32] = IGNORED
+    page = picture(samples(predictor(3), [shown]))
+    assert (np.abs(page.astype(int) - 128).max(axis=2) <= 1).mean() > 0.05
+
+
 def test_colours_of_many_classes_are_distinct() -> None:
     colours = class_colours(24)
     distances = np.linalg.norm(colours[:, np.newaxis] - colours, axis=2)
@@ -48,6 +56,14 @@ def test_grey_colour_and_flat_images_are_shown() -> None:
     grey = np.random.default_rng(0).random((16, 16)).astype(np.float32)
     for image in (grey, np.stack(3 * [grey], axis=2), np.full((16, 16), 7, np.uint8)):
         assert picture(samples(predictor(2), [Sample("any", image, label)])).ndim == 3
+
+
+def test_curves_of_epochs_without_scores() -> None:
+    """Such as those after the images to validate on are learned from, too."""
+    row = {"epoch": 1, "loss": 1.0, "lr": 1e-3}
+    scored = row | {"score": 0.5, "dice_0": 0.4, "dice_255": 0.6}
+    page = picture(curves([scored, row | {"epoch": 2}], (0, 255)))
+    assert page.shape == picture(curves([scored], (0, 255))).shape
 
 
 def test_curves_of_one_epoch_and_of_many_classes(tmp_path: Path) -> None:

@@ -60,9 +60,10 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
         raise UserError(
             f"--val-fraction {settings.val_fraction} and --folds {settings.folds}: expected one of them only"
         )
-    samples = halves(samples[0]) if len(samples) == 1 else samples
     kind = settings.val_split
-    if kind == "auto":
+    if len(samples) == 1:
+        samples, kind = halves(samples[0]), "contiguous"
+    elif kind == "auto":
         kind = "contiguous" if is_stack(samples) else "spread"
     order = arrange(samples, kind, settings.seed)
     if settings.folds is None:

@@ -122,9 +122,9 @@ def is_stack(samples: Sequence[Sample]) -> bool:
     return bool(near - far > STACK_CORRELATION)
 
 
-def _thumbnail(image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def _thumbnail(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     pixels = match_channels(to_pixels(image)[0], 1) if image.ndim == 3 and image.shape[2] == 3 else image
     pixels = np.asarray(pixels, np.float32).reshape(*image.shape[:2], -1).mean(axis=2)
     small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     # a little noise: a constant image has no correlation
-    return np.asarray(small + np.random.default_rng(0).normal(0, 1e-6, small.shape), np.float32)
+    return np.asarray(small + np.random.default_rng(0).normal(0, 1e-6, small.shape), np.float64)

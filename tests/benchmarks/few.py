@@ -34,6 +34,7 @@ class Set:
     chosen: Callable[[Array], bool] = lambda image: True  # images of the folder that belong to the set
     truth: str = ""  # folder of the labels to score with, if it is another one than `labels`
     most: int = 16  # images to score
+    labelled: float = 1.0  # share of the pixels of the training labels, in random strokes; the others are ignored
 
 
 SETS = {
@@ -50,6 +51,15 @@ SETS = {
     ),
     "fluorescence-masks": Set(
         "nuclei", ("ap50", "pq", "dice"), truth="instances", chosen=lambda image: image.shape[:2] == (256, 256)
+    ),
+    "isbi2012-masks": Set("isbi2012", ("dice",), most=8),
+    "isbi2012-strokes": Set("isbi2012", ("dice",), ("--ignore-value", "254"), most=8, labelled=0.05),
+    "fluorescence-strokes": Set(
+        "nuclei",
+        ("dice",),
+        ("--ignore-value", "254"),
+        chosen=lambda image: image.shape[:2] == (256, 256),
+        labelled=0.05,
     ),
     "vnc": Set("vnc", ("dice", "dice of the worst class")),
     "camvid": Set("camvid", ("dice", "dice of the worst class"), ("--ignore-value", "11")),
@@ -122,6 +132,8 @@ def one_run(arguments: argparse.Namespace, name: str, n: int, seed: int, variant
         if not held_out:
             return {}
         link(arguments.data / chosen.folder, chosen.labels, drawn, out / "data")
+        if chosen.labelled < 1:
+            keep_strokes(out / "data" / "Training_Labels", chosen.labelled)
         link(arguments.data / chosen.folder, chosen.truth or chosen.labels, held_out, out / "held_out")
         command = [sys.executable, __file__, str(arguments.data), "--out", str(out), "--threads"]
         command += [str(arguments.threads), "--run", variant, "--data", str(out / "data"), "--out", str(out), "--force"]
@@ -159,6 +171,20 @@ def link(folder: Path, labels: str, names: list[str], to: Path) -> None:
             target = to / part / path.name
             if path.stem in {Path(name).stem for name in names} and not target.exists():
                 target.symlink_to(path.resolve())
+
+
+def keep_strokes(labels: Path, share: float) -> None:
+    """Replace labels by copies in which only this share of the pixels is known, under random strokes; 254 elsewhere."""
+    for path in sorted(labels.iterdir()):
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        rng = np.random.default_rng(int.from_bytes(path.stem.encode(), "big"))
+        known = np.zeros(label.shape, np.uint8)
+        while known.mean() < share:
+            start = rng.integers(0, label.shape[::-1])
+            steps = rng.normal(0, 6, (20, 2)).cumsum(axis=0).cumsum(axis=0) / 4
+            cv2.polylines(known, [(start + steps).astype(np.int32)], False, 1, thickness=3)
+        path.unlink()
+        cv2.imwrite(str(path), np.where(known > 0, label, 254))
 
 
 def score(model: Path, data: Path, chosen: Set) -> dict[str, float]:

@@ -64,6 +64,7 @@ class Labels:
         self.notes: list[str] = []  # what was guessed, or should be known, a line each
         self.ignored: int | None = None  # value of pixels without an opinion
         self.background = 0
+        self.looked_up = False  # whether values are colours of palettes
 
     def add(self, source: LabelPage, image: Array, name: str) -> None:
         """Add a page of the label called `name`. Raises UserError for values that can be neither classes nor ids."""
@@ -161,7 +162,7 @@ class Labels:
             self.notes.append("palettes differ from label to label: their colours are the classes, not the indices")
         if not (coloured or differ or self._greys_fit_better(tables)):
             return []
-        problems = []
+        self.looked_up, problems = True, []
         for page, table in zip(self.pages, tables, strict=True):
             if page.coloured:
                 continue
@@ -188,7 +189,8 @@ class Labels:
     def _leave_out_ignored(self) -> list[str]:
         """Find the value that is ignored, by the flag or as index 255 of a palette; returns what is wrong with it."""
         total, text = self._total(), self.reading.ignore_value
-        coloured, palette = any(p.coloured for p in self.pages), any(p.source.colours for p in self.pages)
+        coloured = any(page.coloured for page in self.pages)
+        palette = any(page.source.colours for page in self.pages) and not self.looked_up
         if text is not None:
             if text.startswith("#") != coloured:
                 expected = "a colour, #rrggbb, as the labels have" if coloured else "a number, since labels are grey"
@@ -196,15 +198,17 @@ class Labels:
             self.ignored = int(text.removeprefix("#"), 16 if coloured else 10)
             if self.ignored not in total:
                 self.notes.append(f"--ignore-value {text}: no pixel has this value")
-        elif (
-            palette and not coloured and VOID in total and VOID - 1 not in total and len(total) > 2
-        ) and not self._two_conventions(total):
+        elif palette and not coloured and VOID in total and self._is_void(total):
             self.ignored = VOID
             self.notes.append("index 255 of the palette is ignored, as in PASCAL VOC")
         for page in self.pages:
             if self.ignored is not None:
                 page.counts.pop(self.ignored, None)
         return []
+
+    def _is_void(self, total: Counter[int]) -> bool:
+        """Whether index 255 of a palette is no class or id like the others."""
+        return len(total) > 2 and VOID - 1 not in total and not self._two_conventions(total)
 
     def _verdict(self, total: Counter[int], coloured: bool) -> Verdict:
         if self.reading.labels != "auto" or len(total) < 3 or any(p.source.objects is not None for p in self.pages):
@@ -224,7 +228,7 @@ class Labels:
         elif verdict.kind == "classes" and verdict.seen:
             self.notes.append(verdict.seen)
         others = sorted(total.keys() - {VOID})
-        small = len(others) > 1 and others[0] in (0, 1) and others == list(range(others[0], others[-1] + 1))
+        small = len(others) > 1 and others[0] in (0, 1) and others[-1] - others[0] == len(others) - 1
         if verdict.kind == "classes" and VOID in total and small and total[VOID] < 0.2 * total.total():
             self.notes.append("--ignore-value 255 if 255 means 'no opinion' rather than a class")
 

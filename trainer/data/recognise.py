@@ -109,8 +109,9 @@ def _own_look(features: Array, values: Array) -> bool | None:
     if n - groups < 4:
         return None
     within = np.stack([_variation(features[repeated][index == i]) for i in range(groups)]).sum(axis=0)
-    total = _variation(features[repeated]) + 1e-12
-    explained = 1 - (within / (n - groups)) / (total / (n - 1))  # adjusted R^2 of each feature
+    total = _variation(features[repeated])
+    # adjusted R^2 of each feature
+    explained = np.where(total > 1e-9, 1 - (within / (n - groups)) / (np.maximum(total, 1e-9) / (n - 1)), 0)
     return bool(explained[0] > 0.5 or (explained[1:] > 0.5).sum() >= 2)
 
 

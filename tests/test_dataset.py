@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import png
+from conftest import pil, png
 from PIL import Image
 
 from trainer.data import DataError, read_folder
+from trainer.data.labels import Reading
 from unet.imaging import write_tiff
 
 Folder = Callable[..., Path]
@@ -112,6 +113,65 @@ def test_all_problems_are_listed_at_once(folder: Folder) -> None:
 def test_problems_of_the_labels_as_a_whole_are_reported(folder: Folder) -> None:
     with pytest.raises(DataError, match="1 problem with the data:\n  labels: found only the value 0"):
         read_folder(folder(images={"a.png": NOISE}, labels={"a.png": 0 * HALVES}))
+
+
+def test_images_have_as_many_channels_as_their_files(folder: Folder) -> None:
+    bands = np.stack([NOISE] * 5, axis=2)
+    path = folder(
+        images={"a.tif": write_tiff([bands]), "b.tif": write_tiff([bands]), "c.png": NOISE},
+        labels={"a.png": HALVES, "b.png": HALVES, "c.png": HALVES},
+    )
+    with pytest.raises(DataError, match="c: found 1 channel; expected 5, as most images have"):
+        read_folder(path)
+    (path / "Training_Images" / "c.png").unlink()
+    (path / "Training_Labels" / "c.png").unlink()
+    assert read_folder(path).n_channels == 5
+
+
+def test_a_channel_by_its_number(folder: Folder) -> None:
+    image = np.stack([NOISE, NOISE // 2, NOISE // 4], axis=2)
+    path = folder(images={"a.png": image, "b.png": NOISE}, labels={"a.png": HALVES, "b.png": HALVES})
+    with pytest.raises(DataError, match=r"Training_Images/b.png: found 1 channel; expected at least 2, by --channel"):
+        read_folder(path, Reading(channel=2))
+    (path / "Training_Images" / "b.png").write_bytes(png(image))
+    data = read_folder(path, Reading(channel=2))
+    assert data.n_channels == 1
+    np.testing.assert_array_equal(data.samples[0].image, NOISE // 2)
+
+
+def test_an_image_that_exif_turns_and_a_label_without_exif(folder: Folder) -> None:
+    turned = Image.fromarray(NOISE)
+    turned.getexif()[274] = 6
+    square = Image.fromarray(NOISE[:, :20])
+    square.getexif()[274] = 3
+    path = folder(
+        images={
+            "a.jpg": pil(turned, "JPEG", exif=turned.getexif()),
+            "b.png": pil(square, "PNG", exif=square.getexif()),
+        },
+        labels={"a.png": HALVES, "b.png": HALVES[:, :20]},
+    )
+    with pytest.raises(DataError) as refused:
+        read_folder(path)
+    assert refused.value.problems == [
+        "Training_Labels/a.png: found 30 x 20 pixels; expected 20 x 30 as in its image, which its EXIF orientation "
+        "turns, and the label has none"
+    ]
+    (path / "Training_Labels" / "a.png").write_bytes(png(HALVES.T))
+    (note,) = read_folder(path).notes
+    assert note.startswith("Training_Labels/a.png and 1 more: without EXIF, beside an image that its EXIF orientation")
+
+
+def test_ids_become_objects(folder: Folder) -> None:
+    ids = HALVES.astype(np.uint16)
+    ids[:5] *= 2
+    data = read_folder(
+        folder(images={"a.png": NOISE}, labels={"a.tif": write_tiff([ids])}), Reading(labels="instances")
+    )
+    assert (data.instances, data.class_names, data.class_values) == (True, ("background", "object"), (0, 255))
+    (sample,) = data.samples
+    np.testing.assert_array_equal(sample.objects, ids // 255)
+    np.testing.assert_array_equal(sample.label, ids > 0)
 
 
 def test_the_fingerprint_depends_on_the_contents_of_all_files(folder: Folder) -> None:

@@ -105,7 +105,7 @@ def read_folder(folder: Path, reading: Reading | None = None) -> DataSet:
             page = f" page {i}" if len(images) > 1 else ""
             only_image_turned = orientation > 1 and label.orientation == 1
             with collect(problems, image_file + page):
-                to_pixels(image)
+                check_pixels(image)
             with collect(problems, pair.label.name + page):
                 check_size(label.values, image, only_image_turned)
                 labels.add(label, image, pair.label.name + page)
@@ -147,6 +147,13 @@ def checksums(paths: Iterable[Path], root: Path, known: Mapping[str, str] | None
     names = {Path(os.path.relpath(path, root)).as_posix(): path for path in paths}
     known = known or {}
     return {name: known.get(name) or hashlib.sha256(read_bytes(path)).hexdigest() for name, path in names.items()}
+
+
+def check_pixels(image: Array) -> None:
+    """Raises UserError for pixels that cannot be learned from."""
+    to_pixels(image)
+    if image.dtype.kind == "f" and not np.isfinite(image).any():
+        raise UserError("expected finite pixel values; found none")
 
 
 def check_size(label: Array, image: Array, only_image_turned: bool) -> None:

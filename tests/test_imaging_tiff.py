@@ -192,6 +192,12 @@ def test_a_stack_of_colours(kind: dict[str, Any]) -> None:
     assert picture.metadata.stack == {"T": 2}
 
 
+def test_two_axes_of_one_name() -> None:
+    picture = read(described(STACK, metadata={"axes": "QQYX"}))
+    np.testing.assert_array_equal(picture.pixels, STACK.reshape(6, *GREY.shape))
+    assert picture.metadata.stack == {}
+
+
 def in_one_directory(stack: np.ndarray, axes: str) -> bytes:
     """A hyperstack as ImageJ writes more than 4 GB."""
     data = bytearray(described(stack, imagej=True, metadata={"axes": axes}))

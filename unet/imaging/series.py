@@ -38,9 +38,17 @@ class Block(NamedTuple):
         return math.prod(n for axis, n in zip(self.axes, self.shape, strict=True) if axis in axes)
 
     @property
+    def n_pages(self) -> int:
+        """Product of all axes but height, width, channels and samples."""
+        return math.prod(self.shape) // self.length("YXCS")
+
+    @property
     def stack(self) -> dict[str, int]:
-        """Axes of the pages, slowest first, with their lengths."""
-        return {axis: n for axis, n in zip(self.axes, self.shape, strict=True) if axis not in "YXCS" and n != 1}
+        """Axes of the pages by the description, slowest first, with their lengths; empty if two have one name."""
+        if not self.described:
+            return {}
+        lengths = {axis: n for axis, n in zip(self.axes, self.shape, strict=True) if axis not in "YXCS" and n != 1}
+        return lengths if math.prod(lengths.values()) == self.n_pages else {}
 
     def split(self, array: Array) -> Iterator[Array]:
         """Views (H, W, C, S) of the decoded samples, one for each page: C are channels, S samples of a colour."""
@@ -79,14 +87,13 @@ class Description:
     def blocks(self, pages: list[Any], n_bytes: int) -> list[Block]:
         """Series of these pages, with as many samples as the file, of `n_bytes`, holds; none if any has others."""
         by_index = {page.index: page for page in pages}
-        series: list[Any] = []
+        series: list[tuple[Any, list[Any]]] = []
         with suppress(Exception):
             if self.followed and any(getattr(self.file, f"is_{kind}") for kind in _DESCRIBED):
-                series = self.file.series[:1] if self.file.is_svs else self.file.series  # SVS: then thumbnail, label
+                series = [(each, [each.keyframe] if each.dataoffset else list(each)) for each in self.file.series]
         blocks = []
-        for each in series:
+        for each, directories in series[:1] if self.file.is_svs else series:  # SVS: then thumbnail, label
             axes, shape, page = each.get_axes(False), each.get_shape(False), each.keyframe
-            directories = [page] if each.dataoffset else list(each)
             if not all(directory and directory.index in by_index for directory in directories):
                 return []
             known = [axis for axis in axes if axis in "YXCS"]
@@ -121,7 +128,7 @@ class Description:
             unit=unit,
             spacing=depth,
             interval=time,
-            stack=blocks[0].stack if len(blocks) == 1 and blocks[0].described else {},
+            stack=blocks[0].stack if len(blocks) == 1 else {},
             names=tuple(names) if len(names) == n_pages and all(isinstance(n, str) for n in names) else (),
             orientation=page.tags.valueof(ORIENTATION, 1),
         )

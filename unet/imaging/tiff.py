@@ -59,7 +59,7 @@ class TiffImage:
                 _check(block)
         if sum(sum(page.databytecounts) for block in self.blocks for page in block.directories) > 2 * len(data):
             raise ImageError("the image is damaged: strips or tiles of the TIFF overlap")
-        self.n_pages = sum(math.prod(block.stack.values()) for block in self.blocks)
+        self.n_pages = sum(block.n_pages for block in self.blocks)
         n_planes = sum(math.prod(block.shape) // block.length("YX") for block in self.blocks)
         n_expected = self.description.imagej.get("images", 1)
         if isinstance(n_expected, int) and n_expected > n_planes:
@@ -83,7 +83,7 @@ class TiffImage:
             page, height, width = block.page, block.length("Y"), block.length("X")
             weight = math.ceil(block.length("CS") * page.dtype.itemsize / 16)
             n_pixels = max(height * width, page.tilewidth * page.tilelength * page.tiledepth) * weight
-            claims += [(width, height, n_pixels)] * math.prod(block.stack.values())
+            claims += [(width, height, n_pixels)] * block.n_pages
         return claims
 
     def decode(self, as_stored: bool) -> list[Array]:

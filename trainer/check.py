@@ -52,13 +52,15 @@ def describe(data: DataSet) -> list[str]:
 
     totals = np.array([np.bincount(sample.label.ravel(), minlength=IGNORED + 1) for sample in data.samples])
     opinions = max(int(totals[:, :IGNORED].sum()), 1)
-    width, digits = max(map(len, data.class_names)), max(len(str(value)) for value in data.class_values)
+    ignored = int(totals[:, IGNORED].sum())
+    width = max(map(len, (*data.class_names, "ignored" if ignored else "")))
+    digits = max(len(str(value)) for value in data.class_values)
     for i, (value, class_name) in enumerate(zip(data.class_values, data.class_names, strict=True)):
         share, where = totals[:, i].sum() / opinions, int((totals[:, i] > 0).sum())
         lines.append(
             f"class {value:<{digits}}  {class_name:<{width}}  {share:6.1%} of the pixels, in {_plural(where, 'image')}"
         )
-    if ignored := int(totals[:, IGNORED].sum()):
+    if ignored:
         where = int((totals[:, IGNORED] > 0).sum())
         share = ignored / totals.sum()
         lines.append(

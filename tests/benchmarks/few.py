@@ -71,23 +71,18 @@ def variants() -> dict[str, Any]:
     from trainer.recipes import RECIPES
 
     default = RECIPES["default"]
-    lean = replace(default, loss="ce+dice", batch_size=2)
     return {
         "default": default,
         "no-balance": replace(default, balance=0.0),
-        "c128": replace(default, image_size=128),
-        "c128-b8": replace(default, image_size=128, batch_size=8),
-        "c64": replace(default, image_size=64, batch_size=8),
-        "b2": replace(default, batch_size=2),
-        "lean": lean,
-        "lean-b1": replace(lean, batch_size=1),
-        "lean-lr-1e-3": replace(lean, lr=1e-3),
-        "lean-no-dropout": replace(lean, dropout=0.0),
-        "lean-128x4": replace(lean, image_size=128, batch_size=4),
-        "strong": replace(lean, augmentation=replace(lean.augmentation, gamma=0.7, contrast=0.5, brightness=0.5)),
-        "scale": replace(lean, augmentation=replace(lean.augmentation, scale=0.5)),
+        "no-dropout": replace(default, dropout=0.0),
+        "no-cldice": replace(default, loss="ce+dice"),
+        "crops-256": replace(default, image_size=256),
+        "crops-64": replace(default, image_size=64, batch_size=8),
+        "batch-8": replace(default, batch_size=8),
+        "strong": replace(default, augmentation=replace(default.augmentation, gamma=0.7, contrast=0.5, brightness=0.5)),
+        "scale": replace(default, augmentation=replace(default.augmentation, scale=0.5)),
         "strong-scale": replace(
-            lean, augmentation=replace(lean.augmentation, gamma=0.7, contrast=0.5, brightness=0.5, scale=0.5)
+            default, augmentation=replace(default.augmentation, gamma=0.7, contrast=0.5, brightness=0.5, scale=0.5)
         ),
         "tutorial": RECIPES["tutorial"],
     }

@@ -32,7 +32,11 @@ def test_health_of_a_service_with_a_model(client: TestClient, trained: Path) -> 
     assert health["refused"] is None
     model = health["model"]
     assert model["path"] == str(trained / "best_model.pth")
-    assert (model["n_channels"], model["classes"]) == (1, [0, 255])
+    assert model["classes"] == [
+        {"value": 0, "name": "background", "colour": [0, 0, 0]},
+        {"value": 255, "name": "foreground", "colour": [255, 138, 0]},
+    ]
+    assert (model["n_channels"], model["objects"]) == (1, False)
     assert 0 < model["threshold"] < 1
     assert model["score"] > 0.9
     assert model["epoch"] in (1, 2, 3, 4)

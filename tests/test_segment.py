@@ -21,6 +21,7 @@ from service.settings import ServeSettings
 from trainer.data import sample
 from unet import Predictor, imaging
 from unet.imaging import write_tiff
+from unet.outputs import Legend, find_objects
 from unet.predictor import Prediction
 
 Make = Callable[..., Path]
@@ -64,6 +65,17 @@ def test_probability_and_threshold(client: TestClient, trained: Path) -> None:
     np.testing.assert_array_equal(grey, np.rint(expected * 255))
     mask = picture(client.post("/segment?threshold=0.9", content=png(IMAGE)).content)
     np.testing.assert_array_equal(mask, np.where(expected > 0.9, 255, 0))
+
+
+def test_labels(client: TestClient, trained: Path) -> None:
+    """The service's threshold, or the model's own, decides what is an object."""
+    predictor = Predictor.load(trained / "best_model.pth", device="cpu")
+    for query, threshold in (("", None), ("&threshold=0.9", 0.9)):
+        ids = picture(client.post(f"/segment?output=labels{query}", content=png(IMAGE)).content)
+        expected = find_objects(predictor.predict(IMAGE, "objects"), Legend.of(predictor, threshold))
+        np.testing.assert_array_equal(ids, expected)
+        assert ids.dtype == np.uint16
+        assert 4 < ids.max() < 30
 
 
 def test_test_time_augmentation(client: TestClient, trained: Path) -> None:

@@ -158,6 +158,11 @@ class Predictor:
         """Image -> (H, W, C) pixels with the offset and scale that normalise them. Raises PixelError."""
         return self.preprocessing(image, self.n_channels)
 
+    def planes_kept(self, wanted: Wanted, tta: bool) -> int:
+        """Numbers that are kept of each pixel until the answer for the whole image is decided."""
+        whole = tta or self.preprocessing.scale != 1 or wanted in ("objects", "probabilities")
+        return self.n_planes if whole else 1
+
     @torch.inference_mode()
     def forward(self, pieces: Sequence["Piece"]) -> Tensor:
         """B pieces of one shape -> probabilities (B, K, h', w') float32, on the device; for a model that has learned

@@ -16,6 +16,12 @@ router = APIRouter()
 live_router = APIRouter()  # on its own, as it never needs a key
 
 
+class ClassInfo(BaseModel):
+    value: int = Field(description="in the labels; in the mask, too, unless the model is binary: then 0 and 255")
+    name: str
+    colour: tuple[int, ...] = Field(description="red, green and blue, 0..255")
+
+
 class ModelInfo(BaseModel):
     id: str = Field(description="the first 12 digits of the file's SHA-256")
     path: str = Field(description="the file, as `--model` names it")
@@ -24,7 +30,10 @@ class ModelInfo(BaseModel):
     score: float | None = Field(description="mean Dice of the classes on the validation images, 0..1; null likewise")
     threshold: float = Field(description="foreground is above it, unless a request says otherwise; binary models only")
     n_channels: int = Field(description="1: images are made grey; 3: RGB")
-    classes: list[int] = Field(description="values of the mask: background and foreground, or one for each class")
+    classes: list[ClassInfo] = Field(description="background and foreground, or each class")
+    objects: bool = Field(
+        description="whether the model has learned borders, by which objects that touch are told apart"
+    )
 
 
 class Health(BaseModel):
@@ -61,7 +70,16 @@ async def health(request: Request, response: Response) -> Health:
             score=model.training.get("score"),
             threshold=model.predictor.threshold,
             n_channels=model.predictor.n_channels,
-            classes=list(model.predictor.class_values),
+            classes=[
+                ClassInfo(value=value, name=name, colour=colour)
+                for value, name, colour in zip(
+                    model.predictor.class_values,
+                    model.predictor.class_names,
+                    model.predictor.class_colours,
+                    strict=True,
+                )
+            ],
+            objects=model.predictor.objects,
         )
     return Health(
         status="stopping" if state.admission.stopping else slot.status,

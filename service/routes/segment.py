@@ -20,7 +20,7 @@ from service.telemetry import Notes
 from service.upload import BINARY, openapi, read_upload
 from unet import Predictor, imaging
 from unet.imaging import Limits, Picture
-from unet.outputs import KINDS
+from unet.outputs import KINDS, Legend
 from unet.predictor import Array, Prediction
 
 PATH = "/segment"
@@ -95,15 +95,17 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
         notes.begin(model.id)
         async with ended_by_hang_up(request, give_up):
             pixels = await notes.run("decode", state.codecs, imaging.measure, data, state.limits)
-            # with `tta`, probabilities of every class are kept
-            async with state.budget.room(pixels * (predictor.n_classes if options.tta else 1)):
+            planes = predictor.planes_kept(KINDS[options.output].wants, options.tta)
+            async with state.budget.room(pixels * planes):
                 decoded = notes.run("decode", state.codecs, decode, data, state.limits, predictor, options)
                 del data  # large, and not needed while the prediction waits for its turn
                 picture, predictions = await decoded
                 results: list[Array] = []
                 while predictions:  # each is freed when it is computed
                     results.append(await compute(state.queue, predictions.pop(0), notes))
-                answer = await notes.run("encode", state.codecs, KINDS[options.output].encode, results, picture)
+                legend = Legend.of(predictor, options.threshold)
+                encode = KINDS[options.output].encode
+                answer = await notes.run("encode", state.codecs, encode, results, picture, legend)
     notes.pixels = pixels
     headers = {"X-Model-Id": model.id, "Server-Timing": notes.server_timing()}
     return Response(answer.body, media_type=answer.media_type, headers=headers)

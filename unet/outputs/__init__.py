@@ -3,7 +3,8 @@
 A new kind is an entry of the registry, with a file here if it encodes in its own way.
 """
 
-from unet.outputs.kind import Answer, Kind, as_image
+from unet.outputs.kind import Answer, Kind, Legend, as_image
+from unet.outputs.labels import find_objects, separate, write_labels
 
 MASK = Kind(
     name="mask",
@@ -17,7 +18,13 @@ PROBABILITY = Kind(
     wants="probability",
     encode=as_image,
 )
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (MASK, PROBABILITY)}
+LABELS = Kind(
+    name="labels",
+    description="ids of objects from 1 on, those that touch separated; 16-bit, or a 32-bit TIFF above 65535",
+    wants="objects",
+    encode=write_labels,
+)
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (MASK, PROBABILITY, LABELS)}
 """By the name that requests and command lines use."""
 
-__all__ = ["KINDS", "Answer", "Kind"]
+__all__ = ["KINDS", "Answer", "Kind", "Legend", "find_objects", "separate"]

@@ -22,7 +22,8 @@ from unet.pixels import luminance
 
 LABELS = "labels"  # all of a data set, in messages
 LOSSY = (".jpg", ".jpeg", ".webp")
-SOFT_ADVICE = "save labels as PNG and resize them with nearest-neighbour interpolation, or --labels threshold"
+SOFT_ADVICE = "save labels as PNG and resize them with nearest-neighbour interpolation"
+THRESHOLD = ", or --labels threshold"
 VOID = 255  # index of a palette for pixels without an opinion, by the habit of PASCAL VOC
 WHITE = 0xFFFFFF
 GREY = 0x010101  # times 0..255
@@ -93,7 +94,8 @@ class Labels:
             counts -= count(values[source.ignored])
         lossy = name.lower().endswith(LOSSY) and self.reading.labels in ("auto", "instances")
         if lossy and len(counts) > 2:
-            raise UserError(f"found {len(counts)} different values in a lossy file: soft edges; {SOFT_ADVICE}")
+            advice = SOFT_ADVICE if coloured else SOFT_ADVICE + THRESHOLD
+            raise UserError(f"found {len(counts)} different values in a lossy file: soft edges; {advice}")
         self.names |= source.names
         self.pages.append(Page(name, source, image, values, coloured and not threshold, counts))
 
@@ -117,7 +119,8 @@ class Labels:
         if instances:
             return self._objects(total)
         if verdict.kind == "soft":
-            return None, [f"{LABELS}: {verdict.seen}, in {self._where(verdict.values)}; {SOFT_ADVICE}"]
+            advice = SOFT_ADVICE if coloured else SOFT_ADVICE + THRESHOLD
+            return None, [f"{LABELS}: {verdict.seen}, in {self._where(verdict.values)}; {advice}"]
         if problems := self._not_classes(total, coloured):
             return None, problems
         stored = sorted(total, key=lambda value: (value != self.background, value) if coloured else (False, value))
@@ -127,18 +130,16 @@ class Labels:
     def drawn(self, meaning: Meaning) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32] | None]]:
         """Class indices (H, W) of each page, IGNORED where there is no opinion; and, of instances, ids (H, W)."""
         for page in self.pages:
-            opinion = page.values != self.ignored if self.ignored is not None else np.ones(page.values.shape, bool)
-            if page.source.ignored is not None:
-                opinion &= ~page.source.ignored
-            objects = None
             if meaning.instances:
-                objects = np.where(opinion, self._ids(page, meaning), 0).astype(np.int32)
+                objects = self._ids(page, meaning).astype(np.int32)
                 label = (objects > 0).astype(np.uint8)
             else:
-                order = np.argsort(meaning.stored)
-                positions = np.searchsorted(meaning.stored, page.values, sorter=order).clip(max=len(order) - 1)
-                label = order[positions].astype(np.uint8)
-            label[~opinion] = IGNORED
+                objects, label = None, _positions(page.values, meaning.stored)
+            for without in (page.source.ignored, None if self.ignored is None else page.values == self.ignored):
+                if without is not None:
+                    label[without] = IGNORED
+                    if objects is not None:
+                        objects[without] = 0
             yield label, objects
 
     def _divide_by_threshold(self) -> None:
@@ -213,18 +214,18 @@ class Labels:
     def _verdict(self, total: Counter[int], coloured: bool) -> Verdict:
         if self.reading.labels != "auto" or len(total) < 3 or any(p.source.objects is not None for p in self.pages):
             return Verdict("classes")
-        looks = []
-        for page in self.pages:
-            values = page.values
-            if self.ignored is not None or page.source.ignored is not None:
-                values = np.where(np.isin(values, list(page.counts)), values, self.background)
-            looks.append(look(values, page.image))
+        ignored = {page.name for page in self.pages if self.ignored is not None or page.source.ignored is not None}
+        looks = [
+            look(page.values, page.image, self.background, list(page.counts) if page.name in ignored else None)
+            for page in self.pages
+        ]
         sizes = {page.source.values.dtype.itemsize for page in self.pages if page.source.values.dtype.kind in "iu"}
         return recognise(looks, self.background, wide=min(sizes, default=1) > 1, coloured=coloured)
 
     def _note(self, verdict: Verdict, total: Counter[int]) -> None:
         if verdict.kind == "ids":
-            self.notes.append(f"values are taken for object ids: {verdict.seen} (if not: --labels classes)")
+            background = f", and {self._text(self.background)} for the background" if self.background else ""
+            self.notes.append(f"values are taken for object ids{background}: {verdict.seen} (if not: --labels classes)")
         elif verdict.kind == "classes" and verdict.seen:
             self.notes.append(verdict.seen)
         others = sorted(total.keys() - {VOID})
@@ -260,7 +261,7 @@ class Labels:
         if n > MAX_CLASSES:
             return [
                 f"{LABELS}: found {n} different values in all; expected 2 to {MAX_CLASSES}, or object ids (--labels "
-                f"instances). JPEG, WebP and smooth resizing add values between classes: {SOFT_ADVICE}"
+                f"instances). JPEG, WebP and smooth resizing add values between classes: {SOFT_ADVICE}{THRESHOLD}"
             ]
         if n > 2 and not coloured and not 0 <= low <= high <= 255:
             where = self._where([low if low < 0 else high])
@@ -315,6 +316,16 @@ def count(values: Array) -> Counter[int]:
     return found
 
 
+def _positions(values: Array, stored: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Positions (H, W) of values in `stored`; any for others."""
+    order = np.argsort(stored).astype(np.uint8)
+    found = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), STRIP):  # positions take 8 bytes a pixel
+        strip = np.searchsorted(stored, values[top : top + STRIP], sorter=order)
+        found[top : top + STRIP] = order[strip.clip(max=len(stored) - 1)]
+    return found
+
+
 def _packed(colours: Array) -> npt.NDArray[np.uint32]:
     """Colours (..., 3) uint8 as 0xRRGGBB."""
     red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
@@ -343,12 +354,16 @@ def _replaced(values: Array, table: dict[int, int]) -> npt.NDArray[np.uint32]:
 
 
 def _background(total: Counter[int], coloured: bool) -> int:
-    """Value of the background: 0 or black; else -1 or the like; of colours white, else the most common one."""
-    if 0 in total or not total:
+    """Value of the background: -1 or the like, 0 or black; of colours white; else the most common value, if it covers
+    much, or 0, which is in no label then."""
+    if not total or (0 in total and min(total) == 0):
         return 0
-    if coloured:
-        return WHITE if WHITE in total else total.most_common(1)[0][0]
-    return min(0, *total)
+    if min(total) < 0:
+        return min(total)
+    if coloured and WHITE in total:
+        return WHITE
+    value, n = total.most_common(1)[0]
+    return value if coloured or n > 0.3 * total.total() else 0
 
 
 def _listed(values: list[int]) -> str:

@@ -36,12 +36,15 @@ class Verdict(NamedTuple):
     values: tuple[int, ...] = ()  # those of soft edges
 
 
-def look(values: Array, image: Array) -> Look:
-    """Look of the values (H, W) of a label and its image, (H, W) or (H, W, C)."""
+def look(values: Array, image: Array, background: int = 0, known: list[int] | None = None) -> Look:
+    """Look of the values (H, W) of a label and its image, (H, W) or (H, W, C); of those not `known`, background."""
     top, left = (max(0, (side - WINDOW) // 2) for side in values.shape)
     window = slice(top, top + WINDOW), slice(left, left + WINDOW)
-    distinct, index = np.unique(values[window], return_inverse=True)
-    height, width = values[window].shape
+    values = values[window]
+    if known is not None:
+        values = np.where(np.isin(values, known), values, background)
+    distinct, index = np.unique(values, return_inverse=True)
+    height, width = values.shape
     index = index.reshape(height, width)
     same = index[1:] == index[:-1], index[:, 1:] == index[:, :-1]
     inside = np.zeros(index.shape, bool)

@@ -59,7 +59,7 @@ def test_two_points_forecast_less_than_they_gained() -> None:
         ),
         (
             [Point(1, 0.8, [0.8]), Point(2, 0.9, [0.9])],
-            "1 images: 0.80; 2: 0.90. That is on a single held-out image: too little to tell whether more images "
+            "1 image: 0.80; 2: 0.90. That is on a single held-out image: too little to tell whether more images "
             "would help",
         ),
     ],

@@ -76,7 +76,7 @@ def fit(points: Sequence[Point]) -> tuple[float, float, float]:
 def forecast(points: Sequence[Point]) -> float:
     """Score to expect of twice as many images as the last point has; never below that of the last point."""
     a, b, c = fit(points)
-    return max(points[-1].score, a - b * (2 * points[-1].images) ** -c)
+    return max(points[-1].score, float(a - b * (2.0 * points[-1].images) ** -c))
 
 
 def gain(points: Sequence[Point]) -> tuple[float, float]:
@@ -87,7 +87,8 @@ def gain(points: Sequence[Point]) -> tuple[float, float]:
 
 def sentence(points: Sequence[Point]) -> str:
     """Whether more images would help, as far as these runs say."""
-    scores = "; ".join(f"{point.images}: {point.score:.2f}" for point in points).replace(":", " images:", 1)
+    scores = "; ".join(f"{point.images}: {point.score:.2f}" for point in points)
+    scores = scores.replace(":", " image:" if points[0].images == 1 else " images:", 1)
     (gained, error), last = gain(points), points[-1]
     if math.isnan(error):
         return f"{scores}. That is on a single held-out image: too little to tell whether more images would help"

@@ -91,7 +91,7 @@ def suggest(
             f"next      annotate first: {', '.join(each.file for each in found[:3])} (see {out / CSV}, {out / SHEET})"
         )
     if large:
-        print(f"          {large} images with a side above {WINDOW} pixels: only the middle was looked at")
+        print(f"          {large} of {len(found)} with a side above {WINDOW} pixels: only the middle was looked at")
     if unseen:
         print(
             f"          {unseen} of {len(files)} files, chosen at random, were not looked at: {seconds:.0f} s are over"

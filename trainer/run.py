@@ -80,7 +80,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
                 points.append(trainer.point(stop))
             if world.is_first() and not finished:
                 further = further_images(settings, trainer, points) if last else {}
-                summary = trainer.model().training | further
+                summary = {**trainer.model().training, **further}
                 report.account(trainer.folder, summary, trainer.progress, len(trainer.val), device)
         del trainer  # before the next one takes as much memory
     if settings.curve:

@@ -55,8 +55,7 @@ def measure(predictor: Predictor, samples: list[Sample], tta: bool) -> dict[str,
         for threshold in RAND_THRESHOLDS:
             if found := object_scores(probabilities, sample.label, threshold):
                 rand[threshold].append(found["rand"])
-    at_threshold = scores(curve.confusion(round(predictor.threshold * curve.BINS)))
-    half = scores(curve.confusion(curve.BINS // 2))
+    at_threshold, half = (scores(np.sum(curve.confusions(t), axis=0)) for t in (predictor.threshold, 0.5))
     best = max(RAND_THRESHOLDS, key=lambda threshold: np.mean(rand[threshold]))
     return {
         "pixel error": half.pixel_error,

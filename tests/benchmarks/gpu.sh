@@ -13,7 +13,8 @@ gpu_tests() { python3 -m pytest -m gpu $(grep -l mark.gpu tests/test_*.py); }
 train_isbi() { train isbi2012 0.17; }
 train_drive() { train drive 0.2; }
 train() {
-  python3 -m trainer --data "$data/$1" --device cuda --max-minutes "${MINUTES:-8}" --epochs 2000 --val-fraction "$2" --out "$out/$1"
+  python3 -m trainer --data "$data/$1" --device cuda --max-minutes "${MINUTES:-8}" --epochs 2000 \
+    --val-split contiguous --val-fraction "$2" --out "$out/$1"
   python3 tests/benchmarks/accuracy.py "$out/$1/best_model.pth" "$data/$1" --last 4 --json "$out/accuracy-$1-gpu.json"
 }
 

@@ -101,14 +101,14 @@ def start_and_kill(command: list[str], out: Path, after: float, aimed: bool | No
 
 
 def unreadable(out: Path) -> Iterator[str]:
-    """The files that exist but cannot be read, or a best model that last.pth knows and that is missing."""
+    """The files that exist but cannot be read, or a model that last.pth knows and that is missing."""
     if (out / LAST).exists():
         try:
             progress = checkpoints.read(out / LAST)[0]["progress"]
         except CheckpointError:
             yield LAST
             return
-        if progress["best"] and not (out / BEST).exists():
+        if progress["epoch"] and not (out / BEST).exists():
             yield BEST
     if (out / BEST).exists():
         try:
@@ -118,13 +118,13 @@ def unreadable(out: Path) -> Iterator[str]:
 
 
 def result(out: Path) -> Iterator[Any]:
-    """The result of a run without its times: weights, best model, scores, threshold and names of files."""
+    """The result of a run without its times: weights, model, scores, threshold and names of files."""
     state = checkpoints.read(out / LAST)[0]
-    best = checkpoints.load(out / BEST)
-    for weights in (state["learner"]["network"], best.state_dict):
+    model = checkpoints.load(out / BEST)
+    for weights in (state["learner"]["network"], model.state_dict):
         yield {name: tensor.tolist() for name, tensor in weights.items()}
-    yield [(row["epoch"], row["loss"], row["score"]) for row in state["progress"]["history"]]
-    yield best.threshold
+    yield [(row["epoch"], row["loss"], row.get("score")) for row in state["progress"]["history"]]
+    yield model.threshold
     yield sorted(path.name for path in out.iterdir())
 
 

@@ -7,6 +7,7 @@ the same precision; a step counts as three forward passes); the share of time fo
 
 import argparse
 import json
+import math
 import resource
 import time
 from dataclasses import replace
@@ -52,9 +53,9 @@ def main() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(next(batches.epoch(1)).images[:1])
     gflop = 3 * recipe.batch_size * counter.get_total_flops() / 1e9
-    schedule = Schedule(recipe, len(batches), max_minutes=None)
+    schedule = Schedule(recipe, max_minutes=None)
     for epoch in (1, 2):  # the first one warms up
-        row = train_epoch(learner, batches, epoch, schedule, 0.0, Stop())
+        row = train_epoch(learner, batches, epoch, schedule, 0.0, math.inf, Stop())
     seconds = row["training_seconds"]
     started = now(device)  # once more without steps, since a GPU overlaps the two
     for _ in batches.epoch(3):

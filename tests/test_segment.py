@@ -5,6 +5,7 @@ import re
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from service.queue import Job, Queue
 from service.settings import ServeSettings
 from trainer.data import sample
 from unet import Predictor, imaging
+from unet import checkpoint as checkpoints
 from unet.imaging import write_tiff
 from unet.outputs import Legend, find_objects
 from unet.predictor import Prediction
@@ -67,15 +69,26 @@ def test_probability_and_threshold(client: TestClient, trained: Path) -> None:
     np.testing.assert_array_equal(mask, np.where(expected > 0.9, 255, 0))
 
 
-def test_labels(client: TestClient, trained: Path) -> None:
-    """The service's threshold, or the model's own, decides what is an object."""
-    predictor = Predictor.load(trained / "best_model.pth", device="cpu")
-    for query, threshold in (("", None), ("&threshold=0.9", 0.9)):
-        ids = picture(client.post(f"/segment?output=labels{query}", content=png(IMAGE)).content)
-        expected = find_objects(predictor.predict(IMAGE, "objects"), Legend.of(predictor, threshold))
-        np.testing.assert_array_equal(ids, expected)
-        assert ids.dtype == np.uint16
-        assert 4 < ids.max() < 30
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_labels(make_checkpoint: Make, serve: Serve, n_classes: int) -> None:
+    """The ids that the predictor's probabilities give, at the model's own threshold or the request's; of a model that
+    has learned borders (three channels) as well."""
+    path = make_checkpoint(n_classes=n_classes)
+    checkpoint = checkpoints.load(path)
+    preprocessing = replace(checkpoint.preprocessing, scale=0.5)
+    classes = {"class_values": (0, 255), "class_names": ("ground", "cell"), "class_colours": ()}
+    told = {**classes, "objects": True, "preprocessing": preprocessing} if n_classes == 3 else {}
+    checkpoints.save(replace(checkpoint, min_area=5, **told), path)
+    predictor = Predictor.load(path, device="cpu")
+    probabilities = predictor.predict(IMAGE, "objects")
+    threshold = round(float(np.median(predictor(IMAGE))), 3)
+    with serve(model=path) as client:
+        for query, value in (("", None), (f"&threshold={threshold}", threshold)):
+            ids = picture(client.post(f"/segment?output=labels{query}", content=png(IMAGE)).content)
+            np.testing.assert_array_equal(ids, find_objects(probabilities, Legend.of(predictor, value)))
+            assert ids.dtype == np.uint16
+        assert ids.max() > 1
+        assert np.bincount(ids.ravel()).min() >= 5
 
 
 def test_test_time_augmentation(client: TestClient, trained: Path) -> None:

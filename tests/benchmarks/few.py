@@ -34,6 +34,7 @@ class Set:
     chosen: Callable[[Array], bool] = lambda image: True  # images of the folder that belong to the set
     truth: str = ""  # folder of the labels to score with, if it is another one than `labels`
     most: int = 16  # images to score
+    spare: int = 0  # images neither trained on nor scored: the variant `unlabelled` learns from them without labels
     labelled: float = 1.0  # share of the pixels of the training labels, in random strokes; the others are ignored
 
 
@@ -52,6 +53,15 @@ SETS = {
     "fluorescence-masks": Set(
         "nuclei", ("ap50", "pq", "dice"), truth="instances", chosen=lambda image: image.shape[:2] == (256, 256)
     ),
+    "fluorescence-spare": Set(
+        "nuclei",
+        ("ap50", "pq", "dice"),
+        ("--labels", "instances"),
+        labels="instances",
+        chosen=lambda image: image.shape[:2] == (256, 256),
+        spare=7,
+    ),
+    "chase-spare": Set("chase", ("f1",), spare=5),
     "isbi2012-masks": Set("isbi2012", ("dice",), most=8),
     "isbi2012-strokes": Set("isbi2012", ("dice",), ("--ignore-value", "254"), most=8, labelled=0.05),
     "fluorescence-strokes": Set(
@@ -84,6 +94,7 @@ def variants() -> dict[str, Any]:
         "strong-scale": replace(
             default, augmentation=replace(default.augmentation, gamma=0.7, contrast=0.5, brightness=0.5, scale=0.5)
         ),
+        "unlabelled": default,
         "tutorial": RECIPES["tutorial"],
     }
 
@@ -123,7 +134,7 @@ def one_run(arguments: argparse.Namespace, name: str, n: int, seed: int, variant
     out = arguments.out / f"{name}-{n}-{seed}-{arguments.minutes:g}min-{variant}"
     result = out / "few.json"
     if not result.exists():
-        drawn, held_out = draw(arguments.data / chosen.folder, chosen, n, seed)
+        drawn, spare, held_out = draw(arguments.data / chosen.folder, chosen, n, seed)
         if not held_out:
             return {}
         link(arguments.data / chosen.folder, chosen.labels, drawn, out / "data")
@@ -134,6 +145,9 @@ def one_run(arguments: argparse.Namespace, name: str, n: int, seed: int, variant
         command += [str(arguments.threads), "--run", variant, "--data", str(out / "data"), "--out", str(out), "--force"]
         command += ["--max-minutes", f"{arguments.minutes:g}", "--epochs", "100000", "--seed", str(seed)]
         command += ["--base-channels", str(arguments.base_channels), "--device", arguments.device, *chosen.flags]
+        if variant == "unlabelled":
+            link(arguments.data / chosen.folder, chosen.labels, spare, out / "spare")
+            command += ["--unlabelled", str(out / "spare" / "Training_Images")]
         with (out / "log.txt").open("w") as log:
             subprocess.run(command, stdout=log, stderr=log, check=True)
         result.write_text(json.dumps(score(out / "best_model.pth", out / "held_out", chosen), indent=2) + "\n")
@@ -149,13 +163,13 @@ def train(variant: str, *flags: str) -> None:
     sys.exit(main(list(flags)))
 
 
-def draw(folder: Path, chosen: Set, n: int, seed: int) -> tuple[list[str], list[str]]:
-    """Names of the images to train on, and of at most `most` of the others."""
+def draw(folder: Path, chosen: Set, n: int, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Names of the images to train on, to spare, and, at most `most` of them, to score."""
     files = sorted((folder / "Training_Images").iterdir())
     names = [path.name for path in files if chosen.chosen(cv2.imread(str(path)))]
     order = np.random.default_rng(seed).permutation(len(names)) if seed else np.arange(len(names))
     names = [names[i] for i in order]
-    return names[:n], names[n:][: chosen.most]
+    return names[:n], names[n:][: chosen.spare], names[n + chosen.spare :][: chosen.most]
 
 
 def link(folder: Path, labels: str, names: list[str], to: Path) -> None:

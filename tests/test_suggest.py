@@ -104,7 +104,7 @@ def test_unusable_and_large_images_are_named(
     assert found[-1].similarity == pytest.approx(1)
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     said = capsys.readouterr().out
-    assert "1 of 3 with a side above 512 pixels: only the middle was looked at" in said
+    assert "of 1 large ones among 3 images only the middle was looked at" in said
     assert "left out: broken.png: " in said
 
     rows = [line.split(",") for line in (out / "next.csv").read_text().splitlines()]

@@ -14,9 +14,11 @@ from matplotlib.patches import Patch
 from scipy.ndimage import find_objects
 
 from trainer.data import DataSet, Sample
+from trainer.data.classes import count
 from trainer.data.dataset import n_channels
 from trainer.data.labels import Colour, default_colours
 from trainer.losses import IGNORED
+from trainer.pictures import rgb
 from unet.checkpoint import replace_atomically
 
 CHECK = "check.png"
@@ -25,7 +27,6 @@ WIDTH, GAP, LINE = 1800, 14, 22  # pixels: of the sheet, between pictures, of a 
 LARGEST = 4096  # pixels: of larger images every n-th row and column is shown
 OBJECT_COLOURS = default_colours(13)[1::2] + default_colours(13)[2::2]
 FOREGROUND_COLOURS: tuple[Colour, ...] = ((255, 138, 0), (0, 190, 255), (80, 220, 40))
-STRIP = 1024  # rows
 DPI = 100
 
 Array = npt.NDArray[Any]
@@ -51,7 +52,8 @@ def describe(data: DataSet) -> list[str]:
     kinds = Counter({names.get(k, f"{k} channels"): number for k, number in channels.items()})
     lines = [f"{_plural(n, 'image')} of {size} pixels, {_shares(types)}, {_shares(kinds)}"]
 
-    totals = np.array([pixels_of(sample.label) for sample in data.samples])  # (N, 256)
+    counts = [count(sample.label) for sample in data.samples]
+    totals = np.array([[each[i] for i in range(IGNORED + 1)] for each in counts])  # (N, 256) pixels
     opinions = max(int(totals[:, :IGNORED].sum()), 1)
     ignored = int(totals[:, IGNORED].sum())
     width = max(map(len, (*data.class_names, "ignored" if ignored else "")))
@@ -75,13 +77,6 @@ def describe(data: DataSet) -> list[str]:
             f"{_plural(len(found), 'object')} in {_plural(sum(len(each) > 0 for each in areas), 'image')}{across}"
         )
     return lines + list(data.notes)
-
-
-def pixels_of(label: Array) -> npt.NDArray[np.int64]:
-    """Number of pixels of each class index, (256,). In strips, since counting takes 8 bytes a pixel."""
-    strips = (label[top : top + STRIP].ravel() for top in range(0, len(label), STRIP))
-    total: npt.NDArray[np.int64] = np.sum([np.bincount(strip, minlength=IGNORED + 1) for strip in strips], axis=0)
-    return total
 
 
 def contact_sheet(data: DataSet, name: str) -> bytes:
@@ -133,7 +128,7 @@ def outlined(sample: Sample, data: DataSet, side: int, max_height: int) -> Pictu
     """Picture (h, w, 3) of a sample, at most `side` wide: outlines and a tint of classes or objects, grey stripes where
     there is no opinion."""
     step = max(1, -(-max(sample.label.shape) // LARGEST))
-    label, image = sample.label[::step, ::step], as_rgb(sample.image[::step, ::step])
+    label, image = sample.label[::step, ::step], rgb(sample.image[::step, ::step])
     scale = min(side / label.shape[1], max_height / label.shape[0])
     size = max(1, round(label.shape[1] * scale)), max(1, round(label.shape[0] * scale))
     picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -156,7 +151,7 @@ def outlined(sample: Sample, data: DataSet, side: int, max_height: int) -> Pictu
 
 def contrasting(samples: list[Sample]) -> Colour:
     """The colour for a single foreground that is most unlike those of the images."""
-    usual = np.mean([as_rgb(sample.image[::8, ::8]).mean(axis=(0, 1)) for sample in samples], axis=0)
+    usual = np.mean([rgb(sample.image[::8, ::8]).mean(axis=(0, 1)) for sample in samples], axis=0)
     return max(FOREGROUND_COLOURS, key=lambda colour: float(np.linalg.norm(np.array(colour) - usual)))
 
 
@@ -176,18 +171,6 @@ def objects_of(ids: Array) -> list[tuple[Picture, tuple[int, int], Colour]]:
         for i, box in enumerate(find_objects(ids), start=1)
         if box
     ]
-
-
-def as_rgb(image: Array) -> Picture:
-    """Any image -> (H, W, 3) uint8, stretched between its darkest and brightest half percent. Of two channels or more
-    than three, the first three are shown."""
-    pixels = np.atleast_3d(image)[:, :, :3].astype(np.float32)
-    if pixels.shape[2] != 3:
-        pixels = np.concatenate([pixels, pixels[:, :, -1:]], axis=2) if pixels.shape[2] == 2 else pixels.repeat(3, 2)
-    finite = pixels[np.isfinite(pixels)]
-    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 1)
-    stretched = np.nan_to_num((pixels - low) / max(high - low, 1e-9), nan=0.0).clip(0, 1)
-    return (255 * stretched).astype(np.uint8)
 
 
 def legend(data: DataSet) -> list[Patch]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import DataSet, Sample, download, read_folder, sample
-from trainer.data.dataset import collect
+from trainer.data.dataset import collect, read_image
 from trainer.data.files import JSON
 from trainer.data.pairs import IMAGES, LABELS
 from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
@@ -108,7 +108,7 @@ def smallest_object(samples: Sequence[Sample]) -> int:
     return max(1, int(np.quantile(found[found > 0], 0.02)) // 2) if found.any() else 1
 
 
-def read_unlabelled(folder: Path, n_channels: int) -> list[Sample]:
+def read_unlabelled(folder: Path, n_channels: int, channel: int | None) -> list[Sample]:
     """Images of a folder and its subfolders, with nothing but ignored pixels as labels; at most UNLABELLED pages,
     evenly from all files. Prints what is left out, and why. Raises UserError if nothing is left."""
     if not folder.is_dir():
@@ -120,7 +120,7 @@ def read_unlabelled(folder: Path, n_channels: int) -> list[Sample]:
     for path in files[::step]:
         name = path.relative_to(folder).as_posix()
         with collect(problems, name):
-            for image in imaging.read(path).pages:
+            for image in read_image([path], channel)[0]:
                 match_channels(to_pixels(image)[0][:1, :1], n_channels)
                 samples.append(Sample(name, image, np.full(image.shape[:2], IGNORED, np.uint8)))
     if problems:

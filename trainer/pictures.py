@@ -13,7 +13,6 @@ from matplotlib.patches import Patch
 from trainer.data import Sample
 from trainer.losses import IGNORED
 from trainer.metrics import confusion, scores
-from unet.pixels import match_channels, to_pixels
 from unet.predictor import Predictor
 
 LEGEND_ROWS = 24
@@ -87,11 +86,16 @@ def class_colours(n: int) -> npt.NDArray[np.float32]:
     return np.concatenate([np.zeros((1, 3)), wheel]).astype(np.float32)
 
 
-def rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Any image -> (H, W, 3) in 0..1, stretched from its darkest to its brightest pixel."""
-    pixels = match_channels(to_pixels(image)[0], n_channels=3)
-    stretched: npt.NDArray[np.float64] = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-9)
-    return stretched
+def rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Any image -> (H, W, 3) uint8, stretched between its darkest and brightest half percent. Of two channels or more
+    than three, the first three are shown."""
+    pixels = np.atleast_3d(image)[:, :, :3].astype(np.float32)
+    if pixels.shape[2] != 3:
+        pixels = np.concatenate([pixels, pixels[:, :, -1:]], axis=2) if pixels.shape[2] == 2 else pixels.repeat(3, 2)
+    finite = pixels[np.isfinite(pixels)]
+    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 1)
+    stretched = np.nan_to_num((pixels - low) / max(high - low, 1e-9), nan=0.0).clip(0, 1)
+    return np.asarray(255 * stretched, np.uint8)
 
 
 def png(figure: Figure) -> bytes:

@@ -98,7 +98,7 @@ def further_images(settings: TrainSettings, trainer: "Trainer", points: list[cur
         predictor = Predictor.load(trainer.folder.best, device=str(trainer.learner.device), precision="fp32")
         annotated = [sample.image for sample in trainer.data.samples]
         seconds = max(60.0, 0.2 * trainer.progress.elapsed)
-        ranked = suggest.suggest(predictor, settings.unlabelled, settings.out, annotated, seconds)
+        ranked = suggest.suggest(predictor, settings.unlabelled, settings.out, annotated, settings.channel, seconds)
         found["next"] = suggest.summary(ranked)
     return found
 
@@ -159,7 +159,7 @@ class Trainer:
         if settings.unlabelled:
             if not self.learner.averaged:
                 raise UserError(f"--unlabelled: expected a recipe with averaged weights, not {recipe.name}")
-            others = read_unlabelled(settings.unlabelled, network.config.n_channels)
+            others = read_unlabelled(settings.unlabelled, network.config.n_channels, settings.channel)
             self.unlabelled = Batches(others, network, preprocessing, recipe, settings.seed + 1)
         self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
         if taken and not self.progress.epoch:

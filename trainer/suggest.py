@@ -7,8 +7,7 @@ that was learned from, or like one that is suggested already.
 import csv
 import io
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,14 @@ from scipy.special import entr
 from tqdm import tqdm
 
 from trainer import pictures
+from trainer.data.dataset import collect, read_image
 from unet import imaging
 from unet.checkpoint import replace_atomically
-from unet.errors import UserError
 from unet.pixels import Prepared, mirror
 from unet.predictor import VIEWS, Predictor
 
 CSV, SHEET = "next.csv", "next.png"
-WINDOW = 512  # side of the part of an image that is looked at, its middle, in pixels
+WINDOW = 512  # side of the part of an image that is looked at, its middle, in pixels as the network sees them
 REGION = 64  # side of the regions of which the most uncertain one counts, in pixels
 SHOWN = 12  # pictures in next.png
 
@@ -55,10 +54,15 @@ class Suggestion:
 
 
 def suggest(
-    predictor: Predictor, folder: Path, out: Path, training: Sequence[Array], seconds: float = 600
+    predictor: Predictor,
+    folder: Path,
+    out: Path,
+    training: Sequence[Array],
+    channel: int | None = None,
+    seconds: float = 600,
 ) -> list[Suggestion]:
-    """Rank the images in a folder, and write next.csv and next.png to `out`. `training`: images that were learned from.
-    After `seconds` the images that are left, chosen at random, are not looked at. Prints what is left out."""
+    """Rank the images in a folder, or a channel of them, and write next.csv and next.png to `out`. `training`: images
+    that are annotated. After `seconds` the others, chosen at random, are not looked at. Prints what is left out."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in imaging.SUFFIXES and path.is_file()]
     found: list[Suggestion] = []
     features: list[FloatArray] = []
@@ -70,28 +74,28 @@ def suggest(
             unseen += 1
             continue
         file = files[i].relative_to(folder).as_posix()
-        with left_out(problems, file):
-            pages = imaging.read(files[i]).pages
+        with collect(problems, file):
+            pages, _ = read_image([files[i]], channel)
             for page, image in enumerate(pages):
                 name = f"{file} page {page + 1}" if len(pages) > 1 else file
-                with left_out(problems, name):
-                    part = image[middle(image)]
+                with collect(problems, name):
+                    part = image[middle(image, predictor)]
                     uncertain = average_by_region(disagreement(predictor, part)).max()
                     features.append(describe(predictor, part))
                     found.append(Suggestion(name, files[i], page, float(uncertain)))
-                    large += max(image.shape[:2]) > WINDOW
+                    large += part.shape[:2] != image.shape[:2]
 
-    known = [describe(predictor, image[middle(image)]) for image in training]
+    known = [describe(predictor, image[middle(image, predictor)]) for image in training]
     ranked = rank([each.uncertainty for each in found], features, known)
     found = [replace(found[i], similarity=similarity) for i, similarity in ranked]
     if found:
         replace_atomically(out / CSV, table(found).encode())
-        replace_atomically(out / SHEET, sheet(predictor, found[:SHOWN]))
+        replace_atomically(out / SHEET, sheet(predictor, found[:SHOWN], channel))
         print(
             f"next      annotate first: {', '.join(each.file for each in found[:3])} (see {out / CSV}, {out / SHEET})"
         )
     if large:
-        print(f"          {large} of {len(found)} with a side above {WINDOW} pixels: only the middle was looked at")
+        print(f"          of {large} large ones among {len(found)} images only the middle was looked at")
     if unseen:
         print(
             f"          {unseen} of {len(files)} files, chosen at random, were not looked at: {seconds:.0f} s are over"
@@ -104,21 +108,11 @@ def suggest(
     return found
 
 
-@contextmanager
-def left_out(problems: list[str], name: str) -> Iterator[None]:
-    """Add an error with the image of that name to `problems`: unreadable, or with another number of channels."""
-    try:
-        yield
-    except UserError as error:
-        problems.append(f"{name}: {error}")
-    except OSError as error:
-        problems.append(f"{name}: cannot be read: {error.strerror or error}")
-
-
-def middle(image: Array) -> tuple[slice, slice]:
+def middle(image: Array, predictor: Predictor) -> tuple[slice, slice]:
     """Rows and columns of the part that is looked at: at the scale that the network has learned, not all of it."""
-    starts = [max(0, (side - WINDOW) // 2) for side in image.shape[:2]]
-    return slice(starts[0], starts[0] + WINDOW), slice(starts[1], starts[1] + WINDOW)
+    size = round(WINDOW / predictor.preprocessing.scale)
+    top, left = (max(0, (side - size) // 2) for side in image.shape[:2])
+    return slice(top, top + size), slice(left, left + size)
 
 
 def disagreement(predictor: Predictor, image: Array) -> FloatArray:
@@ -133,7 +127,7 @@ def disagreement(predictor: Predictor, image: Array) -> FloatArray:
     mean_entropy: Any = 0.0
     for turns, flip in VIEWS:
         p = predictor(np.rot90(image, turns)[:, ::flip])  # (H', W') or (K, H', W')
-        p = np.stack([1 - p, p]) if predictor.binary else p
+        p = np.clip(np.stack([1 - p, p]) if predictor.binary else p, 0, 1)  # resizing may end beside 1
         p = np.rot90(p[:, :, ::flip], -turns, axes=(1, 2))  # (K, H, W)
         mean += p / len(VIEWS)
         mean_entropy += entr(p).sum(axis=0) / len(VIEWS)
@@ -199,10 +193,10 @@ def table(suggestions: Sequence[Suggestion]) -> str:
     return text.getvalue()
 
 
-def sheet(predictor: Predictor, suggestions: Sequence[Suggestion]) -> bytes:
+def sheet(predictor: Predictor, suggestions: Sequence[Suggestion], channel: int | None) -> bytes:
     """PNG: the suggested images, with the disagreement of the views in cyan, on one scale for all."""
-    images = [imaging.read(each.path).pages[each.page] for each in suggestions]
-    uncertain = [disagreement(predictor, image[middle(image)]) for image in images]
+    images = [read_image([each.path], channel)[0][each.page] for each in suggestions]
+    uncertain = [disagreement(predictor, image[middle(image, predictor)]) for image in images]
     highest = max(float(each.max()) for each in uncertain) or 1.0
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
@@ -213,7 +207,7 @@ def sheet(predictor: Predictor, suggestions: Sequence[Suggestion]) -> bytes:
     for k, (axis, each, image, pixels) in enumerate(zip(axes, suggestions, images, uncertain, strict=False), 1):
         overlay = np.zeros((*pixels.shape, 4), np.float32)
         overlay[:, :, 1:3], overlay[:, :, 3] = 1, pixels / highest
-        (height, width), (top, left) = image.shape[:2], (part.start for part in middle(image))
+        (height, width), (top, left) = image.shape[:2], (part.start for part in middle(image, predictor))
         axis.imshow(pictures.rgb(image), extent=(0, width, height, 0))
         axis.imshow(overlay, extent=(left, left + pixels.shape[1], top + pixels.shape[0], top))
         axis.set(xlim=(0, width), ylim=(height, 0))

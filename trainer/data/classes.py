@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from skimage.measure import label as connected_components
@@ -27,7 +28,7 @@ THRESHOLD = ", or --labels threshold"
 VOID = 255  # index of a palette for pixels without an opinion, by the habit of PASCAL VOC
 WHITE = 0xFFFFFF
 GREY = 0x010101  # times 0..255
-STRIP = 1024  # rows that are counted at once
+STRIP = 2**24  # pixels that are counted or looked up at once, at 8 bytes and more
 
 Array = npt.NDArray[Any]
 
@@ -91,7 +92,7 @@ class Labels:
         extremes = {float(values.min()): 1, float(values.max()): 1}
         counts: Counter[Any] = Counter(extremes) if threshold else count(values)
         if source.ignored is not None and not threshold:
-            counts -= count(values[source.ignored])
+            counts -= count(values[source.ignored][:, np.newaxis])
         lossy = name.lower().endswith(LOSSY) and self.reading.labels in ("auto", "instances")
         if lossy and len(counts) > 2:
             advice = SOFT_ADVICE if coloured else SOFT_ADVICE + THRESHOLD
@@ -308,21 +309,31 @@ class Labels:
 
 
 def count(values: Array) -> Counter[int]:
-    """Number of pixels of each value."""
+    """Number of pixels of each value (H, W)."""
     found: Counter[int] = Counter()
-    for top in range(0, len(values), STRIP):  # sorting a large page at once takes several times its memory
-        distinct, n = np.unique(values[top : top + STRIP], return_counts=True)
+    rows = max(1, STRIP // values.shape[1])
+    for strip in (values[top : top + rows] for top in range(0, len(values), rows)):
+        if strip.dtype == np.uint8:  # many times as fast; exact up to 2**24 pixels
+            n = cv2.calcHist([np.ascontiguousarray(strip)], [0], None, [256], [0, 256]).ravel().astype(int)
+            distinct, n = np.flatnonzero(n), n[n > 0]
+        else:
+            distinct, n = np.unique(strip, return_counts=True)
         found.update(dict(zip(distinct.tolist(), n.tolist(), strict=True)))
     return found
 
 
 def _positions(values: Array, stored: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """Positions (H, W) of values in `stored`; any for others."""
+    if values.dtype == np.uint8:
+        table = np.zeros(256, np.uint8)
+        table[list(stored)] = np.arange(len(stored))
+        return cv2.LUT(values, table).astype(np.uint8, copy=False)
     order = np.argsort(stored).astype(np.uint8)
     found = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), STRIP):  # positions take 8 bytes a pixel
-        strip = np.searchsorted(stored, values[top : top + STRIP], sorter=order)
-        found[top : top + STRIP] = order[strip.clip(max=len(stored) - 1)]
+    rows = max(1, STRIP // values.shape[1])
+    for top in range(0, len(values), rows):
+        strip = np.searchsorted(stored, values[top : top + rows], sorter=order)
+        found[top : top + rows] = order[strip.clip(max=len(stored) - 1)]
     return found
 
 

@@ -29,7 +29,7 @@ def test_a_network_for_the_same_channels_and_classes_takes_all(make_checkpoint: 
     path = make_checkpoint(n_channels=3, n_classes=4)
     network, said = transferred(path, n_channels=3, n_classes=4)
     n = len(network.state_dict())
-    assert said == f"{n} of {n} weights from best_model.pth (classes 10, 11, 12, 13; base 4)"
+    assert said == f"{n} of {n} weights from best_model.pth (10, 11, 12, 13; base 4)"
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(network(x), checkpoints.load(path).build()(x))
 
@@ -50,7 +50,7 @@ def test_the_head_is_new_for_other_classes(make_checkpoint: Make) -> None:
     path = make_checkpoint(n_classes=1)
     network, said = transferred(path, n_classes=3)
     n = len(network.state_dict())
-    assert said == f"{n - 2} of {n} weights from best_model.pth (classes 0, 255; base 4); new: outc"
+    assert said == f"{n - 2} of {n} weights from best_model.pth (background, foreground; base 4); new: outc"
     weights, source = network.state_dict(), checkpoints.load(path).state_dict
     assert all(torch.equal(weights[name], source[name]) for name in source if not name.startswith("outc"))
 
@@ -92,7 +92,7 @@ def test_a_run_starts_from_the_file_and_a_resumed_one_from_its_own_weights(
     run = {"data": data, "out": out, "base_channels": 4, "lr": 1e-30, "init_from": path}
     assert train(**run) == 0
     said = capsys.readouterr().out
-    assert re.search(rf"^start     (\d+) of \1 weights from {path} \(classes 0, 255; base 4\)$", said, re.M)
+    assert re.search(rf"^start     (\d+) of \1 weights from {path} \(background, foreground; base 4\)$", said, re.M)
     # a rate so small changes no weight, only the statistics of batch norm
     weights = last_weights(out)
     for name, weight in checkpoints.load(path).build().named_parameters():

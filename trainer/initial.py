@@ -54,13 +54,8 @@ def transfer(network: UNet, source: Checkpoint, path: object) -> str:
             weight.copy_(found.sum(dim=1, keepdim=True) / weight.shape[1])
         else:
             new.append(name)
-    said = f"{len(weights) - len(new)} of {len(weights)} weights from {path} ({_origin(source)})"
+    origin = f"{', '.join(source.class_names)}; base {source.network.base_channels}"
+    said = f"{len(weights) - len(new)} of {len(weights)} weights from {path} ({origin})"
     if source.network.n_channels != network.config.n_channels:
         said += f"; adapted: inc, from {source.network.n_channels} channels to {network.config.n_channels}"
     return said + (f"; new: {', '.join(sorted({name.partition('.')[0] for name in new}))}" if new else "")
-
-
-def _origin(source: Checkpoint) -> str:
-    """What the model was trained for, as far as its file says so."""
-    classes = ", ".join(map(str, source.class_values))
-    return f"classes {classes}; base {source.network.base_channels}"

@@ -9,7 +9,9 @@ import torch
 
 from trainer import world
 from trainer.data import Augmentation, Batches, Sample
+from trainer.data.crops import PLACES, places_of_rare_classes
 from trainer.learner import Average
+from trainer.losses import IGNORED
 from trainer.recipes import RECIPES, Recipe
 from unet import NetworkConfig
 from unet.errors import UserError
@@ -26,14 +28,16 @@ def coded(height: int, width: int) -> Sample:
     return Sample("coded", image, ((y + x) % 2).astype(np.uint8))
 
 
-def batches(samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0, device: str = "cpu") -> Batches:
-    network = NetworkConfig(n_channels=3, base_channels=1, variant=recipe.variant, bilinear=False).build().to(device)
-    return Batches(samples, network, PREPROCESSING, recipe, seed)
+def batches(
+    samples: list[Sample], recipe: Recipe = RECIPE, seed: int = 0, device: str = "cpu", n_classes: int = 1
+) -> Batches:
+    network = NetworkConfig(n_channels=3, n_classes=n_classes, base_channels=1, variant=recipe.variant, bilinear=False)
+    return Batches(samples, network.build().to(device), PREPROCESSING, recipe, seed)
 
 
 def test_image_and_label_are_turned_together() -> None:
     corners = set()
-    for images, labels, _ in batches([coded(64, 96)]).epoch(1):
+    for images, labels, *_ in batches([coded(64, 96)]).epoch(1):
         assert images.shape[1:] == (3, 32, 32)
         assert labels.dtype == torch.int64
         assert torch.equal((images[:, 0] + images[:, 1]).round().long() % 2, labels)
@@ -46,7 +50,7 @@ def test_image_and_label_are_turned_together() -> None:
 
 def test_crops_are_cut_at_all_places() -> None:
     places = set()
-    for images, _, _ in batches([coded(34, 35)]).epoch(1):
+    for images, *_ in batches([coded(34, 35)]).epoch(1):
         places |= {tuple(image.round().int().tolist()) for image in images[:, :2].amin((2, 3))}
     assert places == set(product(range(3), range(4)))
 
@@ -57,7 +61,7 @@ def test_labels_are_not_interpolated() -> None:
     image[:, 32:] = 200
     halves = Sample("halves", image, np.repeat([[0, 2]], 64, axis=0).repeat(32, axis=1).astype(np.uint8))
     strong = replace(RECIPE, augmentation=RECIPES["default"].augmentation)
-    for _, labels, _ in batches([halves], strong).epoch(1):
+    for _, labels, *_ in batches([halves], strong).epoch(1):
         assert set(labels.unique().tolist()) <= {0, 2}
 
 
@@ -65,7 +69,7 @@ def test_the_tutorial_recipe_only_flips() -> None:
     recipe = RECIPES["tutorial"].override(image_size=32)
     steps = set()
     for epoch in range(20):
-        for images, _, _ in batches([coded(64, 96)], recipe).epoch(epoch):
+        for images, *_ in batches([coded(64, 96)], recipe).epoch(epoch):
             steps |= {tuple((image[:2, 0, -1] - image[:2, 0, 0]).round().tolist()) for image in images}
     assert steps == {(0, 31), (0, -31)}
 
@@ -83,7 +87,7 @@ def test_each_seed_and_epoch_has_its_own_order_of_images() -> None:
     shades = [replace(coded(32, 32), image=np.full((32, 32, 3), shade, np.uint8)) for shade in range(8)]
 
     def order(seed: int, epoch: int) -> list[int]:
-        shown = torch.cat([images[:, 0, 0, 0] for images, _, _ in batches(shades, seed=seed).epoch(epoch)])
+        shown = torch.cat([images[:, 0, 0, 0] for images, *_ in batches(shades, seed=seed).epoch(epoch)])
         return shown.round().int().tolist()
 
     assert sorted(order(1, 1)[:8]) == list(range(8))  # all images are seen once before one is repeated
@@ -99,14 +103,14 @@ def test_an_epoch_covers_the_area_of_all_images_in_at_least_min_steps() -> None:
 
 
 def test_images_smaller_than_a_crop_are_mirrored() -> None:
-    images, labels, _ = next(batches([coded(20, 7)]).epoch(1))
+    images, labels, *_ = next(batches([coded(20, 7)]).epoch(1))
     assert images.shape[-2:] == labels.shape[-2:] == (32, 32)
     assert set(images[:, 1].round().unique().tolist()) == set(range(7))
 
 
 def test_images_for_the_paper_network_have_a_margin_around_the_label() -> None:
     recipe = replace(RECIPES["paper"].override(image_size=36), augmentation=Augmentation())
-    images, labels, weights = next(batches([coded(300, 300)], recipe).epoch(1))
+    images, labels, weights, _ = next(batches([coded(300, 300)], recipe).epoch(1))
     assert images.shape[-2:] == (36 + 184, 36 + 184)
     assert torch.equal(images[:, :2, 92:-92, 92:-92].sum(1).round().long() % 2, labels)
     assert weights is not None
@@ -126,11 +130,55 @@ def test_processes_share_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_crops_stay_the_same_from_version_to_version() -> None:
     """An interrupted run is resumed by a newer version with the crops that the older one would have cut."""
     recipe = replace(RECIPE, augmentation=RECIPES["default"].augmentation, border_weights=True)
-    images, labels, weights = next(batches([coded(64, 96), coded(40, 30)], recipe, seed=3).epoch(2))
+    images, labels, weights, _ = next(batches([coded(64, 96), coded(40, 30)], recipe, seed=3).epoch(2))
     assert weights is not None
     assert images.mean((1, 2, 3)).tolist() == pytest.approx([25.1288, 19.0443, 30.5341, 18.5158], abs=1e-2)
     assert labels.sum((1, 2)).tolist() == pytest.approx([492, 525, 513, 490], abs=3)
     assert weights.mean((1, 2)).tolist() == pytest.approx([10.4122, 10.4243, 10.4199, 10.4114], abs=1e-2)
+
+
+def flat(*rare: tuple[int, int, int]) -> Sample:
+    """Background, with pixels (y, x) of a class."""
+    label = np.zeros((80, 96), np.uint8)
+    for y, x, value in rare:
+        label[y, x] = value
+    return Sample("flat", np.stack(3 * [label], axis=2), label)
+
+
+def test_places_of_all_classes_but_the_most_common_one() -> None:
+    one = flat((30, 40, 1), (3, 5, 2), (7, 9, 2), (0, 0, IGNORED))
+    many = flat()
+    many.label[:20, :20] = 2
+    first, second = places_of_rare_classes([one.label, many.label], 4, seed=0)
+    assert [(i, pixels.tolist()) for i, pixels in first] == [(0, [[30, 40]])]
+    (i, few), (j, drawn) = second
+    assert (i, sorted(few.tolist())) == (0, [[3, 5], [7, 9]])
+    assert (j, drawn.shape, drawn.max()) == (1, (PLACES, 2), 19)
+    assert len({tuple(pixel) for pixel in drawn.tolist()}) == PLACES
+
+
+def test_a_share_of_the_crops_is_centred_on_rare_classes() -> None:
+    """A third; both classes count alike, though one of them has a hundred times the pixels."""
+    rare = flat((40, 50, 1))
+    rare.label[25:35, 60:70] = 2
+    recipe = replace(RECIPE, augmentation=Augmentation(flip=False), balance=1 / 3)
+    crops = batches([rare, flat()], recipe, n_classes=3)
+    labels = torch.cat([batch.labels for epoch in range(10) for batch in crops.epoch(epoch)])
+    middle = labels[:, 15, 15]
+    assert ((middle == 1).float().mean()) == pytest.approx(1 / 6, abs=0.04)
+    assert ((middle == 2).float().mean()) == pytest.approx(1 / 6, abs=0.04)
+    unbalanced = batches([rare, flat()], replace(recipe, balance=0.0), n_classes=3)
+    assert (torch.cat([batch.labels for batch in unbalanced.epoch(1)])[:, 15, 15] != 0).float().mean() < 0.1
+
+
+def test_a_crop_on_a_rare_pixel_stays_in_the_image() -> None:
+    """At a corner the pixel is as near to the middle as it can be; a smaller image is shown as a whole."""
+    recipe = replace(RECIPE, augmentation=Augmentation(flip=False), balance=1.0)
+    for y, x in ((0, 0), (79, 95), (0, 50)):
+        for batch in batches([flat((y, x, 1))], recipe).epoch(1):
+            assert (batch.labels.sum((1, 2)) == 1).all()
+    small = Sample("small", np.zeros((20, 20, 3), np.uint8), np.eye(20, dtype=np.uint8))
+    assert next(batches([small], recipe).epoch(1)).labels.any()
 
 
 def test_a_single_small_crop_per_batch_is_refused() -> None:

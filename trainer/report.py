@@ -66,7 +66,7 @@ def print_start(
 
 
 def print_join(val: list[Sample]) -> None:
-    print(f"          from now on {_count(val)} that gave the score are learned from, too", flush=True)
+    print(f"          from now on the run learns from {_count(val)} that gave the score, too", flush=True)
 
 
 def print_epoch(row: Mapping[str, float], epochs: int, remaining: float) -> None:

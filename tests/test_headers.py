@@ -8,6 +8,7 @@ import time
 import zlib
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from conftest import GREY, RGB, pil, png
@@ -87,6 +88,28 @@ def gif_claiming(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def j2k(**claims: int) -> bytes:
+    """A JPEG 2000 codestream with other numbers in its SIZ segment."""
+    data = bytearray(pil(Image.fromarray(GREY), "JPEG2000", no_jp2=True))
+    places = {"width": 8, "height": 12, "tile_width": 24, "tile_height": 28}
+    for name, value in claims.items():
+        data[places[name] : places[name] + 4] = value.to_bytes(4)
+    return bytes(data)
+
+
+PLAIN_STYLE = bytes.fromhex("ff52 000c 00 00 0001 00 03 04 04 00 01")
+"""Coding style of such a codestream: three levels, no precincts."""
+
+
+def jp2(codestream: bytes) -> bytes:
+    """Boxes around a codestream, with a smaller one where only a search would find it."""
+    boxes = pil(Image.fromarray(GREY), "JPEG2000")
+    at = boxes.index(b"jp2c") - 4
+    decoy = b"jp2c" + boxes[at + 8 :]
+    free = struct.pack(">I", 8 + len(decoy)) + b"free" + decoy
+    return boxes[:at] + free + struct.pack(">I", 8 + len(codestream)) + b"jp2c" + codestream
+
+
 SOF_600 = b"\xff\xc0" + struct.pack(">HBHHBBBB", 11, 8, 600, 600, 1, 1, 0x11, 0)
 HUGE = {
     "png": png_claiming(60000, 60000),
@@ -103,6 +126,8 @@ HUGE = {
     "bmp from top to bottom": bmp_claiming(60000, -60000),
     "webp": webp_claiming(16000, 16000),
     "gif": gif_claiming(60000, 60000),
+    "j2k": j2k(width=60000, height=60000, tile_width=60000, tile_height=60000),
+    "jp2": jp2(j2k(width=60000, height=60000, tile_width=60000, tile_height=60000)),
 }
 STRANGE = {
     "a PNG chunk of 4 GB": (png(GREY)[:33] + b"\xff\xff\xff\xf0tEXt" + png(GREY)[33:], "truncated"),
@@ -140,6 +165,21 @@ STRANGE = {
     "no pixels in a PNG": (png_claiming(0, 9), "found 0 x 9|damaged"),
     "a side that no answer can have": (png_claiming(1_000_001, 1), "sides of at most 1000000 pixels"),
     "no pixels in a BMP": (bmp_claiming(0, 0), "found 0 x 0|damaged"),
+    "many tiles": (
+        j2k(width=4000, height=4000, tile_width=1, tile_height=1),
+        "tiles or precincts below",
+    ),
+    "tiles of no pixels": (j2k(tile_width=0), "damaged"),
+    "a JPEG 2000 of no pixels": (j2k(width=0), "damaged"),
+    "a JP2 without end": (jp2(j2k())[:60], "damaged"),
+    "a JPEG 2000 that lost its end": (j2k()[:-9], "truncated"),
+    "a JPEG 2000 that lost tiles": (j2k(width=99), "truncated"),
+    "precincts of a pixel": (
+        j2k(width=4000, height=4000, tile_width=4000, tile_height=4000).replace(
+            PLAIN_STYLE, b"\xff\x52" + struct.pack(">HB", 16, 1) + PLAIN_STYLE[5:] + bytes(4)
+        ),
+        "tiles or precincts below",
+    ),
     "a negative width in a BMP": (bmp_claiming(-9, 9), "expected|damaged"),
 }
 
@@ -285,6 +325,20 @@ def test_jpegs_that_would_reach_the_lossless_decoder_of_imagecodecs_are_refused(
 def test_the_size_of_a_damaged_webp(data: bytes) -> None:
     with pytest.raises(ImageError, match="damaged"):
         headers.webp_size(data)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (8, 8), (2000, 1500)])
+def test_usual_tiles_and_precincts_of_a_jpeg_2000(size: tuple[int, int]) -> None:
+    image = Image.fromarray(cv2.resize(RGB, size))
+    for options in ({}, {"precinct_size": (64, 64)}, {"tile_size": (128, 128)}, {"num_resolutions": 3}):
+        data = pil(image, "JPEG2000", **options)
+        assert measure(data) == size[0] * size[1]
+        np.testing.assert_array_equal(read(data).pixels, np.asarray(image))
+
+
+def test_many_components_of_a_jpeg_2000_count_as_many_pixels() -> None:
+    data = imagecodecs.jpeg2k_encode(np.zeros((20, 30, 9), np.uint8), codecformat="j2k")
+    assert measure(data) == 3 * 600
 
 
 def test_a_decoder_that_reads_another_size_than_the_header_is_refused() -> None:

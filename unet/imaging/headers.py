@@ -150,12 +150,13 @@ def jpeg2000_size(data: bytes) -> tuple[int, int]:
     if not data.startswith(J2K) or min(width, height, tile_x, tile_y) < 1 or not 1 <= n_components <= MAX_COMPONENTS:
         raise ImageError(f"the image is damaged, or a JPEG 2000 of more than {MAX_COMPONENTS} components")
     claimed = [-(-x1 // tile_x) * -(-y1 // tile_y)]  # tiles, and precincts for each coding style
-    at, end_of_part = 2, 0
+    at, end_of_part, tiles = 2, 0, set()
     while (marker := data[at : at + 2]) not in (_J2K_END, b""):
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker == _J2K_TILE:
-            (size,) = struct.unpack_from(">I", data, at + 6)
+            tile, size = struct.unpack_from(">HI", data, at + 4)
             end_of_part = at + size if size else len(data)
+            tiles.add(tile)
         elif marker == _J2K_DATA:
             length = end_of_part - at - 2
         elif marker in _J2K_STYLES:
@@ -167,4 +168,6 @@ def jpeg2000_size(data: bytes) -> tuple[int, int]:
         if length < 2 or max(claimed) > 1000 + width * height // 1024:
             raise ImageError("the image is damaged, or a JPEG 2000 of tiles or precincts below 32 x 32 pixels")
         at += 2 + length
+    if at > len(data) or len(tiles) != claimed[0]:  # OpenJPEG would leave the rest black
+        raise ImageError("the image is truncated or damaged")
     return width, height

@@ -8,7 +8,7 @@ import tifffile
 from conftest import pil, png
 from PIL import Image
 
-from trainer.data.labels import LabelFile, LabelPage, default_colours
+from trainer.data.labels import LabelFile, LabelPage
 from unet.errors import UserError
 
 SQUARE = np.pad(np.ones((4, 4), np.uint8), 3)
@@ -63,8 +63,3 @@ def test_the_orientation_of_the_file_is_told(tmp_path: Path) -> None:
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found a pipe or device; expected a file"):
         LabelFile(tmp_path, "label").read([])
-
-
-def test_default_colours_are_black_and_different_hues() -> None:
-    assert default_colours(2) == ((0, 0, 0), (255, 138, 0))
-    assert len(set(default_colours(64))) == 64

@@ -8,7 +8,7 @@ from conftest import picture
 
 from trainer.data import Sample
 from trainer.losses import IGNORED
-from trainer.pictures import class_colours, curves, samples
+from trainer.pictures import colours, curves, samples
 from unet import NetworkConfig, Predictor
 from unet.pixels import Preprocessing
 
@@ -34,7 +34,7 @@ def test_small_and_large_images_fill_the_page(n_classes: int) -> None:
 
 def test_a_label_is_shown_in_the_colours_of_its_classes() -> None:
     page = picture(samples(predictor(3), [sample(64, 64, 3)]))
-    for colour in (class_colours(3) * 255).round():
+    for colour in predictor(3).class_colours:
         assert (np.abs(page.astype(int) - colour).max(axis=2) <= 2).mean() > 0.05
 
 
@@ -46,8 +46,8 @@ def test_ignored_pixels_are_grey() -> None:
 
 
 def test_colours_of_many_classes_are_distinct() -> None:
-    colours = class_colours(24)
-    distances = np.linalg.norm(colours[:, np.newaxis] - colours, axis=2)
+    found = colours(predictor(24))
+    distances = np.linalg.norm(found[:, np.newaxis] - found, axis=2)
     assert distances[np.triu_indices(24, 1)].min() > 0.2
 
 
@@ -61,15 +61,15 @@ def test_grey_colour_and_flat_images_are_shown() -> None:
 def test_curves_of_epochs_without_scores() -> None:
     """Such as those after the images to validate on are learned from, too."""
     row = {"epoch": 1, "loss": 1.0, "lr": 1e-3}
-    scored = row | {"score": 0.5, "dice_0": 0.4, "dice_255": 0.6}
-    page = picture(curves([scored, row | {"epoch": 2}], (0, 255)))
-    assert page.shape == picture(curves([scored], (0, 255))).shape
+    scored = row | {"score": 0.5, "dice_0": 0.4, "dice_1": 0.6}
+    page = picture(curves([scored, row | {"epoch": 2}], predictor(2)))
+    assert page.shape == picture(curves([scored], predictor(2))).shape
 
 
 def test_curves_of_one_epoch_and_of_many_classes(tmp_path: Path) -> None:
     row = {"epoch": 1, "loss": 1.0, "lr": 1e-3, "score": 0.5}
-    few = picture(curves([row | {"dice_0": 0.4, "dice_255": 0.6}], (0, 255)))
+    few = picture(curves([row | {"dice_0": 0.4, "dice_1": 0.6}], predictor(2)))
     many = {f"dice_{value}": value / 64 for value in range(64) if value != 5}  # no label has class 5
-    page = picture(curves([row | many, row | many | {"epoch": 2}], tuple(range(64))))
+    page = picture(curves([row | many, row | many | {"epoch": 2}], predictor(64)))
     assert page.shape[0] == few.shape[0]
     assert page.shape[1] > few.shape[1]  # room for the legend

@@ -16,10 +16,10 @@ from scipy.ndimage import find_objects
 from trainer.data import DataSet, Sample
 from trainer.data.classes import count
 from trainer.data.dataset import n_channels
-from trainer.data.labels import Colour, default_colours
+from trainer.data.labels import Colour
 from trainer.losses import IGNORED
 from trainer.pictures import rgb
-from unet.checkpoint import replace_atomically
+from unet.checkpoint import default_colours, replace_atomically
 
 CHECK = "check.png"
 MOST = 24  # images in the contact sheet
@@ -52,8 +52,7 @@ def describe(data: DataSet) -> list[str]:
     kinds = Counter({names.get(k, f"{k} channels"): number for k, number in channels.items()})
     lines = [f"{_plural(n, 'image')} of {size} pixels, {_shares(types)}, {_shares(kinds)}"]
 
-    counts = [count(sample.label) for sample in data.samples]
-    totals = np.array([[each[i] for i in range(IGNORED + 1)] for each in counts])  # (N, 256) pixels
+    totals = np.array([[sample.counts[i] for i in range(IGNORED + 1)] for sample in data.samples])  # (N, 256) pixels
     opinions = max(int(totals[:, :IGNORED].sum()), 1)
     ignored = int(totals[:, IGNORED].sum())
     width = max(map(len, (*data.class_names, "ignored" if ignored else "")))

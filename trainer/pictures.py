@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -18,8 +17,9 @@ from unet.predictor import Predictor
 LEGEND_ROWS = 24
 
 
-def curves(history: list[dict[str, float]], class_values: tuple[int, ...]) -> bytes:
+def curves(history: list[dict[str, float]], predictor: Predictor) -> bytes:
     """PNG: loss and learning rate, and the Dice of each class on the validation images, over the epochs."""
+    class_values = predictor.class_values
     epochs, scored = [row["epoch"] for row in history], [row for row in history if "score" in row]
     last, validated = scored[-1], [row["epoch"] for row in scored]
     dice = {value: last[f"dice_{value}"] for value in class_values if f"dice_{value}" in last}  # at the end
@@ -38,12 +38,11 @@ def curves(history: list[dict[str, float]], class_values: tuple[int, ...]) -> by
 
     mean = f"mean  {last['score']:.3f}"
     right.plot(validated, [row["score"] for row in scored], color="0.5", linewidth=3, linestyle="--", label=mean)
-    colours = dict(zip(class_values, class_colours(len(class_values)), strict=True))
+    about = dict(zip(class_values, zip(names(predictor), colours(predictor), strict=True), strict=True))
     for value in sorted(dice, key=lambda value: -dice[value]):  # the legend is in the order in which the lines end
-        label = f"class {value}  {dice[value]:.3f}"
-        right.plot(
-            validated, [row[f"dice_{value}"] for row in scored], marker=marker, color=colours[value], label=label
-        )
+        name, colour = about[value]
+        line = [row[f"dice_{value}"] for row in scored]
+        right.plot(validated, line, marker=marker, color=colour, label=f"{name}  {dice[value]:.3f}")
     figure.legend(title="last score", loc="outside right upper", ncols=columns, fontsize="small", handles=right.lines)
     right.set(title="Validation", xlabel="epoch", ylabel="Dice", xlim=left.get_xlim(), ylim=(None, 1.01))
     for axis in (left, right):
@@ -54,9 +53,8 @@ def curves(history: list[dict[str, float]], class_values: tuple[int, ...]) -> by
 def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> bytes:
     """PNG: a row each for the first images of the validation set: image, label (IGNORED is grey), prediction."""
     values, shown = predictor.class_values, validation[:most]
-    colours = class_colours(len(values))
     by_index = np.full((IGNORED + 1, 3), 0.5, np.float32)
-    by_index[: len(colours)] = colours
+    by_index[: len(values)] = colours(predictor)
     side = 3.5  # inches
     heights = [side * min(max(s.label.shape[0] / s.label.shape[1], 0.2), 2) for s in shown]
     columns = math.ceil(len(values) / LEGEND_ROWS)
@@ -74,16 +72,21 @@ def samples(predictor: Predictor, validation: list[Sample], most: int = 4) -> by
             axis.set_title(title, fontsize="medium")
             axis.imshow(picture, interpolation="auto" if axis is row[0] else "nearest")
             axis.set_axis_off()
-    patches = [Patch(facecolor=c, edgecolor="0.5", label=f"class {v}") for c, v in zip(colours, values, strict=True)]
+    classes = zip(names(predictor), colours(predictor), strict=True)
+    patches = [Patch(facecolor=colour, edgecolor="0.5", label=name) for name, colour in classes]
     figure.legend(handles=patches, loc="outside right upper", ncols=columns, fontsize="small")
     return png(figure)
 
 
-def class_colours(n: int) -> npt.NDArray[np.float32]:
-    """Colours (n, 3), RGB in 0..1: black, then a wheel of hues from orange on, light and dark by turns."""
-    wheel = colormaps["hsv"]((0.09 + np.arange(n - 1) / (n - 1)) % 1)[:, :3]
-    wheel[1::2] *= 0.6
-    return np.concatenate([np.zeros((1, 3)), wheel]).astype(np.float32)
+def names(predictor: Predictor) -> list[str]:
+    """Names of the classes; "class 3" where it has none but its value."""
+    classes = zip(predictor.class_values, predictor.class_names, strict=True)
+    return [f"class {value}" if name == str(value) else name for value, name in classes]
+
+
+def colours(predictor: Predictor) -> npt.NDArray[np.float32]:
+    """Colours of the classes (K, 3), RGB in 0..1."""
+    return np.asarray(predictor.class_colours, np.float32) / np.float32(255)
 
 
 def rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

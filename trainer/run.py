@@ -245,7 +245,7 @@ class Trainer:
         checkpoints.save(self.model(), self.folder.best)
         rows = self.progress.history
         self.folder.save_history(rows)
-        self.folder.save_file(CURVES, pictures.curves(rows, self.data.class_values))
+        self.folder.save_file(CURVES, pictures.curves(rows, self.predictor))
         self.folder.save_last(self.progress, self.learner)  # at the end: a run killed earlier repeats the epoch
         self.next_save = started + (time.monotonic() - started) / SAVING_SHARE
 

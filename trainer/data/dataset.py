@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.classes import Labels
-from trainer.data.labels import Colour, LabelPage, Reading, default_colours, has_colour, read_bytes
+from trainer.data.classes import Labels, count
+from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes
 from trainer.data.pairs import find_pairs
 from unet import imaging
+from unet.checkpoint import default_colours, default_names
 from unet.errors import UserError
 from unet.pixels import to_pixels
 
@@ -40,6 +42,11 @@ class Sample:
     label: npt.NDArray[np.uint8]  # (H, W) class indices: positions in `DataSet.class_values`; or IGNORED
     objects: npt.NDArray[np.int32] | None = None  # (H, W) ids, 0 background; in a data set of instances
 
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """Pixels of each class index, and of IGNORED."""
+        return count(self.label)
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -54,10 +61,9 @@ class DataSet:
     notes: tuple[str, ...] = ()  # what was guessed or left out, a line each
 
     def __post_init__(self) -> None:
-        n = len(self.class_values)
-        names = ("background", "foreground") if n == 2 else tuple(map(str, self.class_values))
-        object.__setattr__(self, "class_names", self.class_names or names)
-        object.__setattr__(self, "class_colours", self.class_colours or default_colours(n))
+        object.__setattr__(self, "class_names", self.class_names or default_names(self.class_values))
+        colours = self.class_colours or default_colours(len(self.class_values))
+        object.__setattr__(self, "class_colours", colours)
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,5 @@
 """Labels as their sources have them, and the flags by which they are read. What they mean: `trainer.data.classes`."""
 
-import colorsys
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,12 +71,6 @@ def read_bytes(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise UserError("found a pipe or device; expected a file")
     return path.read_bytes()
-
-
-def default_colours(n: int) -> tuple[Colour, ...]:
-    """RGB of n classes: black, then a wheel of hues from orange on, light and dark by turns."""
-    wheel = [colorsys.hsv_to_rgb((0.09 + i / (n - 1)) % 1, 1, 0.6 if i % 2 else 1) for i in range(n - 1)]
-    return ((0, 0, 0), *(tuple(round(255 * c) for c in colour) for colour in wheel))
 
 
 def has_colour(image: Array) -> bool:

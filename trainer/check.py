@@ -14,7 +14,6 @@ from matplotlib.patches import Patch
 from scipy.ndimage import find_objects
 
 from trainer.data import DataSet, Sample
-from trainer.data.classes import count
 from trainer.data.dataset import n_channels
 from trainer.data.labels import Colour
 from trainer.losses import IGNORED

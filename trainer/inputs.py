@@ -91,12 +91,12 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
 
 def classes_in(samples: Sequence[Sample]) -> set[int]:
     """Indices of the classes that the labels contain."""
-    return {int(i) for sample in samples for i in np.flatnonzero(np.bincount(sample.label.ravel()))} - {IGNORED}
+    return {i for sample in samples for i in sample.counts} - {IGNORED}
 
 
 def ignored_share(samples: Sequence[Sample]) -> float:
     """Share of the pixels that are ignored, 0..1."""
-    ignored = sum(int(np.count_nonzero(sample.label == IGNORED)) for sample in samples)
+    ignored = sum(sample.counts[IGNORED] for sample in samples)
     return ignored / sum(sample.label.size for sample in samples)
 
 

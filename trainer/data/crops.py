@@ -1,6 +1,7 @@
 """Batches of augmented crops, cut on the training device; the same ones for the same seed and epoch."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from trainer import world
 from trainer.data.augment import RandomValues, adjust_grey, draw, sample_image, sampling_grid, to_image
 from trainer.data.borders import border_classes
+from trainer.data.classes import count
 from trainer.data.dataset import Sample
 from trainer.losses import IGNORED, border_weights
 from trainer.recipes import Recipe
@@ -142,13 +144,24 @@ def places_of_rare_classes(
     """For each class that an image has, but the most common one: pixels to centre crops on. They are a list over the
     images with that class: number of the image, and (n, 2) y, x drawn at random, n <= PLACES."""
     rng = np.random.default_rng(seed)
-    counts = np.zeros(n_classes, np.int64)
-    found: list[list[tuple[int, npt.NDArray[np.intp]]]] = [[] for _ in range(n_classes)]
-    for i, label in enumerate(targets):
-        flat = label.ravel()
-        counts += np.bincount(flat, minlength=IGNORED + 1)[:n_classes]
-        for value in range(n_classes):
-            if len(pixels := np.flatnonzero(flat == value)):
+    counts = [count(label) for label in targets]
+    total = sum(counts, Counter[int]())
+    found = []
+    for value in sorted(range(n_classes), key=total.__getitem__)[:-1]:
+        places = []
+        for i, label in enumerate(targets):
+            if n := counts[i][value]:
+                pixels = pixels_of(label.ravel(), value, n, rng)
                 chosen = rng.choice(pixels, min(PLACES, len(pixels)), replace=False)
-                found[value].append((i, np.stack(np.unravel_index(chosen, label.shape), axis=1)))
-    return [places for value, places in enumerate(found) if places and value != counts.argmax()]
+                places.append((i, np.stack(np.unravel_index(chosen, label.shape), axis=1)))
+        found += [places] if places else []
+    return found
+
+
+def pixels_of(label: npt.NDArray[np.uint8], value: int, n: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    """Places of the `n` pixels of this value in a flat label; in a large one random places of a common value, as all
+    would take eight times the memory of the label."""
+    if n < len(label) // 1000 or len(label) < 2**20:
+        return np.flatnonzero(label == value)
+    random = rng.integers(len(label), size=2 * PLACES * len(label) // n)
+    return np.asarray(random[label[random] == value])

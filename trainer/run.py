@@ -178,9 +178,9 @@ class Trainer:
         while not progress.finished:
             holding_out = self.division.joins and not progress.joined
             until = self.schedule.seconds * (JOIN if holding_out else 1)
-            epoch = progress.epoch + 1
+            elapsed = progress.elapsed + world.broadcast(time.monotonic() - started)
             row = train_epoch(
-                self.learner, self.batches, epoch, self.schedule, progress.elapsed, until, stop, self.unlabelled
+                self.learner, self.batches, progress.epoch + 1, self.schedule, elapsed, until, stop, self.unlabelled
             )
             if not progress.joined:
                 row |= validate(self.predictor, self.val, stop, self.learner.mixed)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from conftest import picture, png
 from trainer_runs import history, train
 
 from trainer import learner, run
-from trainer.fit import validate
-from trainer.metrics import confusion, scores
+from trainer.data import Batches
+from trainer.fit import train_epoch, validate
 from unet import Predictor
 from unet import checkpoint as checkpoints
 
@@ -34,7 +35,7 @@ def change_label(data: Path, name: str, rows: slice, value: int) -> np.ndarray:
 
 def test_a_run_writes_the_promised_files(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change_label(data, "3.png", slice(0, 4), 1)  # a second object
-    assert train(data=data, out=out, epochs=3) == 0
+    assert train(data=data, out=out, epochs=3, val_fraction=0.5) == 0
     assert {path.name for path in out.iterdir() if path.name != ".lock"} == {
         "best_model.pth",
         "last.pth",
@@ -45,26 +46,97 @@ def test_a_run_writes_the_promised_files(data: Path, out: Path, capsys: pytest.C
     }
     rows = history(out)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    best = checkpoints.load(out / "best_model.pth")
-    assert best.class_values == (0, 1)
-    assert f"{best.training['score']:.6g}" == max((row["score"] for row in rows), key=float)
-    assert float(rows[best.training["epoch"] - 1]["threshold"]) == best.threshold
+    model = checkpoints.load(out / "best_model.pth")
+    assert model.class_values == (0, 1)
+    assert model.training["epoch"] == 3
+    assert f"{model.training['score']:.6g}" == rows[2]["score"]
+    assert f"{model.training['score_error']:.6g}" == rows[2]["score_error"]
+    assert float(rows[2]["threshold"]) == model.threshold
     report = json.loads((out / "report.json").read_text())
     assert report["recipe"]["base_channels"] == 2
-    assert report["best"]["epoch"] == best.training["epoch"]
+    assert (report["epoch"], report["score"]) == (3, model.training["score"])
+    assert report["scored"]["images"] == ["2", "3"]
     assert report["objects"].keys() == {"rand", "information"}
     assert report["timings"]["seconds"] > 0
     assert report["device"]
 
     printed = capsys.readouterr().out
-    assert "3 images to train on, 1 to validate on" in printed
-    assert re.search(r"^ +class 1  foreground +\d+\.\d% of the pixels, in 4 images$", printed, re.M)
+    assert "2 images to train on, 2 to validate on (contiguous: 2, 3)\n" in printed
     assert re.search(r"^recipe    quick: base 2, 3 epochs, 2 crops of 32 px per step, .*\ndevice ", printed, re.M)
     assert len(re.findall(r"^epoch +\d/3  loss \d\.\d{4}  dice 0 ", printed, re.M)) == 3
-    assert re.search(r"^epoch +1/3 .* \d+\.\d s, \d\d:\d\d to go  best$", printed, re.M)
-    assert re.search(r"^epoch +3/3 .* \d+\.\d s(  best)?$", printed, re.M)
+    assert re.search(r"^epoch +1/3 .* \d+\.\d s, \d\d:\d\d to go$", printed, re.M)
+    assert re.search(r"^epoch +3/3 .* score \d\.\d{4}  \d+\.\d s$", printed, re.M)
     assert re.search(r"^class 1 +dice \d\.\d{4}  iou \d\.\d{4}$", printed, re.M)
     assert re.search(r"^objects +rand \d\.\d{4}", printed, re.M)
+    assert re.search(
+        r"^finished: score \d\.\d{4} ± \d\.\d{4} on held-out images in epoch 3; \S+/best_model.pth holds the weights "
+        "of the last epoch, 3$",
+        printed,
+        re.M,
+    )
+
+
+def test_few_images_are_all_learned_from_in_the_end(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of four images gives the score of three epochs of five. The last two learn from it, and score nothing."""
+    images, pages = [], []
+
+    def watched(learner: Any, batches: Batches, *rest: Any) -> dict[str, float]:
+        images.append(len(batches.images))
+        pages.append((out / "samples.png").read_bytes() if (out / "samples.png").exists() else None)
+        return train_epoch(learner, batches, *rest)
+
+    monkeypatch.setattr(run, "train_epoch", watched)
+    assert train(data=data, out=out, epochs=5) == 0
+    assert images == [3, 3, 3, 4, 4]
+    assert pages[2] is None
+    assert pages[3] == (out / "samples.png").read_bytes()  # what the network did not know by heart yet
+    rows = history(out)
+    assert [bool(row["score"]) for row in rows] == [bool(row["threshold"]) for row in rows] == [True] * 3 + [False] * 2
+    model = checkpoints.load(out / "best_model.pth")
+    assert model.training["epoch"] == 5
+    assert model.training["scored"]["epoch"] == 3
+    assert model.training["scored"]["joined"]
+    assert model.threshold == 0.5  # a single image is no reason for another one
+    report = json.loads((out / "report.json").read_text())
+    assert f"{report['score']:.6g}" == rows[2]["score"]
+    assert report["score_error"] is report["scored"]["score_error"] is None
+
+    printed = capsys.readouterr().out
+    assert "the score is that of the 1 image held out until 60% of the run" in printed
+    assert printed.count("from now on the run learns from the 1 image that gave the score, too") == 1
+    assert re.search(r"^epoch +4/5  loss \d\.\d{4}  \d+\.\d s, ", printed, re.M)
+    said = r"^finished: score \d\.\d{4} on held-out images in epoch 3, before they were learned from; .* last epoch, 5$"
+    assert re.search(said, printed, re.M)
+
+
+def test_images_join_after_their_share_of_the_time(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of the test, whose epochs take all the time that they may."""
+    now, found = 0.0, []
+
+    def train_epoch(
+        learner: object, batches: Batches, epoch: int, schedule: object, elapsed: float, until: float, *_: object
+    ) -> dict[str, float]:
+        nonlocal now
+        found.append((len(batches.images), until))
+        now += until - elapsed
+        return {"epoch": epoch, "loss": 1.0, "lr": 1.0}
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(run, "train_epoch", train_epoch)
+    monkeypatch.setattr("trainer.report.account", lambda *_: None)
+    assert train(data=data, out=out, epochs=100, max_minutes=1) == 0
+    assert found == [(3, 36), (4, 60)]
+
+
+def test_a_run_with_one_image(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in data.glob("*/[023].png"):
+        path.unlink()
+    assert train(data=data, out=out, epochs=2) == 0
+    printed = capsys.readouterr().out
+    assert "1 images to train on, 1 to validate on (contiguous: 1 last quarter)" in printed
+    assert checkpoints.load(out / "best_model.pth").training["epoch"] == 2
 
 
 def test_verbose_prints_every_setting(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,8 +162,8 @@ def test_validation_has_the_precision_of_training(
     assert found == {dtype}
 
 
-def test_best_is_the_epoch_with_the_highest_score_over_the_whole_validation_set(data: Path, out: Path) -> None:
-    """The saved model, validated again by hand, has the score that the history gives its epoch."""
+def test_the_score_is_that_of_the_model_on_the_whole_validation_set(data: Path, out: Path) -> None:
+    """The saved model, validated again by hand."""
     assert train(data=data, out=out, epochs=4, val_fraction=0.5) == 0
     predictor = Predictor.load(out / "best_model.pth", device="cpu", precision="fp32")
     hits = total = 0
@@ -100,19 +172,8 @@ def test_best_is_the_epoch_with_the_highest_score_over_the_whole_validation_set(
         mask = predictor.mask(image) > 0
         hits += 2 * int((mask & (label > 0)).sum())
         total += int(mask.sum() + (label > 0).sum())
-    saved = checkpoints.load(out / "best_model.pth").training["best"]
-    assert hits / total == pytest.approx(saved["dice_1"], abs=0.01)
-
-
-def test_the_saved_threshold_has_the_highest_score(data: Path, out: Path) -> None:
-    assert train(data=data, out=out, epochs=3) == 0
-    predictor = Predictor.load(out / "best_model.pth", device="cpu")
-    image, label = (picture((data / part / "3.png").read_bytes()) for part in ("Training_Images", "Training_Labels"))
-
-    def score(threshold: float) -> float:
-        return scores(confusion(predictor.mask(image, threshold) // 255, label, 2)).score
-
-    assert score(predictor.threshold) == pytest.approx(max(score(k / 100) for k in range(1, 100)), abs=0.002)
+    scored = checkpoints.load(out / "best_model.pth").training["scored"]
+    assert hits / total == pytest.approx(scored["dice_1"], abs=0.01)
 
 
 def test_more_than_two_label_values_are_one_class_each(data: Path, out: Path) -> None:
@@ -177,21 +238,26 @@ def test_images_without_objects_are_trained_on_unless_all_are_such(
     data: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change_label(data, "3.png", slice(None), 0)
-    assert train(data=data, out=out, val_fraction=0.25) == 2
-    assert "all validation labels hold a single class" in capsys.readouterr().err
-    assert train(data=data, out=out, val_fraction=0.5) == 0
-    report = json.loads((out / "report.json").read_text())
-    assert all(np.isfinite(value) for value in report["objects"].values())
+    assert train(data=data, out=out, val_split="contiguous") == 0
+    printed = capsys.readouterr().out
+    assert "class 1 is in no image to validate on: it has no score" in printed
+    assert not re.search(r"^class 1 +dice", printed, re.M)
+    assert json.loads((out / "report.json").read_text())["objects"] == {}
+    for i in range(3):
+        change_label(data, f"{i}.png", slice(None), 0)
+    change_label(data, "3.png", slice(0, 5), 1)
+    assert train("--force", data=data, out=out, val_split="contiguous") == 2
+    assert "all labels to train on hold a single class" in capsys.readouterr().err
 
 
 def test_a_class_that_is_in_no_validation_image_has_no_score(
     data: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change_label(data, "0.png", slice(0, 10), 2)
-    assert train(data=data, epochs=2, out=out) == 0
+    assert train(data=data, epochs=2, out=out, val_fraction=0.25) == 0
     printed = capsys.readouterr().out
     assert "class 2 is in no image to validate on: it has no score" in printed
-    assert "class 2  " not in printed
+    assert not re.search(r"^class 2 +dice", printed, re.M)
     first, second = history(out)
     assert float(first["score"]) == pytest.approx((float(first["dice_0"]) + float(first["dice_1"])) / 2, abs=1e-5)
     assert "dice_2" not in second

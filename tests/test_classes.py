@@ -71,6 +71,11 @@ def test_any_two_values_are_background_and_foreground(pair: tuple[int, int]) -> 
     np.testing.assert_array_equal(drawn(page)[0][0], HALVES // 255)
 
 
+def test_labels_may_have_different_types() -> None:
+    pages = [0 * HALVES, np.where(HALVES > 0, np.uint16(300), np.uint16(0))]
+    assert [label.max() for label, _ in drawn(*pages)] == [0, 1]
+
+
 def test_more_values_are_one_class_each() -> None:
     assert meaning(HALVES, THIRDS).values == (0, 100, 255)
     assert [np.unique(label).tolist() for label, _ in drawn(HALVES, THIRDS)] == [[0, 2], [0, 1, 2]]

@@ -326,7 +326,9 @@ def _positions(values: Array, stored: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """Positions (H, W) of values in `stored`; any for others."""
     if values.dtype == np.uint8:
         table = np.zeros(256, np.uint8)
-        table[list(stored)] = np.arange(len(stored))
+        for position, value in enumerate(stored):
+            if 0 <= value <= 255:  # others are in labels of more bits
+                table[value] = position
         return cv2.LUT(values, table).astype(np.uint8, copy=False)
     order = np.argsort(stored).astype(np.uint8)
     found = np.empty(values.shape, np.uint8)

@@ -81,6 +81,10 @@ def variants() -> dict[str, Any]:
     from trainer.recipes import RECIPES
 
     default = RECIPES["default"]
+
+    def augmented(**changes: float) -> Any:
+        return replace(default, augmentation=replace(default.augmentation, **changes))
+
     return {
         "default": default,
         "no-balance": replace(default, balance=0.0),
@@ -89,11 +93,10 @@ def variants() -> dict[str, Any]:
         "crops-256": replace(default, image_size=256),
         "crops-64": replace(default, image_size=64, batch_size=8),
         "batch-8": replace(default, batch_size=8),
-        "strong": replace(default, augmentation=replace(default.augmentation, gamma=0.7, contrast=0.5, brightness=0.5)),
-        "scale": replace(default, augmentation=replace(default.augmentation, scale=0.5)),
-        "strong-scale": replace(
-            default, augmentation=replace(default.augmentation, gamma=0.7, contrast=0.5, brightness=0.5, scale=0.5)
-        ),
+        "gamma": augmented(gamma=0.7, contrast=0.5, brightness=0.5),
+        "blur": augmented(blur=3),
+        "gamma-blur": augmented(gamma=0.7, contrast=0.5, brightness=0.5, blur=3),
+        "scale": augmented(scale=0.5),
         "unlabelled": default,
         "tutorial": RECIPES["tutorial"],
     }

@@ -104,7 +104,7 @@ def smallest_object(samples: Sequence[Sample]) -> int:
     """Half the pixels of the smallest labelled objects, as the network may draw them smaller; 1 without objects. Specks
     of the brush (2 % of the objects) do not count, nor objects that a side of the image cuts."""
     areas = [np.zeros(0, np.int64)]
-    for objects in (sample.objects for sample in samples if sample.objects is not None):
+    for objects in (each.objects for each in samples if each.objects is not None):
         area = np.bincount(objects.ravel())
         area[np.concatenate([[0], objects[0], objects[-1], objects[:, 0], objects[:, -1]])] = 0
         areas.append(area[area > 0])

@@ -184,7 +184,7 @@ def test_qupath_polygons_with_holes(tmp_path: Path, collection: bool, name: str)
     expected[0, [8, 10]] = 1
     np.testing.assert_array_equal(page.values, expected)
     assert page.names == {0: "background", 1: "Stroma", 2: "Tumor"}
-    assert page.colours == {1: (150, 200, 150), 2: (200, 0, 0)}
+    assert page.colours == {0: (0, 0, 0), 1: (150, 200, 150), 2: (200, 0, 0)}
     assert page.objects is not None
     assert page.objects.max() == 2
     assert found.left_out[0] == "shapes that are not drawn: 1 Point, 1 Region*, 1 shape without a class"
@@ -384,10 +384,10 @@ def test_pascal_voc(tmp_path: Path) -> None:
 
 def test_2000_files_take_seconds(tmp_path: Path) -> None:
     images(tmp_path, "x.png").joinpath("x.png").unlink()
-    text = json.dumps(labelme("", *[{"label": "cell", "points": BOX * 5}] * 10))
+    text = json.dumps(labelme("", *[{"label": "cell", "points": BOX}] * 3))
     for i in range(2000):
         (tmp_path / f"{i}.png").touch()
         (tmp_path / f"{i}.json").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(find_pairs(tmp_path).pairs) == 2000
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 5

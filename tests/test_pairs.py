@@ -221,3 +221,9 @@ def test_where_a_folder_below_fits_the_message_names_it(tmp_path: Path) -> None:
         add(tmp_path / "train" / part, "a.png")
     (problem,) = find_pairs(tmp_path).problems
     assert problem.endswith(f"Nearest: train/ would fit: --data {tmp_path / 'train'}")
+
+
+def test_the_folder_of_the_images_alone_is_not_the_data(folder: Path) -> None:
+    add(folder / "Training_Images", "a.png", "b.png")
+    (problem,) = find_pairs(folder / "Training_Images").problems
+    assert problem.endswith(f"Nearest: the folder above has labels, too: --data {folder}")

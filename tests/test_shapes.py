@@ -55,7 +55,7 @@ def test_holes_are_left_out_and_polygons_united() -> None:
     np.testing.assert_array_equal(page.values, expected)
     np.testing.assert_array_equal(page.objects, expected)  # one object
     assert page.names == {0: "background", 1: "cell", 2: "nucleus"}
-    assert page.colours == {2: (200, 0, 0)}
+    assert page.colours == {0: (0, 0, 0), 2: (200, 0, 0)}
     assert page.ignored is None
 
 

@@ -47,7 +47,7 @@ def disk_size() -> Iterator[Callable[[int], None]]:
     [
         ({"data": "{data}/gone"}, "/gone: no such folder; expected one that holds Training_Images/ and "),
         ({"data": "{data}/Training_Images/0.png"}, "/0.png: not a folder; expected one that holds"),
-        ({"data": "{data}/Training_Images"}, "Training_Images/: no such folder"),
+        ({"data": "{data}/Training_Images"}, "Nearest: the folder above has labels, too: --data "),
         ({"out": "{data}/Training_Images/0.png"}, "/0.png: cannot be written: File exists; expected a folder"),
         ({"out": "/proc/self"}, "/proc/self: cannot be written: "),  # not even by root
         ({"recipe": "paper", "image_size": 256}, "--image-size 256: expected a multiple of 16, plus 4"),

@@ -130,8 +130,8 @@ class Marked:
             names |= {value: name for value, of_value in page.colours.items() if of_value == colour}
         page = dataclasses.replace(page, names=names)
         if self.ignored is not None and page.values.ndim == 2 + np.ndim(self.ignored):
-            equal = page.values == self.ignored
-            page = dataclasses.replace(page, ignored=equal if equal.ndim == 2 else equal.all(axis=2))
+            equal = (np.atleast_3d(page.values) == self.ignored).all(axis=2)
+            page = dataclasses.replace(page, ignored=equal if equal.any() else None)
         if objects is not None:
             colours = objects.values.astype(np.int64).reshape(*objects.values.shape[:2], -1)
             ids = (colours * 256 ** np.arange(colours.shape[2])).sum(axis=2)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.data import annotations
 from trainer.data.annotations import Annotations, Coco
-from trainer.data.files import JSON, Tree, count, endings, images_of, is_image, natural_order, some, stem
+from trainer.data.files import JSON, Tree, count, endings, images_of, is_image, listing, natural_order, some, stem
 from trainer.data.labels import LabelFile
 from trainer.data.layouts import MANY, Found, Pair, beside, coco, nnunet, voc
 from unet.errors import UserError
@@ -267,9 +267,12 @@ def _explain(tree: Tree, pictures: list[Path], suffix: str | None, found: Found)
     holdings = [f"{endings(files)} in {tree.name(folder)}/" for folder, files in tree.folders.items() if files]
     if suffix:
         holdings.append(f"no image whose name ends with {suffix} (--label-suffix)")
-    below = [] if nearest else [folder for folder in tree.folders if folder != tree.root and find_pairs(folder).pairs]
-    if not nearest and below:
+    if not nearest and (
+        below := [folder for folder in tree.folders if folder != tree.root and find_pairs(folder).pairs]
+    ):
         nearest = f"{some(f'{folder.name}/' for folder in below)} would fit: --data {below[0]}"
+    elif not nearest and any(_LABEL_WORD.search(folder.name) for folder in listing(tree.root.parent)[1]):
+        nearest = f"the folder above has labels, too: --data {tree.root.parent}"
     found.problems.append(
         f"found {some(holdings, 8) or 'nothing'}; expected {EXPECTED}" + (f". Nearest: {nearest}" if nearest else "")
     )

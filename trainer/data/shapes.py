@@ -115,4 +115,5 @@ class Drawing:
             objects[window][inside] = ids.setdefault(key, len(ids) + 1) if is_object else 0
             ignored[window][inside] = shape.name == IGNORE
         colours = {self.legend.values[name]: colour for name, colour in self.legend.colours.items()}
+        colours |= {0: (0, 0, 0)} if colours else {}
         return [LabelPage(values, colours, self.legend.names, objects, ignored if ignored.any() else None)]

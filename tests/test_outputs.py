@@ -144,3 +144,17 @@ def test_labels_are_16_bit_images_or_32_bit_tiffs() -> None:
     large = tifffile.imread(io.BytesIO(answer.body))
     assert (large.dtype, large.max()) == (np.uint32, 90_000)
     assert (np.diff(large[::2, ::2].ravel()) == 1).all()
+
+
+def test_a_tall_image() -> None:
+    """Components are grown some rows at a time: 200 pairs of touching objects, and one component as tall as all."""
+    foreground, inside = np.zeros((2, 200, 13, 40), np.float32)
+    foreground[:, :, 30:34] = 1
+    foreground[:, 2:11, 2:16] = 1
+    inside[:, 2:11, 2:16] = [1] * 6 + [0.4, 0.2, 0.3] + [1] * 5
+    inside[:, :, 31:33] = 1
+    ids = separate(foreground.reshape(2600, 40), inside.reshape(2600, 40), 0.5, 1)
+    np.testing.assert_array_equal(ids > 0, foreground.reshape(2600, 40) > 0)
+    assert (ids[:, 30:34] == 1).all()
+    pairs = ids.reshape(200, 13, 40)[:, 2:11, 2:16] - 2 * np.arange(200)[:, None, None]
+    assert (pairs == [2] * 8 + [3] * 6).all()

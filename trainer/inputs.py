@@ -11,6 +11,7 @@ from trainer.data.dataset import collect, read_image
 from trainer.data.files import JSON
 from trainer.data.pairs import IMAGES, LABELS
 from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
+from trainer.data.store import Store
 from trainer.losses import IGNORED
 from trainer.settings import TrainSettings
 from unet import imaging
@@ -36,7 +37,7 @@ def read(settings: TrainSettings) -> DataSet:
     if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() in JSON)):
         found = "not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {found}; expected one that holds {IMAGES}/ and {LABELS}/, 'sample' or 'isbi2012'")
-    return read_folder(folder, settings.reading())
+    return read_folder(folder, settings.reading(), Store(settings.out))
 
 
 @dataclass(frozen=True)

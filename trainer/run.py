@@ -260,6 +260,5 @@ def memory_advice(recipe: Recipe, device: torch.device) -> Iterator[None]:
             raise
         raise UserError(
             f"{device} ran out of memory: lower --batch-size ({recipe.batch_size}), --image-size "
-            f"({recipe.image_size}) or --base-channels ({recipe.base_channels}), or cut large images into smaller "
-            "ones: all of them are kept on the device, at 8 bytes per pixel and more"
+            f"({recipe.image_size}) or --base-channels ({recipe.base_channels})"
         ) from error

@@ -55,13 +55,16 @@ class Batches:
         n_channels, n_classes = network.config.n_channels, max(2, network.config.n_classes)
         # prepared once, exactly as in prediction, and kept on the device; crops are normalised once they are cut
         prepared = [preprocessing(s.image, n_channels) for s in samples]
-        self.images = [torch.from_numpy(each.pixels).to(device) for each in prepared]  # (H, W, C), mostly uint8
+        # on a GPU if they fit there
+        n_bytes = sum(each.pixels.nbytes + s.label.nbytes for s, each in zip(samples, prepared, strict=True))
+        place = device if device.type != "cuda" or n_bytes < torch.cuda.mem_get_info()[0] // 4 else torch.device("cpu")
+        self.images = [torch.from_numpy(each.pixels).to(place) for each in prepared]  # (H, W, C), mostly uint8
         self.normal = [torch.from_numpy(np.stack([each.offset, each.scale])).to(device) for each in prepared]  # (2, C)
         targets = [resize_label(target(s), *each.pixels.shape[:2]) for s, each in zip(samples, prepared, strict=True)]
-        self.labels = [torch.from_numpy(each)[..., None].to(device) for each in targets]  # (H, W, 1) uint8
+        self.labels = [torch.from_numpy(each)[..., None].to(place) for each in targets]  # (H, W, 1) uint8
         known = [np.where(each == IGNORED, 0, each) for each in targets] if recipe.border_weights else []
         weights = [border_weights(label, n_classes) for label in known]
-        self.weights = [torch.from_numpy(each)[..., None].to(device) for each in weights]  # (H, W, 1)
+        self.weights = [torch.from_numpy(each)[..., None].to(place) for each in weights]  # (H, W, 1)
         # how far from its centre a crop may look, in pixels
         how, half = recipe.augmentation, recipe.image_size / 2 + self.margin
         self.reach = math.ceil(half * math.sqrt(2) * (1 + how.scale) + 4 * how.elastic) + 2
@@ -113,7 +116,8 @@ class Batches:
         grids = to_image(sampling_grid(values, seen, augmentation), inside, extent)  # (B, seen, seen, 2)
 
         def cut(sources: list[Tensor], grids: Tensor, mode: str) -> Tensor:
-            parts = (sources[i][window].permute(2, 0, 1).float() for i, window in zip(chosen, windows, strict=True))
+            parts = (sources[i][window].to(self.device) for i, window in zip(chosen, windows, strict=True))
+            parts = (part.permute(2, 0, 1).float() for part in parts)  # (C, h, w)
             return torch.stack([sample_image(part, grid, mode) for part, grid in zip(parts, grids, strict=True)])
 
         offset, scale = torch.stack([self.normal[i] for i in chosen], dim=1)[..., None, None]  # (B, C, 1, 1) each

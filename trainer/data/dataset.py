@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from trainer.data.classes import Labels, count
 from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes
 from trainer.data.pairs import find_pairs
+from trainer.data.store import Store
 from unet import imaging
 from unet.checkpoint import default_colours, default_names
 from unet.errors import UserError
@@ -83,10 +84,10 @@ class DataSet:
         return max(n_channels(sample.image) for sample in self.samples)
 
 
-def read_folder(folder: Path, reading: Reading | None = None) -> DataSet:
-    """Data set of a folder (or a file with annotations); page i of a label belongs to page i of its image. Raises
-    DataError with all problems, by file name."""
-    reading = reading or Reading()
+def read_folder(folder: Path, reading: Reading | None = None, store: Store | None = None) -> DataSet:
+    """Data set of a folder (or a file with annotations); page i of a label belongs to page i of its image. `store` is
+    for large ones. Raises DataError with all problems, by file name."""
+    reading, keep = reading or Reading(), store.keep if store else lambda array: array
     found = find_pairs(folder, reading.label_suffix)
     problems, labels, files = found.problems, Labels(reading), dict[str, str]()
     names: list[str] = []
@@ -98,12 +99,14 @@ def read_folder(folder: Path, reading: Reading | None = None) -> DataSet:
         image_file = Path(os.path.relpath(paths[0], root)).as_posix()
         with collect(problems, image_file):
             images, orientation = read_image(paths, reading.channel)
+            images = [keep(image) for image in images]
             files |= checksums(paths, root)
         if not images:
             continue
         pages: list[LabelPage] = []
         with collect(problems, pair.label.name):
             pages = pair.label.read([image.shape[:2] for image in images])
+            pages = [replace(page, values=keep(page.values)) for page in pages]
             files |= checksums([path for path in pair.label.files if path not in paths], root, files)
             if len(pages) != len(images):
                 raise UserError(f"number of pages is {len(pages)}; expected {len(images)} as in its image")
@@ -122,7 +125,10 @@ def read_folder(folder: Path, reading: Reading | None = None) -> DataSet:
     if meaning is None:
         raise DataError(folder, wrong)
     drawn = zip(names, [page.image for page in labels.pages], labels.drawn(meaning), strict=True)
-    samples = [Sample(name, image, label, objects) for name, image, (label, objects) in drawn]
+    samples = [
+        Sample(name, image, keep(label), objects if objects is None else keep(objects))
+        for name, image, (label, objects) in drawn
+    ]
     notes = [*found.left_out, *labels.notes]
     if turned:
         more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""

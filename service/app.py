@@ -22,7 +22,7 @@ from unet.device import resolve_device
 from unet.imaging import Limits
 
 # pixels of large images in memory at a time, for each thread that decodes; an image of 4096 x 4096, in colour or with
-# `tta`, takes up to half a GiB
+# `tta`, takes up to half a GiB; a larger one is alone, and takes up to 4 GiB with the pixels of `max_pixels`
 PIXELS_PER_CODEC = 2**24
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from service.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
+MAX_BODIES = 2**30  # bytes of bodies in memory, those that still arrive as well
 LINGER_S = 1.0
 
 
@@ -59,6 +60,7 @@ class RequestLimits(Middleware):
     - 503 for a POST to `path` when all places are taken, before it is parsed: refusing takes the same cores as
       computing, and happens most when they are needed most;
     - 413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has arrived;
+    - 503 for a body with which those of all requests have more than `MAX_BODIES` bytes, and more than two may have;
     - 431 for headers above `max_header_bytes`;
     - 408 for a body of which less than a KiB arrives in `idle_s` seconds;
     - 500 for a bug in the service, with the request's id, under which the log has the traceback.
@@ -70,6 +72,7 @@ class RequestLimits(Middleware):
 
     path: str
     settings: ServeSettings
+    n_bytes: int = field(default=0, init=False)  # of the bodies of all requests that are not answered yet
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         now = asyncio.get_running_loop().time
@@ -86,9 +89,12 @@ class RequestLimits(Middleware):
                 detail = f"expected a KiB of the body in {self.settings.idle_s:g} s (--idle-s), found less"
                 raise HTTPException(408, detail, {"Connection": "close"}) from None
             received += len(message.get("body", b""))
+            self.n_bytes += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > self.settings.max_bytes:
                 raise HTTPException(413, f"expected at most {self.settings.max_bytes} bytes (--max-bytes), found more")
+            if self.n_bytes > max(MAX_BODIES, 2 * self.settings.max_bytes):
+                raise HTTPException(503, "many large uploads are being processed; try again", {"Retry-After": "5"})
             if received - in_time >= 1024:
                 in_time, deadline = received, now() + self.settings.idle_s
             return message
@@ -119,6 +125,8 @@ class RequestLimits(Middleware):
             scope["app"].state.metrics.bugs.inc()
             detail = f"a bug in the service; its log has the traceback of request {logs.request_id.get()}"
             await problems.response(HTTPException(500, detail))(scope, limited, lingering)
+        finally:
+            self.n_bytes -= received
 
     def _check(self, scope: Scope) -> None:
         """Raises HTTPException for what can be refused before the body is read."""

@@ -53,13 +53,13 @@ class ServeSettings(ProgramSettings):
     device: DeviceChoice = Field("auto", description="auto, cpu, cuda, cuda:1, mps, or another device of torch")
     precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")
     input_range: InputRange = Field("0-1", description="how training images were scaled, for a bare state_dict")
-    max_bytes: int = Field(64 * 2**20, ge=1, le=2**32, description="largest upload; above: 413")
-    max_pixels: int = Field(2**24, ge=1, description="most pixels in an upload, all pages together; above: 413")
-    max_pages: int = Field(64, ge=1, description="most pages in an uploaded TIFF; above: 413")
+    max_bytes: int = Field(2**28, ge=1, le=2**32, description="largest upload; above: 413")
+    max_pixels: int = Field(2**27, ge=1, description="most pixels in an upload, all pages together; above: 413")
+    max_pages: int = Field(1000, ge=1, description="most pages in an uploaded TIFF; above: 413")
     max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")
     max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431")
     max_in_flight: int = Field(32, ge=1, description="requests in work or waiting, in each worker; above: 503")
-    timeout_s: float = Field(60, gt=0, description="longest time for one request, upload included; above: 504")
+    timeout_s: float = Field(300, gt=0, description="longest time for one request, upload included; above: 504")
     grace_s: float = Field(30, ge=0, allow_inf_nan=False, description="longest time to finish when told to stop")
     idle_s: float = Field(
         10, gt=0, description="longest time for headers, for the next KiB of a body (above: 408), and between requests"

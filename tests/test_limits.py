@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from conftest import Serve, connect, drip, listening, png, received
 
+from service import middleware
 from service.app import create_app
 from service.settings import ServeSettings
 from trainer.data import sample
 from unet import Predictor
-from unet.imaging import write_tiff
+from unet.imaging import Limits, measure, write_tiff
 from unet.predictor import Piece
 
 Make = Callable[..., Path]
@@ -191,6 +192,33 @@ def test_bytes(trained: Path, serve: Serve) -> None:
         with serve(model=trained / "best_model.pth", max_bytes=max_bytes) as client:
             for body in (data, iter([data[:9], data[9:]])):
                 assert client.post("/segment", content=body).status_code == status
+
+
+def test_bodies_of_all_requests_together(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that arrive slowly fill the memory for bodies; there is room for a third when one of them is gone."""
+    monkeypatch.setattr(middleware, "MAX_BODIES", 0)
+    with service(trained, max_bytes=100_000) as address:
+        url = f"http://127.0.0.1:{address[1]}/segment"
+        with connect(address) as first, connect(address) as second:
+            for connection in (first, second):
+                connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + bytes(99_000))
+            refused = eventually(lambda: httpx.post(url, content=bytes(9_000)), 503)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert "large uploads" in refused.json()["detail"]
+        assert eventually(lambda: httpx.post(url, content=png(IMAGE)), 200).status_code == 200
+
+
+def eventually(ask: Callable[[], httpx.Response], status: int) -> httpx.Response:
+    """The first answer with this status, as the service may not have read or noticed everything yet."""
+    return next(answer for answer in (ask() for _ in range(1000)) if answer.status_code == status)
+
+
+def test_a_photograph_and_a_stack_are_within_the_default_limits() -> None:
+    settings = ServeSettings()
+    limits = Limits(settings.max_bytes, settings.max_pixels, settings.max_pages)
+    photograph = np.zeros((6000, 8000, 3), np.uint8)
+    assert measure(png(photograph, ".tif"), limits) == 48_000_000
+    assert measure(write_tiff(np.zeros((100, 1024, 1024), np.uint16)), limits) == 100 * 2**20
 
 
 def test_parts(trained: Path, serve: Serve) -> None:

@@ -130,7 +130,8 @@ class Labels:
 
     def drawn(self, meaning: Meaning) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32] | None]]:
         """Class indices (H, W) of each page, IGNORED where there is no opinion; and, of instances, ids (H, W)."""
-        for page in self.pages:
+        while self.pages:
+            page = self.pages.pop(0)  # labels as stored and as drawn need not be in memory together
             if meaning.instances:
                 objects = self._ids(page, meaning).astype(np.int32)
                 label = (objects > 0).astype(np.uint8)

@@ -1,6 +1,7 @@
 """Splits into training and validation: by name, over kinds, and by the flags of a run."""
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,7 +111,7 @@ def test_every_kind_of_image_is_validated_on() -> None:
 
 
 @pytest.mark.parametrize("odd", [{"size": 32}, {"red": 50}, {"shade": 200}])
-def test_kinds_differ_in_size_colour_or_brightness(odd: dict[str, int]) -> None:
+def test_kinds_differ_in_size_colour_or_brightness(odd: dict[str, Any]) -> None:
     order = arrange([sample() for _ in range(4)] + [sample(**odd) for _ in range(4)], "spread", 0)
     assert [i // 4 for i in order] in ([0, 1] * 4, [1, 0] * 4)
 

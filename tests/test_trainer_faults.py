@@ -126,15 +126,15 @@ def test_a_run_stopped_by_a_full_disk_resumes_when_there_is_room(
     fails: str,
 ) -> None:
     before: dict[str, bytes] = {}
-
-    def fill() -> None:
-        before.update(contents(half / "out"))
-        disk_size(len(before[fails]) - 1000)
-
-    at_epoch(2, fill)
     with monkeypatch.context() as patch:
-        if fails == "training.png":  # smaller than the others
-            patch.setattr(checkpoints, "save", lambda *_: None)
+
+        def fill() -> None:
+            before.update(contents(half / "out"))
+            disk_size(len(before[fails]) // 2)
+            if fails == "training.png":  # smaller than the others
+                patch.setattr(checkpoints, "save", lambda *_: None)
+
+        at_epoch(3, fill)
         assert train_in(half) == 2
     disk_size(resource.RLIM_INFINITY)
     at_epoch.nothing()

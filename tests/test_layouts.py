@@ -382,6 +382,18 @@ def test_pascal_voc(tmp_path: Path) -> None:
     ]
 
 
+def test_files_beside_the_labels_that_are_damaged_are_named(tmp_path: Path) -> None:
+    images(tmp_path, "nnunet/imagesTr/a_0000.png", "nnunet/labelsTr/a.png")
+    write(tmp_path / "nnunet/dataset.json", {"labels": {"background": 0, "whole": [1, 2]}})
+    (problem,) = find_pairs(tmp_path / "nnunet").problems
+    assert problem.startswith('dataset.json: expected "labels" with a number for each name (TypeError')
+    images(tmp_path, "voc/JPEGImages/a.png", "voc/SegmentationClass/a.png")
+    (tmp_path / "voc/labelmap.txt").write_text("cell=red\n")
+    assert find_pairs(tmp_path / "voc").problems == [
+        "labelmap.txt: expected name:red,green,blue in each line, found 'cell=red'"
+    ]
+
+
 def test_2000_files_take_seconds(tmp_path: Path) -> None:
     images(tmp_path, "x.png").joinpath("x.png").unlink()
     text = json.dumps(labelme("", *[{"label": "cell", "points": BOX}] * 3))

@@ -20,9 +20,10 @@ class TrainSettings(ProgramSettings):
 
     data: str = Field(
         "sample",
-        description="folder with Training_Images/ and Training_Labels/, or 'sample': the embedded data set, or "
-        "'isbi2012': the challenge's 30 slices, downloaded",
-        json_schema_extra={"metavar": "DIR"},
+        description="folder of images and labels, in Training_Images/ and Training_Labels/ or another layout that is "
+        "recognised; or a JSON of COCO; or 'sample': the embedded data set; or 'isbi2012': the challenge's 30 slices, "
+        "downloaded",
+        json_schema_extra={"metavar": "DIR|FILE"},
     )
     labels: LabelsKind = Field(
         "auto",

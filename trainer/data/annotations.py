@@ -18,6 +18,7 @@ from unet import imaging
 from unet.errors import UserError
 
 Number = Annotated[float, Field(gt=-1e9, lt=1e9)]  # pixels; refuses NaN, too
+Byte = Annotated[int, Field(ge=0, le=255)]
 Ring = list[tuple[Number, Number]]
 _QUPATH_IGNORE, _QUPATH_REGION = "Ignore*", "Region*"
 
@@ -136,7 +137,7 @@ class _NoArea(BaseModel):
 class _Classification(BaseModel):
     name: str | None = None
     names: list[str] = []  # QuPath from 0.5 on, of derived classes
-    color: tuple[int, int, int] | None = None
+    color: tuple[Byte, Byte, Byte] | None = None
     colorRGB: int | None = None  # noqa: N815  (QuPath before 0.3: 0xAARRGGBB, signed)
 
 

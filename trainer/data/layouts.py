@@ -5,6 +5,7 @@ A layout is a function of a folder that answers None where the folder is none of
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -150,8 +151,11 @@ def voc(tree: Tree) -> Found | None:
     if label_map.is_file():  # name:r,g,b:parts:actions
         found.used.add(label_map)
         lines = label_map.read_text(errors="replace").splitlines()
-        for name, colour in (line.split(":")[:2] for line in lines if line.strip() and not line.startswith("#")):
-            colour_names[tuple(int(c) for c in colour.split(","))] = name
+        for line in (line for line in lines if line.strip() and not line.startswith("#")):
+            if values := re.match(r"(.*?):(\d+),(\d+),(\d+)(:|$)", line):
+                colour_names[tuple(map(int, values.groups()[1:4]))] = values[1]
+            else:
+                found.problems.append(f"labelmap.txt: expected name:red,green,blue in each line, found {line!r:.80}")
     images = {stem(path): path for path in images_of(tree.folders.get(images_folder or tree.root, []))}
     objects = {stem(path): path for path in images_of(tree.folders[objects_folder])} if objects_folder else {}
     alone = []

@@ -45,13 +45,15 @@ def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: b
     """The picture in a file, or in its bytes. Raises ImageTooLargeError, ImageError, OSError.
 
     Pages are (H, W) grey, (H, W, 3) RGB or (H, W, C), integers and floats as in the file; 1 bit becomes 0 and 255,
-    alpha is dropped, the orientation is applied, of an animation the first picture counts. Palettes are looked up, and
-    black is 0; `as_stored`, for labels: indices of the palette, and samples as they are.
+    alpha is dropped, the orientation is applied, of an animation the first picture counts. Palettes are looked up,
+    black is 0, and pixels with GDAL's value for no data are NaN (integers then become floats of 0..1); `as_stored`, for
+    labels: indices of the palette, and samples as they are.
     """
     if not isinstance(source, bytes):
         with Path(source).open("rb") as file:
             source = file.read(-1 if limits.max_bytes is None else limits.max_bytes + 1)
     image, _ = _opened(source, limits)
+    del source  # large: a TIFF has been copied
     if isinstance(image, TiffImage):
         metadata = image.metadata()
         return Picture(

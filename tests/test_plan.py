@@ -14,7 +14,7 @@ from trainer.settings import TrainSettings
 from unet import checkpoint as checkpoints
 
 CPU = torch.device("cpu")
-RECIPE = RECIPES["default"].override(epochs=100)
+RECIPE = RECIPES["default"].override(epochs=1000)
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], **settings: Any) -> Plan:
@@ -26,25 +26,25 @@ def chosen(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], **setting
 def test_a_slow_machine_takes_the_narrowest_network_for_half_an_hour(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert chosen(monkeypatch, {16: 1.0, 32: 3.0}) == Plan(16, 28)
+    assert chosen(monkeypatch, {16: 0.4, 32: 1.2}) == Plan(16, 28)
     said = capsys.readouterr().out
-    assert "base 16 for 28 minutes: about 1680 steps" in said
-    assert "about 9 hours: --base-channels 64 --epochs 100" in said  # 2000 steps of one second, 16 times as wide
+    assert "base 16 for 28 minutes: about 4200 steps" in said
+    assert "about 36 hours: --base-channels 64 --epochs 1000" in said  # 20,000 steps of 0.4 s; 16 times the arithmetic
 
 
 def test_a_faster_machine_takes_the_widest_network_that_makes_enough_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(monkeypatch, {16: 0.3, 32: 1.1, 64: 4.0}) == Plan(32, 28)
+    assert chosen(monkeypatch, {16: 0.1, 32: 0.4, 64: 1.5}) == Plan(32, 28)
 
 
 def test_a_machine_that_is_fast_enough_does_all_of_the_recipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert chosen(monkeypatch, {16: 0.03, 32: 0.1, 64: 0.3}) == Plan(64, None)
-    assert "all 100 epochs: about 10 minutes" in capsys.readouterr().out
+    assert chosen(monkeypatch, {16: 0.003, 32: 0.01, 64: 0.03}) == Plan(64, None)
+    assert "all 1000 epochs: about 10 minutes" in capsys.readouterr().out
 
 
 def test_the_user_s_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(monkeypatch, {16: 0.3, 32: 1.1, 64: 4.0}, max_minutes=120) == Plan(64, 120)
+    assert chosen(monkeypatch, {16: 0.1, 32: 0.4, 64: 1.7}, max_minutes=120) == Plan(64, 120)
 
 
 def test_what_a_flag_says_is_not_chosen() -> None:

@@ -96,6 +96,7 @@ def variants() -> dict[str, Any]:
         "gamma": augmented(gamma=0.7, contrast=0.5, brightness=0.5),
         "blur": augmented(blur=3),
         "gamma-blur": augmented(gamma=0.7, contrast=0.5, brightness=0.5, blur=3),
+        "contrast": augmented(contrast=1.5),
         "scale": augmented(scale=0.5),
         "unlabelled": default,
         "tutorial": RECIPES["tutorial"],

@@ -35,18 +35,32 @@ class Plan:
     max_minutes: float | None  # None: all epochs of the recipe
 
 
+def plan(
+    settings: TrainSettings, recipe: Recipe, data: DataSet, samples: list[Sample], device: torch.device
+) -> Plan | None:
+    """The plan of this run as it began, or a new one; None if there is nothing to choose."""
+    if not is_open(settings, device):
+        return None
+    return begun(settings) or choose(settings, recipe, data, samples, device)
+
+
 def is_open(settings: TrainSettings, device: torch.device) -> bool:
     """Whether there is a choice: the recipe `default` on a CPU, and no flag that sets its width or its epochs."""
     asked = settings.base_channels or settings.epochs or settings.init_from
     return settings.recipe == "default" and not asked and device.type != "cuda" and world.size() == 1
 
 
+def minutes(settings: TrainSettings, device: torch.device) -> float | None:
+    """How long the run may take; None if the epochs decide."""
+    return settings.max_minutes or (MINUTES if is_open(settings, device) else None)
+
+
 def begun(settings: TrainSettings) -> Plan | None:
     """The plan of an interrupted or finished run in --out; None if there is none that can be read."""
     with suppress(CheckpointError, KeyError, TypeError):
         state, _ = checkpoints.read(settings.out / LAST)
-        if (plan := state["run"]["plan"]) and not settings.force:
-            return Plan(**plan)
+        if (found := state["run"]["plan"]) and not settings.force:
+            return Plan(**found)
     return None
 
 

@@ -12,7 +12,6 @@ from trainer import curve, initial, pictures, report, suggest, world
 from trainer import plan as planning
 from trainer.check import check
 from trainer.data import Batches, DataSet
-from trainer.data.labels import Reading
 from trainer.data.scale import scale_for
 from trainer.data.split import bounded
 from trainer.fit import train_epoch, validate
@@ -48,32 +47,25 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
 
 
 def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: Stop) -> None:
-    """Read, build, loop, account; in a function of its own, which frees DDP before the process group ends."""
+    """Read the data, and train once, or once for each point of a learning curve; in a function of its own, which frees
+    DDP before the process group ends."""
     data = world.first_alone(lambda: read(settings))
     division = divide(data.samples, settings)
     recipe = recipe.suited(data.n_classes, ignored_share(data.samples))
     source, recipe = initial.load(settings, recipe)
-    plan, is_open = None, planning.is_open(settings, device)
     parts = [(settings, division)]
     if settings.curve:
-        parts = curve.parts(settings, division, settings.max_minutes or (planning.MINUTES if is_open else None))
-    if is_open:
-        first = parts[0][0]
-        plan = planning.begun(first) or planning.choose(first, recipe, data, division.training, device)
-        recipe = replace(recipe, base_channels=plan.base_channels)
+        parts = curve.parts(settings, division, planning.minutes(settings, device))
+    plan = planning.plan(parts[0][0], recipe, data, division.training, device)
     points: list[curve.Point] = []
     for part, division in parts:
-        if plan:
-            part = part.model_copy(update={"max_minutes": plan.max_minutes})
         last = part.out == settings.out
         if settings.curve:
             print(f"curve     run {len(points) + 1} of {len(parts)}, in {part.out}")
         with claim(part.out) if world.is_first() and not last else nullcontext():
             trainer = Trainer(part, recipe, source, data, division, device, plan)
-            finished = trainer.progress.finished and trainer.folder.report.exists()
-            if finished:
-                print(f"already finished: {report.outcome(trainer.progress, trainer.folder)}. To train again: --force")
-            else:
+            finished = trainer.finished
+            if not finished:
                 with stop.defer():
                     trainer.loop(stop)
             if settings.curve:
@@ -118,6 +110,9 @@ class Trainer:
         device: torch.device,
         plan: planning.Plan | None = None,
     ) -> None:
+        max_minutes = settings.max_minutes
+        if plan:
+            recipe, max_minutes = replace(recipe, base_channels=plan.base_channels), plan.max_minutes
         self.division = division
         self.val = bounded(division.validation)
         report.print_start(settings, recipe, data, division, device)
@@ -125,7 +120,10 @@ class Trainer:
         network = recipe.build(data.n_channels, data.n_classes).to(device)
         taken = initial.transfer(network, source, settings.init_from) if source else None
         preprocessing = Preprocessing(
-            input_range=recipe.input_range, standardise=recipe.standardise, scale=scale_for(division.training)
+            input_range=recipe.input_range,
+            standardise=recipe.standardise,
+            scale=scale_for(division.training),
+            channel=settings.channel,
         )
         self.recipe, self.data = recipe, data
         self.learner = Learner(network, recipe)
@@ -139,16 +137,16 @@ class Trainer:
             objects=data.instances,
             min_area=smallest_object(data.samples),
         )
-        self.schedule = Schedule(recipe, settings.max_minutes)
+        self.schedule = Schedule(recipe, max_minutes)
         # settings by which an interrupted run is recognised; the device is not one of them
-        names = ("max_minutes", "val_fraction", "val_split", "folds", "fold", "seed")
-        identity: dict[str, Any] = {"recipe": asdict(recipe)} | {name: getattr(settings, name) for name in names}
-        identity |= {"unlabelled": str(settings.unlabelled)} if settings.unlabelled else {}
-        identity |= {"reading": asdict(settings.reading())} if settings.reading() != Reading() else {}
-        identity |= {"curve": True} if settings.curve else {}
-        identity |= {
+        names = ("val_fraction", "val_split", "folds", "fold", "seed", "curve")
+        identity: dict[str, Any] = {name: getattr(settings, name) for name in names} | {
+            "recipe": asdict(recipe),
+            "max_minutes": max_minutes,
             "plan": asdict(plan) if plan else None,
             "data": data.files,
+            "reading": asdict(settings.reading()),
+            "unlabelled": str(settings.unlabelled),
             "init_from": source.id if source else None,
         }
         self.folder = RunFolder(settings.out, identity)
@@ -164,6 +162,13 @@ class Trainer:
         self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
         if taken and not self.progress.epoch:
             print(f"start     {taken}", flush=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier process has finished this run, which is then said."""
+        if finished := self.progress.finished and self.folder.report.exists():
+            print(f"already finished: {report.outcome(self.progress, self.folder)}. To train again: --force")
+        return finished
 
     def loop(self, stop: Stop) -> None:
         """Train, validate and save, an epoch at a time, to the end of the schedule."""

@@ -37,7 +37,8 @@ def test_safe_loading_finds_the_documented_entries(make_checkpoint: Make) -> Non
     content = torch.load(make_checkpoint(), weights_only=True)
     assert content["format"] == 2
     assert content["network"]["base_channels"] == 4
-    assert content["preprocessing"] == {"input_range": "0-1", "standardise": False, "size_multiple": 16, "scale": 1.0}
+    preprocessing = {"input_range": "0-1", "standardise": False, "size_multiple": 16, "scale": 1.0, "channel": None}
+    assert content["preprocessing"] == preprocessing
     assert content["class_values"] == [0, 255]
     assert content["class_names"] == ["background", "foreground"]
     assert content["class_colours"] == [[0, 0, 0], [255, 138, 0]]
@@ -69,6 +70,14 @@ def test_a_file_of_format_1_is_loaded(make_checkpoint: Make) -> None:
     assert checkpoint.class_names == ("10", "11", "12")
     assert checkpoint.class_colours[0] == (0, 0, 0)
     assert (checkpoint.objects, checkpoint.min_area, checkpoint.preprocessing.scale) == (False, 1, 1)
+
+
+def test_a_file_without_a_channel_is_loaded(make_checkpoint: Make) -> None:
+    path = make_checkpoint()
+    content = torch.load(path, weights_only=True)
+    del content["preprocessing"]["channel"]
+    torch.save(content, path)
+    assert checkpoints.load(path).preprocessing.channel is None
 
 
 def test_names_colours_and_objects_are_kept(make_checkpoint: Make) -> None:
@@ -172,7 +181,8 @@ def edit_weight(path: Path, change: Callable[[torch.Tensor], object]) -> None:
         (lambda p: p.write_bytes(p.read_bytes()[:-1000]), "damaged"),
         (lambda p: p.write_bytes(b"<html>not found</html>"), "damaged"),
         (lambda p: p.write_bytes(pickle.dumps(Unknown())), "something else"),
-        (lambda p: torch.save(torch.nn.Conv2d(1, 1, 1), p), "something else"),
+        (lambda p: torch.save({"args": Unknown()}, p), r"holds test_checkpoint\.Unknown, .*save the weights alone"),
+        (lambda p: torch.save(torch.nn.Conv2d(1, 1, 1), p), r"holds torch\.nn\S*Conv2d, .*save the weights alone"),
         (lambda p: torch.save([1, 2], p), "found list"),
         (lambda p: edit(p, format=99), "expected format 1 or 2, found 99"),
         (lambda p: edit(p, class_names=["a"]), "class_names: expected 2 texts"),

@@ -3,6 +3,7 @@
 The two networks here are written for this test, with the shapes and names of published files.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def test_probabilities_equal_those_of_the_networks_own_forward_pass(
     predictor = Predictor.load(tmp_path / "bare.pth", device="cpu", precision="fp32")
     expected = expected_probabilities(network, image, scale=1)
     np.testing.assert_allclose(predictor(image), expected, atol=1e-5)
-    mask = np.where(expected > 0.5, 255, 0) if classes == 1 else expected.argmax(0)
+    mask = np.where((expected if classes == 1 else expected[1]) > 0.5, 255, 0)
     assert (predictor.mask(image) != mask).mean() < 0.001  # rounding at probabilities near 0.5
 
 
@@ -127,9 +128,29 @@ def prefixed(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda weights: {prefix + name: tensor for name, tensor in weights.items()}
 
 
+def lightning(weights: dict[str, Any]) -> dict[str, Any]:
+    """A `.ckpt`: the module's own tensors are beside the network's."""
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {**prefixed("model.")(weights), "loss_fn.weight": torch.ones(2)},
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 4}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.9), "best_k_models": {}}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(4)}}, "param_groups": [{"lr": np.float64(0.1)}]}],
+        "hyper_parameters": {"lr": 0.1, "seed": np.int64(7)},
+    }
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        lightning,
+        prefixed("model.net."),
+        lambda weights: {"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {"state": {}}},
+        lambda weights: {"net": {"weights": prefixed("module.")(weights)}, "rng": np.arange(9, dtype=np.uint32)},
+        lambda weights: {"n_averaged": torch.tensor(3), **prefixed("module.")(weights)},
+        lambda weights: {name: tensor for name, tensor in weights.items() if "num_batches" not in name},
+        lambda weights: {**weights, "epoch": 3},
         prefixed("module."),
         prefixed("_orig_mod."),
         prefixed("module._orig_mod."),
@@ -138,8 +159,13 @@ def prefixed(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         lambda weights: {
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
         },
+        lambda weights: {name: tensor.half() for name, tensor in weights.items()},
     ],
-    ids=["DataParallel", "compiled", "both", "both, swapped", "mask_values", "half precision"],
+    ids=[
+        *("Lightning", "nested modules", "training state", "nested dicts", "AveragedModel", "uncounted batches"),
+        *("epoch", "DataParallel", "compiled", "both", "both, swapped", "mask_values", "half precision"),
+        "half counters",
+    ],
 )
 def test_prefixes_mask_values_and_half_precision_are_accepted(
     tmp_path: Path, rng: np.random.Generator, change: Callable[[dict[str, Any]], dict[str, Any]]
@@ -165,18 +191,33 @@ def test_masks_have_the_values_of_mask_values(tmp_path: Path, rng: np.random.Gen
     ("mask_values", "class_values"),
     [
         ([0.0, 255.0], (0, 255)),
-        ([False, True], (0, 1)),
-        ([0, 300], (0, 1)),
-        ([7, 7], (0, 1)),
-        ([[0, 0], [9, 9]], (0, 1)),
+        ([0, 1], (0, 255)),
+        ([False, True], (0, 255)),
+        ([np.int64(0), np.int64(200)], (0, 200)),
+        ([np.uint8(0), np.float32(200)], (0, 200)),
+        (np.array([0, 200]), (0, 200)),
+        (torch.tensor([0, 200]), (0, 200)),
+        ([0, 300], (0, 255)),
+        ([7, 7], (0, 255)),
+        ([[0, 0], [9, 9]], (0, 255)),
+        (None, (0, 255)),
     ],
 )
-def test_mask_values_that_do_not_fit_8_bits_are_ignored(
-    tmp_path: Path, mask_values: list[Any], class_values: tuple[int, int]
-) -> None:
+def test_class_values_of_two_classes(tmp_path: Path, mask_values: list[Any], class_values: tuple[int, int]) -> None:
     network = random_network(1, 2, bilinear=True, modern=True)
     torch.save({**network.state_dict(), "mask_values": mask_values}, tmp_path / "bare.pth")
     assert Predictor.load(tmp_path / "bare.pth", device="cpu").class_values == class_values
+
+
+def test_colours_of_classes(tmp_path: Path) -> None:
+    """Pytorch-UNet's `mask_values` of RGB masks, with NumPy's integers or a fourth channel, too."""
+    black, red, green = [0, 0, 0], [np.uint8(255), 0, 0], [0, 255, 0, 255]
+    for values, class_values in (([black, red], (0, 255)), ([black, red, green], (0, 1, 2))):
+        network = random_network(1, len(values), bilinear=True, modern=True)
+        torch.save({**network.state_dict(), "mask_values": values}, tmp_path / "bare.pth")
+        predictor = Predictor.load(tmp_path / "bare.pth", device="cpu")
+        assert predictor.class_values == class_values
+        assert predictor.class_colours == ((0, 0, 0), (255, 0, 0), (0, 255, 0))[: len(values)]
 
 
 def test_the_service_scales_pixels_to_the_input_range_setting(
@@ -195,19 +236,31 @@ def test_the_service_scales_pixels_to_the_input_range_setting(
         assert np.abs(picture(answer.content) - expected).max() <= 1
         health = client.get("/health").json()
     assert health["model"]["epoch"] is None
-    assert health["model"]["classes"] == [0, 255]
+    assert [each["value"] for each in health["model"]["classes"]] == [0, 255]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda _: {}, "not a U-Net .* found 'nothing'"),
-        (lambda _: {"epoch": 3}, "'epoch' is no tensor"),
-        (lambda weights: {"epoch": 3, "model": weights}, "perhaps its entry 'model' is one: torch.save"),
-        (prefixed("net."), "found 'net.inc.double_conv.0.weight'"),
+        (lambda _: {}, "neither a checkpoint .* found nothing"),
+        (lambda _: {"epoch": 3}, "with or without a prefix, found 'epoch'"),
+        (lambda _: {"model": {"encoder.conv.weight": torch.ones(2)}}, "found 'encoder.conv.weight'"),
+        (
+            lambda weights: {"model": weights, "ema": dict(weights)},
+            r"expected one network, found content\['model'\] \(inc\) and content\['ema'\] \(inc\)",
+        ),
+        (
+            lambda weights: prefixed("teacher.")(weights) | prefixed("student.")(weights),
+            r"expected one network, found content \(teacher.inc\) and content \(student.inc\)",
+        ),
+        (
+            lambda weights: {**prefixed("unet.")(weights), "head.weight": torch.ones(1)},
+            r"found 'head.weight', .* torch.save\(net.unet.state_dict\(\), ...\)",
+        ),
+        (lambda weights: {k: v for k, v in weights.items() if k != "outc.conv.weight"}, "expected 'outc.conv.weight'"),
         (lambda weights: {**weights, "outc.conv.weight": torch.zeros(7)}, r"expected 4 dimensions, found \(7,\)"),
         (lambda weights: {**weights, "outc.conv.weight": torch.zeros(300, 4, 1, 1)}, "at most 256.* found 300"),
-        (lambda _: nn.Conv2d(1, 1, 1).state_dict(), "not a U-Net"),
+        (lambda _: nn.Conv2d(1, 1, 1).state_dict(), "found 'weight', 'bias'"),
         (lambda weights: {name: weight.to(torch.complex64) for name, weight in weights.items()}, "found .* complex"),
     ],
 )
@@ -217,6 +270,21 @@ def test_weights_that_fit_no_network_are_refused(
     torch.save(change(random_network(1, 1, bilinear=True, modern=True).state_dict()), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match=reason):
         Predictor.load(tmp_path / "bare.pth", device="cpu")
+
+
+def test_files_of_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    network = random_network(1, 2, bilinear=True, modern=True)
+    library.save_file(prefixed("model.")(network.state_dict()), tmp_path / "net.safetensors")
+    image = rng.integers(0, 256, (48, 48), dtype=np.uint8)
+    predictor = Predictor.load(tmp_path / "net.safetensors", device="cpu", precision="fp32")
+    np.testing.assert_allclose(predictor(image), expected_probabilities(network, image, 1), atol=1e-5)
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="damaged"):
+        Predictor.load(tmp_path / "half.safetensors", device="cpu")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)  # as if it were not installed
+    with pytest.raises(CheckpointError, match=r"pip install safetensors, or write them with torch.save"):
+        Predictor.load(tmp_path / "net.safetensors", device="cpu")
 
 
 def test_8_bit_float_weights_become_float32(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Preprocessing of pixels, with values that can be checked by hand."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from unet.pixels import (
     match_channels,
     mirror,
     statistics,
-    take_channel,
     to_pixels,
     without_data,
 )  # fmt: skip
@@ -100,11 +100,44 @@ def test_four_channels_that_are_not_rgba_are_refused() -> None:
 
 
 def test_one_channel_is_taken_by_its_number_from_1() -> None:
-    image = np.arange(24).reshape(2, 4, 3)
-    assert take_channel(image, 2).tolist() == image[..., 1].tolist()
-    assert take_channel(image[..., 0], 1).tolist() == image[..., 0].tolist()
-    with pytest.raises(PixelError, match="--channel 4: expected 1 to 3"):
-        take_channel(image, 4)
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    second = Preprocessing(channel=2)
+    assert second(image, 1).pixels[..., 0].tolist() == image[..., 1].tolist()
+    for alone in (image[..., 1], image[..., 1:2]):  # images that have only one are taken as they are
+        assert second(alone, 1).pixels[..., 0].tolist() == image[..., 1].tolist()
+    frame = np.full((9, 9, 2), np.nan)
+    frame[..., 1] = 0.5
+    assert second(frame, 1).missing is None  # of the channel
+    with pytest.raises(PixelError, match="trained on channel 4 of its images, this image has 3 channels"):
+        Preprocessing(channel=4)(image, 1)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.array([[0, 4095]], np.uint16), "expected uint16 values up to 65535, .*, found up to 4095: "),
+        (np.array([[0, 4095]], ">u2"), "expected uint16"),
+        (np.array([[0, 16383]], np.uint16), "found up to 16383"),  # 14 bits
+        (np.array([[-1000, 3000]], np.int16), "values up to 32767"),
+        (np.array([[0.0, 250.5]]), "expected float64 values up to 1, .*, found up to 250.5: .*--recipe default$"),
+        (np.array([[np.nan, 250.5]], np.float32), "found up to 250.5"),
+        (np.pad(np.arange(300, 400, dtype=np.uint16).reshape(10, 10), 9, constant_values=65535), "found up to 399"),
+        (np.array([[40, 20]], np.uint8), None),  # dark, but 8 bits
+        (np.array([[False]]), None),
+        (np.array([[0, 65535]], np.uint16), None),
+        (np.array([[0, 0.9]], np.float16), None),
+        (np.zeros((9, 9), np.uint16), None),
+        (np.full((9, 9), np.nan), None),
+    ],
+)
+def test_values_that_do_not_fit_a_model_without_standardising(image: np.ndarray, found: str | None) -> None:
+    said = Preprocessing().misfit(image)
+    assert said is None if found is None else re.match(f".*{found}", said or "")
+    assert (said or "").isascii()
+    assert Preprocessing(standardise=True).misfit(image) is None
+    if image.dtype != bool:
+        several = np.dstack([image, np.full_like(image, np.iinfo("u1").max if image.dtype == np.uint8 else 1)])
+        assert Preprocessing(channel=1).misfit(several) == said
 
 
 @pytest.mark.parametrize("n_channels", [1, 3, 4, 5, 300])
@@ -226,7 +259,10 @@ def test_mirror_reflects_without_repeating_the_edge() -> None:
     assert mirror(x[:, :1], 2, 2)[:, :, 0].tolist() == [[1, 1], [1, 1]]
 
 
-@pytest.mark.parametrize("field", [{"input_range": "0-2"}, {"size_multiple": 0}, {"size_multiple": 2**14}])
+@pytest.mark.parametrize(
+    "field",
+    [{"input_range": "0-2"}, {"size_multiple": 0}, {"size_multiple": 2**14}, {"channel": 0}, {"channel": "red"}],
+)
 def test_an_invalid_setting_is_refused_by_field_name(field: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(field))):
         Preprocessing(**field)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -164,10 +165,12 @@ def load(path: Path, input_range: InputRange = "0-1") -> Checkpoint:
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
     """The dict in a file, by safe loading only, and the SHA-256 of the file. Raises CheckpointError or NotReadError."""
+    data = b""
     try:
         data = path.read_bytes()
-        _check_sums(data)
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content = _safetensors(path, data) if data[8:9] == b"{" else _unpickled(data)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
@@ -175,13 +178,53 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
     except Exception as error:  # torch's unpickler and zip reader raise almost anything on a damaged file
         if out_of_memory(error):
             raise NotReadError(f"{path}: cannot be read: there is no memory for it") from error
+        reason = _classes_in(data) or f"it is damaged or holds something else ({type(error).__name__})"
         raise CheckpointError(
-            f"{path}: expected a file of tensors and plain values, written by torch.save(network.state_dict()) or by "
-            f"unet-train; it is damaged or holds something else ({type(error).__name__})"
+            f"{path}: expected a file of tensors and plain values, written by unet-train or by "
+            f"torch.save(model.state_dict(), ...); {reason}"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dict of weights, found {type(content).__name__}")
     return content, hashlib.sha256(data).hexdigest()
+
+
+def _safetensors(path: Path, data: bytes) -> Mapping[str, Tensor]:
+    """Tensors of a file of the safetensors library. Raises CheckpointError without it, and its own errors."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        advice = "pip install safetensors, or write them with torch.save(model.state_dict(), ...)"
+        raise CheckpointError(f"{path}: holds safetensors, which need their library: {advice}") from None
+    return safetensors.torch.load(data)
+
+
+def _unpickled(data: bytes) -> Any:
+    """What torch.save has written, as far as it is made of tensors, arrays and plain values."""
+    _check_sums(data)
+    with torch.serialization.safe_globals(_NUMPY):
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _numpy_globals() -> list[Any]:
+    """What numbers and arrays of NumPy are unpickled with, under their names of NumPy 1 and 2. None of it runs code."""
+    functions: list[Any] = [np.int64().__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+    named = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in functions for core in ("core", "_core")]
+    return [np.dtype, np.ndarray, *kinds, *named]
+
+
+_NUMPY = _numpy_globals()
+
+
+def _classes_in(data: bytes) -> str:
+    """Why a file of torch.save is not read that holds more than data: the names of the classes. Else empty."""
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
+    except Exception:  # damaged, or older than torch 1.6
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"it holds {names[0]}{more}, and loading classes could run code: save the weights alone" if names else ""
 
 
 def _check_sums(data: bytes) -> None:
@@ -255,10 +298,10 @@ def _from_own(content: dict[str, Any]) -> Checkpoint:
 
 
 def _from_foreign(content: dict[str, Any], input_range: InputRange) -> Checkpoint:
-    network, weights, values = foreign.recognise(content)
+    found = foreign.recognise(content)
     # such networks see images at their own size and pad inside, where levels meet
     preprocessing = Preprocessing(input_range=input_range, size_multiple=1)
-    return Checkpoint(network=network, preprocessing=preprocessing, state_dict=weights, class_values=values)
+    return Checkpoint(preprocessing=preprocessing, **found._asdict())
 
 
 def _kind(tensor: object) -> str:

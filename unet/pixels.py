@@ -49,6 +49,7 @@ class Preprocessing:
     standardise: bool = False  # zero mean and unit variance for each channel of each image
     size_multiple: int = STRIDE  # sides are mirrored to the right and below up to a multiple of this, at least 16
     scale: float = 1.0  # images are resized by this factor first, 1/32 to 32, and the probabilities back
+    channel: int | None = None  # the only channel that is taken of images with several, from 1
 
     def __post_init__(self) -> None:
         if self.input_range not in get_args(InputRange):
@@ -57,10 +58,13 @@ class Preprocessing:
             raise ValueError(f"size_multiple: expected a whole number of 1 to 256, found {self.size_multiple!r}")
         if not isinstance(self.scale, int | float) or not 1 / 32 <= self.scale <= 32:
             raise ValueError(f"scale: expected a factor of 1/32 to 32, found {self.scale!r}")
+        if self.channel is not None and not (isinstance(self.channel, int) and self.channel >= 1):
+            raise ValueError(f"channel: expected a number from 1 on, found {self.channel!r}")
 
     def __call__(self, image: npt.NDArray[Any], n_channels: int) -> "Prepared":
         """Image -> resized pixels (H, W, n_channels) with the offset and scale that normalise them, as resizing changes
         contrast. Raises PixelError."""
+        image = self.selected(image)
         pixels, unit = to_pixels(image)
         missing = without_data(image)
         pixels = match_channels(pixels, n_channels)
@@ -80,6 +84,32 @@ class Preprocessing:
             pixels[hidden] = offset  # 0 for the network
         own_size = None if self.scale == 1 else (image.shape[0], image.shape[1])
         return Prepared(pixels, offset.astype(np.float32), scale.astype(np.float32), missing, own_size)
+
+    def selected(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The channel (H, W) of an image with several, if the model takes one; else the image. Raises PixelError."""
+        if self.channel is None or not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] == 1:
+            return image
+        if image.shape[2] < self.channel:
+            trained = f"the model was trained on channel {self.channel} of its images"
+            raise PixelError(f"{trained}, this image has {image.shape[2]} channels")
+        return np.ascontiguousarray(image[:, :, self.channel - 1])
+
+    def misfit(self, image: npt.NDArray[Any]) -> str | None:
+        """Why the network sees an image far too dark or bright, such as 12 bits in uint16 or floats of 0..255; None if
+        it does not. An ASCII sentence. Images of 8 bits may be dark, those that are standardised have any values."""
+        image = self.selected(image)
+        if self.standardise or image.dtype.kind not in "iuf" or image.dtype == np.uint8:
+            return None
+        missing = without_data(image)
+        values = image if missing is None else image[~missing]
+        largest = max(abs(float(values.max())), abs(float(values.min()))) if values.size else 0
+        if not largest or 0.25 <= largest / unit_of(image.dtype) <= 4:
+            return None
+        return (
+            f"expected {image.dtype.name} values up to {unit_of(image.dtype)}, as the model takes brightness as it is, "
+            f"found up to {largest:.6g}: scale images to the whole range of their type (floats: 0 to 1), or train with "
+            "--recipe default"
+        )
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Size that an image of (height, width) is resized to."""
@@ -139,7 +169,12 @@ def to_pixels(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
         x[_not_a_value(image)] = 0
         if not np.isfinite(x).all():
             raise PixelError("expected finite pixel values, found infinity")
-    return x, {"b": 1, "f": 1}.get(image.dtype.kind) or np.iinfo(image.dtype).max
+    return x, unit_of(image.dtype)
+
+
+def unit_of(dtype: np.dtype[Any]) -> int:
+    """The value that stands for 1 in pixels of this type."""
+    return 1 if dtype.kind in "bf" else np.iinfo(dtype).max
 
 
 def without_data(image: npt.NDArray[Any]) -> Mask | None:
@@ -201,14 +236,6 @@ def match_channels(x: npt.NDArray[Any], n_channels: int) -> npt.NDArray[Any]:
         return np.repeat(x, 3, axis=2)
     trained = f"{n_channels} channel{'s' * (n_channels != 1)}"
     raise PixelError(f"the model was trained on {trained}, this image has {found}")
-
-
-def take_channel(image: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
-    """Channel (H, W) of an image (H, W) or (H, W, C), counted from 1. Raises PixelError."""
-    image = image.reshape(*image.shape[:2], -1)
-    if not 1 <= number <= image.shape[2]:
-        raise PixelError(f"--channel {number}: expected 1 to {image.shape[2]}, the number of channels of the image")
-    return np.ascontiguousarray(image[:, :, number - 1])
 
 
 def luminance(rgb: npt.NDArray[Any]) -> FloatArray:

@@ -25,14 +25,14 @@ from trainer.settings import TrainSettings
 from unet import Predictor
 from unet.device import device_name
 from unet.outputs.labels import separate
-from unet.pixels import to_pixels
+from unet.pixels import Preprocessing
 
 
 def print_start(
     settings: TrainSettings, recipe: Recipe, data: DataSet, division: Division, device: torch.device
 ) -> None:
-    """Print data, recipe and device, and warn of classes missing in training or validation, and of images that are too
-    dark for a recipe without normalisation."""
+    """Print data, recipe and device, and warn of classes missing in training or validation, and of images whose values
+    do not fit a recipe without normalisation."""
     train, val = division.training, division.validation
     print(
         f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on ({division.kind}: "
@@ -49,15 +49,10 @@ def print_start(
         for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):
             value = data.class_values[i]
             print(f"          class {value} is in no image to {purpose}: it {consequence}")
-    if not recipe.standardise:
-        others = [sample.image for sample in data.samples if sample.image.dtype != np.uint8]
-        brightest = max((float(np.nanmax(pixels)) / unit for pixels, unit in map(to_pixels, others)), default=1.0)
-        if not 0.25 <= brightest <= 4:  # such as 12 bits of 16, or floats of 0..255
-            kinds = ", ".join(sorted({str(image.dtype) for image in others}))
-            print(
-                f"          the brightest pixel is {brightest:.2g} of the range of {kinds}; this recipe takes "
-                "brightness as it is: scale the images to the whole range (floats: 0 to 1), or take --recipe default"
-            )
+    preprocessing = Preprocessing(input_range=recipe.input_range, standardise=recipe.standardise)
+    misfits = [said for sample in data.samples if (said := preprocessing.misfit(sample.image))]
+    if misfits:
+        print(f"          {len(misfits)} of {len(data.samples)} images: {misfits[0]}")
     print(f"recipe    {recipe}")
     if settings.verbose:
         print(*(f"          {name} {value}" for name, value in flat(asdict(recipe)).items()), sep="\n")

@@ -46,7 +46,7 @@ def install(app: FastAPI, settings: ServeSettings) -> None:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "X-API-Key", "X-Request-Id"],
-            expose_headers=["X-Model-Id", "X-Request-Id", "Server-Timing", "Retry-After"],
+            expose_headers=["X-Model-Id", "X-Request-Id", "Server-Timing", "X-Input-Warning", "Retry-After"],
         )
     if "*" not in settings.allowed_hosts:
         app.add_middleware(Check, check=partial(check_host, settings.allowed_hosts))

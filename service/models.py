@@ -80,7 +80,7 @@ class ModelSlot:
             checkpoint = checkpoints.load(self.path, self.input_range)
             predictor = Predictor.from_checkpoint(checkpoint, self.device, self.precision)
             # the first prediction is slow at any size: no client should wait for it
-            self.warm_up(predictor.start(np.zeros((128, 128), np.uint8), "mask"))
+            self.warm_up(predictor.start(np.zeros((128, 128, predictor.n_channels), np.uint8), "mask"))
         except Exception as error:  # no file may stop the service, whatever is wrong with it
             self._refuse(error)
         else:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from unet.errors import UserError
 from unet.imaging import ImageTooLargeError
+from unet.pixels import PixelError
 
 MEDIA_TYPE = "application/problem+json"
 HUNG_UP = 499  # nginx's status for a client that went away before its answer: no success in logs and metrics
@@ -41,8 +42,12 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
 async def answer(request: Request, error: Exception) -> Response:
     """The answer to a request of which a route, or the framework, has raised one of `HANDLED`."""
     match error:
+        case ImageTooLargeError():
+            error = HTTPException(413, str(error))
+        case PixelError():  # an image, but none for this model
+            error = HTTPException(422, str(error))
         case UserError():
-            error = HTTPException(413 if isinstance(error, ImageTooLargeError) else 400, str(error))
+            error = HTTPException(400, str(error))
         case RequestValidationError():
             error = HTTPException(422, "; ".join(map(_explain, error.errors())))
         case HTTPException(status_code=404):

@@ -189,7 +189,7 @@ def test_origins(make_checkpoint: Make, serve: Serve) -> None:
         answer = client.post("/segment", content=IMAGE, headers=ours | {"X-API-Key": KEY})
         assert answer.headers["access-control-allow-origin"] == ours["Origin"]
         exposed = answer.headers["access-control-expose-headers"].split(", ")
-        assert set(exposed) == {"X-Model-Id", "X-Request-Id", "Server-Timing", "Retry-After"}
+        assert set(exposed) == {"X-Model-Id", "X-Request-Id", "Server-Timing", "X-Input-Warning", "Retry-After"}
         refused = client.post("/segment", content=IMAGE, headers=ours)
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ours["Origin"])
         foreign_answer = client.post("/segment", content=IMAGE, headers=foreign | {"X-API-Key": KEY})

@@ -36,7 +36,7 @@ def test_health_of_a_service_with_a_model(client: TestClient, trained: Path) -> 
         {"value": 0, "name": "background", "colour": [0, 0, 0]},
         {"value": 255, "name": "foreground", "colour": [255, 138, 0]},
     ]
-    assert (model["n_channels"], model["objects"]) == (1, False)
+    assert (model["n_channels"], model["channel"], model["objects"]) == (1, None, False)
     assert 0 < model["threshold"] < 1
     assert model["score"] > 0.9
     assert model["epoch"] in (1, 2, 3, 4)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import Serve, picture, png
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -24,6 +25,7 @@ from unet import Predictor, imaging
 from unet import checkpoint as checkpoints
 from unet.imaging import write_tiff
 from unet.outputs import Legend, find_objects
+from unet.pixels import Preprocessing
 from unet.predictor import Prediction
 
 Make = Callable[..., Path]
@@ -37,6 +39,13 @@ def problem(answer: object, status: int) -> str:
     assert set(body) == {"type", "title", "status", "detail"}
     assert body["status"] == status
     return body["detail"]  # type: ignore[no-any-return]
+
+
+def tiff(image: np.ndarray) -> bytes:
+    """A TIFF of any number of channels."""
+    file = BytesIO()
+    tifffile.imwrite(file, image, photometric="minisblack", planarconfig="contig" if image.ndim == 3 else None)
+    return file.getvalue()
 
 
 def test_the_mask_is_the_predictors_and_finds_the_cells(client: TestClient, trained: Path) -> None:
@@ -167,6 +176,48 @@ def test_several_classes(make_checkpoint: Make, serve: Serve) -> None:
         sure = picture(client.post("/segment?output=probability", content=png(IMAGE)).content)
         np.testing.assert_array_equal(sure, np.rint(probabilities.max(0) * 255))
         assert "3 classes" in problem(client.post("/segment?threshold=0.5", content=png(IMAGE)), 422)
+
+
+def test_another_number_of_channels(make_checkpoint: Make, serve: Serve) -> None:
+    with serve(model=make_checkpoint(n_channels=2)) as client:
+        assert client.post("/segment", content=tiff(np.dstack([IMAGE, IMAGE]))).status_code == 200
+        for image, found in ((np.dstack([IMAGE] * 3), 3), (IMAGE, 1)):
+            refused = client.post("/segment", files={"file": png(image)})
+            assert problem(refused, 422) == f"the model was trained on 2 channels, this image has {found}"
+
+
+def test_a_model_of_one_channel_takes_it(make_checkpoint: Make, serve: Serve, rng: np.random.Generator) -> None:
+    path = make_checkpoint()
+    expected = Predictor.load(path, device="cpu").predict(IMAGE, "probability")
+    checkpoint = checkpoints.load(path)
+    checkpoints.save(replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, channel=2)), path)
+    other = rng.integers(0, 256, IMAGE.shape, dtype=np.uint8)
+    with serve(model=path) as client:
+        for image in (np.dstack([other, IMAGE, other]), np.dstack([other, IMAGE]), IMAGE):
+            answer = client.post("/segment?output=probability", content=tiff(image))
+            np.testing.assert_array_equal(picture(answer.content), expected)
+        assert client.get("/health").json()["model"]["channel"] == 2
+
+
+def test_a_warning_of_values_that_do_not_fit(make_checkpoint: Make, trained: Path, serve: Serve) -> None:
+    """12 bits in 16, and floats of 0..255; not for a model that standardises."""
+    full, deep, bright = IMAGE.astype(np.uint16) * 257, IMAGE.astype(np.uint16) * 16, IMAGE.astype(np.float32)
+    with serve(model=make_checkpoint()) as client:
+
+        def warning(pages: np.ndarray | list[np.ndarray]) -> str | None:
+            answer = client.post("/segment", content=write_tiff(pages) if isinstance(pages, list) else tiff(pages))
+            assert answer.status_code == 200
+            return answer.headers.get("x-input-warning")  # type: ignore[no-any-return]
+
+        for image, expected in ((deep, "uint16 values up to 65535"), (bright, "float32 values up to 1")):
+            said = warning(image)
+            assert said == Preprocessing().misfit(image)
+            assert said is not None
+            assert said.startswith(f"expected {expected}")
+        assert (warning(IMAGE), warning(full), warning(IMAGE / np.float32(255))) == (None, None, None)
+        assert (warning([full, full[:50], deep, deep[:9]]) or "").startswith("page 3: expected uint16")
+    with serve(model=trained / "best_model.pth") as client:
+        assert warning(deep) is None
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ class ModelInfo(BaseModel):
     score: float | None = Field(description="mean Dice of the classes on the validation images, 0..1; null likewise")
     threshold: float = Field(description="foreground is above it, unless a request says otherwise; binary models only")
     n_channels: int = Field(description="1: images are made grey; 3: RGB")
+    channel: int | None = Field(description="the only one that is taken of images with several, from 1; null: all")
     classes: list[ClassInfo] = Field(description="background and foreground, or each class")
     objects: bool = Field(
         description="whether the model has learned borders, by which objects that touch are told apart"
@@ -70,6 +71,7 @@ async def health(request: Request, response: Response) -> Health:
             score=model.training.get("score"),
             threshold=model.predictor.threshold,
             n_channels=model.predictor.n_channels,
+            channel=model.predictor.preprocessing.channel,
             classes=[
                 ClassInfo(value=value, name=name, colour=colour)
                 for value, name, colour in zip(

@@ -28,6 +28,7 @@ HEADERS = {
     "X-Model-Id": "the model that answered",
     "X-Request-Id": "the client's, or a new one",
     "Server-Timing": "milliseconds of queue, decode, infer, encode",
+    "X-Input-Warning": "why the image does not fit the model, with what to change; missing where it does",
 }
 
 router = APIRouter()
@@ -99,7 +100,7 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
             async with state.budget.room(pixels * planes):
                 decoded = notes.run("decode", state.codecs, decode, data, state.limits, predictor, options)
                 del data  # large, and not needed while the prediction waits for its turn
-                picture, predictions = await decoded
+                picture, predictions, warning = await decoded
                 results: list[Array] = []
                 while predictions:  # each is freed when it is computed
                     results.append(await compute(state.queue, predictions.pop(0), notes))
@@ -108,17 +109,23 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
                 answer = await notes.run("encode", state.codecs, encode, results, picture, legend)
     notes.pixels = pixels
     headers = {"X-Model-Id": model.id, "Server-Timing": notes.server_timing()}
+    if warning:
+        headers["X-Input-Warning"] = warning
     return Response(answer.body, media_type=answer.media_type, headers=headers)
 
 
 def decode(
     data: bytes, limits: Limits, predictor: Predictor, options: SegmentOptions
-) -> tuple[Picture, list[Prediction]]:
-    """A file -> what it says of its pixels, and a prediction for each page. Raises ImageError or PixelError."""
+) -> tuple[Picture, list[Prediction], str | None]:
+    """A file -> what it says of its pixels, a prediction for each page, and why the first page that does not fit the
+    model does not. Raises ImageError or PixelError."""
     picture = imaging.read(data, limits)
     wanted, threshold, tta = KINDS[options.output].wants, options.threshold, options.tta
     predictions = [predictor.start(page, wanted, threshold=threshold, tta=tta) for page in picture.pages]
-    return replace(picture, pages=[]), predictions  # no output needs the pages, which may be large
+    warnings = (predictor.preprocessing.misfit(page) for page in picture.pages)
+    found = next(((i, said) for i, said in enumerate(warnings, 1) if said), None)
+    warning = found and (f"page {found[0]}: {found[1]}" if len(picture.pages) > 1 else found[1])
+    return replace(picture, pages=[]), predictions, warning  # no output needs the pages, which may be large
 
 
 async def compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:

@@ -277,3 +277,15 @@ def test_dark_images_are_warned_of_by_a_recipe_without_normalisation(
     path.write_bytes(png(picture(path.read_bytes()) * 16))
     assert train("--force", data=data, out=out, recipe="tutorial") == 0
     assert "3 of 4 images: expected uint16 values" in capsys.readouterr().out
+
+
+def test_the_channel_that_was_learned_from_is_taken_in_prediction(data: Path, out: Path) -> None:
+    for path in (data / "Training_Images").iterdir():
+        grey = picture(path.read_bytes())
+        colour = np.dstack([255 - grey, grey, np.zeros_like(grey)])
+        path.write_bytes(png(colour))
+    assert train(data=data, out=out, channel=2) == 0
+    predictor = Predictor.load(out / "best_model.pth", device="cpu")
+    assert (predictor.n_channels, predictor.preprocessing.channel) == (1, 2)
+    np.testing.assert_array_equal(predictor(colour), predictor(grey))
+    assert (predictor(colour[..., ::2]) == predictor(colour[..., 2])).all()  # the second of two

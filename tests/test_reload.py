@@ -168,7 +168,7 @@ def test_every_way_to_break_a_file_leaves_the_old_model_serving(
         "damaged": (lambda: path.write_bytes(whole[:-100] + bytes(100)), "damaged"),
         "truncated": (lambda: path.write_bytes(whole[: len(whole) // 2]), "damaged"),
         "empty": (lambda: path.write_bytes(b""), "damaged"),
-        "foreign": (foreign, "nor a bare state_dict|not a U-Net"),
+        "foreign": (foreign, "nor a state_dict of a U-Net"),
         "not a number": (nan, "NaN"),
         "vanished": (path.unlink, "no such file"),
         "a folder": (folder, "cannot be read"),

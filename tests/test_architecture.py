@@ -65,7 +65,13 @@ def test_engines_are_reached_through_prepare() -> None:
 
 @pytest.mark.parametrize(
     ("folders", "budget"),
-    [(("unet", "trainer", "service"), 6000), (("service",), 1900), (("unet/engines",), 500)],
+    [
+        # 6,000 for training, serving and limits; 4,000 for files and labels as people have them (layouts, what values
+        # mean, TIFF series, other channels) and for few images (objects, suggestions, the curve, the plan)
+        (("unet", "trainer", "service"), 10_000),
+        (("service",), 1900),
+        (("unet/engines",), 500),
+    ],
 )
 def test_line_budgets(folders: tuple[str, ...], budget: int) -> None:
     assert lines(*folders) <= budget

@@ -51,6 +51,16 @@ def test_ids_that_go_on_from_image_to_image(rng: np.random.Generator) -> None:
     assert verdict([page(cells(rng, list(range(start, start + 9)))) for start in (1, 10, 19)]).kind == "ids"
 
 
+def test_ids_of_as_many_objects_in_every_image(rng: np.random.Generator) -> None:
+    """Of a few it is not clear: they may be classes; programs that number objects write 16 bits."""
+    many = [page(cells(rng, list(range(1, 21)))) for _ in range(3)]
+    assert verdict(many).kind == "ids"
+    few = [page(cells(rng, [1, 2, 3])) for _ in range(5)]
+    assert verdict(few, wide=True).kind == "ids"
+    assert verdict(few) == verdict([page(cells(rng, [1, 2])) for _ in range(5)], wide=True)
+    assert verdict(few).seen == "each value is one connected piece: if they are object ids, --labels instances"
+
+
 def test_classes_of_one_piece_each_are_classes(rng: np.random.Generator) -> None:
     hearts = [heart(rng, values) for values in ([1, 2, 3], [1, 2, 3], [2, 3], [1, 2, 3], [3], [1, 2, 3])]
     assert verdict(hearts) == Verdict(

@@ -221,7 +221,7 @@ class Labels:
             look(page.values, page.image, self.background, list(page.counts) if page.name in ignored else None)
             for page in self.pages
         ]
-        sizes = {page.source.values.dtype.itemsize for page in self.pages if page.source.values.dtype.kind in "iu"}
+        sizes = {page.source.values.dtype.itemsize for page in self.pages if page.source.values.dtype.kind in "iuf"}
         return recognise(looks, self.background, wide=min(sizes, default=1) > 1, coloured=coloured)
 
     def _note(self, verdict: Verdict, total: Counter[int]) -> None:

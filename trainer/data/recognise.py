@@ -84,18 +84,21 @@ def recognise(looks: Sequence[Look], background: int, *, wide: bool, coloured: b
     if len(distinct) > MAX_CLASSES:
         if pieces.mean() >= 0.8:
             return Verdict("ids", "each value is one connected piece, and they are more than classes can be")
-    elif len(distinct) > 2:
+    else:
         sets = {tuple(each.values[kept]) for each, kept in zip(looks, found, strict=True) if kept.any()}
         own_look = _own_look(features, values)
-        told = len(distinct) > FEW or own_look is not None  # whether there is enough to go by
-        if pieces.mean() >= 0.95 and (len(sets) > 1 or len(looks) == 1):
+        differ = len(sets) > 1 or len(looks) == 1
+        # whether there is enough to go by; a few values that are in all images are rather classes
+        told = len(distinct) > FEW or (len(distinct) > 2 and own_look is not None and (differ or wide))
+        if pieces.mean() >= 0.95 and (len(distinct) > 2 or wide):
             seen = "each value is one connected piece"
             if told and not own_look:
-                return Verdict("ids", f"{seen}, and they differ from image to image" if len(looks) > 1 else seen)
+                places = ", and they differ from image to image" if len(sets) > 1 else ", and not at its own place"
+                return Verdict("ids", seen + places * (len(looks) > 1))
             if len(distinct) > FEW:
                 return Verdict("unclear", f"{len(distinct)} values, {seen} with a place or brightness of its own")
             return Verdict("classes", f"{seen}: if they are object ids, --labels instances")
-        if wide and pieces.mean() >= 0.5 and len(sets) > 1 and own_look is False:
+        if wide and pieces.mean() >= 0.5 and len(sets) > 1 and own_look is False and len(distinct) > 2:
             return Verdict("ids", "most values are one connected piece, they differ from image to image, 16 bits")
     return _soft_edges(looks, coloured) or Verdict("classes")
 

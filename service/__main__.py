@@ -16,7 +16,7 @@ def run() -> int:
 
 def main(argv: list[str] | None = None) -> int:
     from service.settings import ServeSettings
-    from unet.device import device_name, resolve_device, resolve_precision
+    from unet.device import describe_choice, resolve_device, resolve_precision
     from unet.errors import UserError
     from unet.settings import fail, parse
 
@@ -37,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         reason = str(getattr(error, "strerror", None) or "not a name").partition(" (")[0].lower()
         place = f"{settings.host}:{settings.port}"
         fail("unet-serve", f"cannot listen on {place}: {reason}; expected an address of this machine and a free port")
-    fallback = " (no GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
-    print(f"device    {device_name(device)}{fallback}", file=sys.stderr)
+    print(f"device    {describe_choice(settings.device, device)}", file=sys.stderr)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"listening on http://{host}:{listener.getsockname()[1]}{settings.root_path}", file=sys.stderr, flush=True)
     return serve(settings, listener)

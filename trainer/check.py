@@ -1,6 +1,5 @@
 """What a data set holds, in words, and `check.png`: a contact sheet to look at before a night of training."""
 
-import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from scipy.ndimage import find_objects
 
 from trainer.data import DataSet, Sample
 from trainer.data.dataset import n_channels
+from trainer.data.files import count as plural
 from trainer.data.labels import Colour
 from trainer.losses import IGNORED
-from trainer.pictures import rgb
+from trainer.pictures import DPI, png, rgb
 from unet.checkpoint import default_colours, replace_atomically
 
 CHECK = "check.png"
@@ -26,7 +26,6 @@ WIDTH, GAP, LINE = 1800, 14, 22  # pixels: of the sheet, between pictures, of a 
 LARGEST = 4096  # pixels: of larger images every n-th row and column is shown
 OBJECT_COLOURS = default_colours(13)[1::2] + default_colours(13)[2::2]
 FOREGROUND_COLOURS: tuple[Colour, ...] = ((255, 138, 0), (0, 190, 255), (80, 220, 40))
-DPI = 100
 
 Array = npt.NDArray[Any]
 Picture = npt.NDArray[np.uint8]
@@ -49,7 +48,7 @@ def describe(data: DataSet) -> list[str]:
     types, channels = Counter(str(image.dtype) for image in images), Counter(n_channels(image) for image in images)
     names = {1: "grey", 3: "RGB"}
     kinds = Counter({names.get(k, f"{k} channels"): number for k, number in channels.items()})
-    lines = [f"{_plural(n, 'image')} of {size} pixels, {_shares(types)}, {_shares(kinds)}"]
+    lines = [f"{plural(n, 'image')} of {size} pixels, {_shares(types)}, {_shares(kinds)}"]
 
     totals = np.array([[sample.counts[i] for i in range(IGNORED + 1)] for sample in data.samples])  # (N, 256) pixels
     opinions = max(int(totals[:, :IGNORED].sum()), 1)
@@ -59,20 +58,20 @@ def describe(data: DataSet) -> list[str]:
     for i, (value, class_name) in enumerate(zip(data.class_values, data.class_names, strict=True)):
         share, where = totals[:, i].sum() / opinions, int((totals[:, i] > 0).sum())
         lines.append(
-            f"class {value:<{digits}}  {class_name:<{width}}  {share:6.1%} of the pixels, in {_plural(where, 'image')}"
+            f"class {value:<{digits}}  {class_name:<{width}}  {share:6.1%} of the pixels, in {plural(where, 'image')}"
         )
     if ignored:
         where = int((totals[:, IGNORED] > 0).sum())
         share = ignored / totals.sum()
         lines.append(
-            f"{'':{digits + 6}}  {'ignored':<{width}}  {share:6.1%} of all pixels, in {_plural(where, 'image')}"
+            f"{'':{digits + 6}}  {'ignored':<{width}}  {share:6.1%} of all pixels, in {plural(where, 'image')}"
         )
     if data.instances:
         areas = [np.bincount(s.objects.ravel())[1:] for s in data.samples if s.objects is not None]
         found = np.concatenate([each[each > 0] for each in areas])
         across = f", {np.sqrt(np.median(found) * 4 / np.pi):.0f} pixels across (median)" if len(found) else ""
         lines.append(
-            f"{_plural(len(found), 'object')} in {_plural(sum(len(each) > 0 for each in areas), 'image')}{across}"
+            f"{plural(len(found), 'object')} in {plural(sum(len(each) > 0 for each in areas), 'image')}{across}"
         )
     return lines + list(data.notes)
 
@@ -101,7 +100,7 @@ def contact_sheet(data: DataSet, name: str) -> bytes:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     more = f", {n} of them here" if n < len(data.samples) else ""
     objects = ", each object in a colour of its own" if data.instances else ""
-    title = f"{name}: {_plural(len(data.samples), 'image')}{more}{objects}"
+    title = f"{name}: {plural(len(data.samples), 'image')}{more}{objects}"
     figure.text(GAP / width, 1 - (GAP + 4) / height, title, va="top", fontsize=13, fontweight="bold")
     if patches:
         place, n_columns = (0, 1 - (GAP + LINE + 4) / height), -(-len(patches) // legend_lines)
@@ -117,9 +116,7 @@ def contact_sheet(data: DataSet, name: str) -> bytes:
             figure.text(x / width, 1 - (y + LINE - 5) / height, text, va="bottom", fontsize=8.5, color="0.25")
             figure.figimage(picture, xo=x, yo=height - y - LINE - len(picture))
         y += LINE + tall + GAP
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
-    return file.getvalue()
+    return png(figure)
 
 
 def outlined(sample: Sample, data: DataSet, side: int, max_height: int) -> Picture:
@@ -181,10 +178,6 @@ def legend(data: DataSet) -> list[Patch]:
     if any((sample.label == IGNORED).any() for sample in data.samples):
         patches.append(Patch(facecolor="0.8", edgecolor="0.4", hatch="////", label="ignored"))
     return patches
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def _shares(counts: Counter[str]) -> str:

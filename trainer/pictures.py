@@ -15,6 +15,7 @@ from trainer.metrics import confusion, scores
 from unet.predictor import Predictor
 
 LEGEND_ROWS = 24
+DPI = 100
 
 
 def curves(history: list[dict[str, float]], predictor: Predictor) -> bytes:
@@ -103,5 +104,5 @@ def rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
+    figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()

@@ -15,6 +15,8 @@ from tqdm import tqdm
 import unet
 from trainer.check import describe
 from trainer.data import DataSet, Sample
+from trainer.data.files import count as plural
+from trainer.data.files import some
 from trainer.folder import REPORT, Progress, RunFolder, flat
 from trainer.inputs import JOIN, Division, classes_in
 from trainer.losses import IGNORED
@@ -23,8 +25,8 @@ from trainer.objects import ObjectCounts
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
 from unet import Predictor
-from unet.device import device_name
-from unet.outputs.labels import separate
+from unet.device import describe_choice, device_name
+from unet.outputs import Legend, find_objects
 from unet.pixels import Preprocessing
 
 
@@ -36,14 +38,14 @@ def print_start(
     train, val = division.training, division.validation
     print(
         f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on ({division.kind}: "
-        f"{_names(val)})",
+        f"{some((sample.name for sample in val), 6)})",
         *describe(data),
         sep="\n          ",
     )
     if division.joins:
         print(
-            f"          the score is that of {_count(val)} held out until {JOIN:.0%} of the run; after that the run "
-            "learns from all images. To hold them out to the end: --val-fraction 0.2"
+            f"          the score is that of the {plural(len(val), 'image')} held out until {JOIN:.0%} of the run; "
+            "after that the run learns from all images. To hold them out to the end: --val-fraction 0.2"
         )
     for samples, purpose, consequence in ((train, "train on", "is not learnt"), (val, "validate on", "has no score")):
         for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):
@@ -56,12 +58,12 @@ def print_start(
     print(f"recipe    {recipe}")
     if settings.verbose:
         print(*(f"          {name} {value}" for name, value in flat(asdict(recipe)).items()), sep="\n")
-    fallback = " (no GPU can be used here)" if settings.device == "auto" and device.type == "cpu" else ""
-    print(f"device    {device_name(device)}{fallback}", flush=True)
+    print(f"device    {describe_choice(settings.device, device)}", flush=True)
 
 
 def print_join(val: list[Sample]) -> None:
-    print(f"          from now on the run learns from {_count(val)} that gave the score, too", flush=True)
+    held_out = plural(len(val), "image")
+    print(f"          from now on the run learns from the {held_out} that gave the score, too", flush=True)
 
 
 def print_epoch(row: Mapping[str, float], epochs: int, remaining: float) -> None:
@@ -102,8 +104,7 @@ def objects(predictor: Predictor, val: list[Sample]) -> dict[str, float]:
         counts = ObjectCounts()
         for sample in val:
             if sample.objects is not None:
-                planes = predictor.predict(sample.image, "objects")
-                ids = separate(planes[0], planes[1], predictor.threshold, predictor.min_area)
+                ids = find_objects(predictor.predict(sample.image, "objects"), Legend.of(predictor))
                 counts.add(ids, sample.objects, sample.label == IGNORED)
         return counts.scores()
     found = []
@@ -172,12 +173,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _count(samples: list[Sample]) -> str:
-    return "the 1 image" if len(samples) == 1 else f"the {len(samples)} images"
-
-
-def _names(samples: list[Sample], most: int = 6) -> str:
-    names = [sample.name for sample in samples]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

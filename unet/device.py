@@ -70,6 +70,12 @@ def device_name(device: torch.device) -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
+def describe_choice(choice: DeviceChoice, device: torch.device) -> str:
+    """The device that a choice has led to, and that `auto` has found no accelerator."""
+    fallback = " (no GPU can be used here)" if choice == "auto" and device.type == "cpu" else ""
+    return f"{device_name(device)}{fallback}"
+
+
 @cache
 def _cpuinfo(field: str) -> str:
     """A field of the first processor in Linux' /proc/cpuinfo; empty elsewhere."""

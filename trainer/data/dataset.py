@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.classes import Labels, count
+from trainer.data.files import count as plural
+from trainer.data.files import some
 from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes
+from trainer.data.layouts import MANY
 from trainer.data.pairs import find_pairs
 from trainer.data.store import Store
 from unet import imaging
@@ -26,11 +30,10 @@ Array = npt.NDArray[Any]
 
 
 class DataError(UserError):
-    """List of everything wrong with a data set, one line per problem."""
+    """List of everything wrong with a data set, one line per problem, or for many that differ in numbers only."""
 
     def __init__(self, folder: Path, problems: list[str]) -> None:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n  ".join([f"{folder}: {count} with the data:", *problems]))
+        super().__init__("\n  ".join([f"{folder}: {plural(len(problems), 'problem')} with the data:", *problems]))
         self.problems = problems
 
 
@@ -109,7 +112,9 @@ def read_folder(folder: Path, reading: Reading | None = None, store: Store | Non
             pages = [replace(page, values=keep(page.values)) for page in pages]
             files |= checksums([path for path in pair.label.files if path not in paths], root, files)
             if len(pages) != len(images):
-                raise UserError(f"number of pages is {len(pages)}; expected {len(images)} as in its image")
+                n = n_channels(images[0])
+                channels = f", which has {n} channels" if n > 1 else ""
+                raise UserError(f"number of pages is {len(pages)}; expected {len(images)} as in its image{channels}")
         for i, (image, label) in enumerate(zip(images, pages, strict=False), start=1):
             page = f" page {i}" if len(images) > 1 else ""
             only_image_turned = orientation > 1 and label.orientation == 1
@@ -131,11 +136,21 @@ def read_folder(folder: Path, reading: Reading | None = None, store: Store | Non
     ]
     notes = [*found.left_out, *labels.notes]
     if turned:
-        more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
-        notes.append(f"{turned[0]}{more}: without EXIF, beside an image that its EXIF orientation turns: see --check")
+        notes.append(f"{some(turned, 1)}: without EXIF, beside an image that its EXIF orientation turns: see check.png")
     return DataSet(
         samples, meaning.values, files, meaning.names, meaning.colours, instances=meaning.instances, notes=tuple(notes)
     )
+
+
+def shortened(problems: list[str]) -> list[str]:
+    """The problems; of those that say the same of many files, the first few and how many more there are."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(re.sub(r"\d+", "", problem.partition(": ")[2]), []).append(problem)
+    shown = []
+    for same in kinds.values():
+        shown += same if len(same) <= MANY else [*same[:2], f"... and so do {len(same) - 2} more"]
+    return shown
 
 
 def read_image(paths: Sequence[Path], channel: int | None) -> tuple[list[Array], int]:
@@ -149,7 +164,7 @@ def read_image(paths: Sequence[Path], channel: int | None) -> tuple[list[Array],
         pages = [np.dstack(channels) for channels in zip(*(picture.pages for picture in pictures), strict=True)]
     if channel is not None:
         if (n := min(page.shape[2] if page.ndim == 3 else 1 for page in pages)) < channel:
-            raise UserError(f"found {n} channel{'s' * (n > 1)}; expected at least {channel}, by --channel")
+            raise UserError(f"found {plural(n, 'channel')}; expected at least {channel}, by --channel")
         pages = [np.ascontiguousarray(np.atleast_3d(page)[:, :, channel - 1]) for page in pages]
     return pages, pictures[0].metadata.orientation
 
@@ -172,8 +187,9 @@ def check_size(label: Array, image: Array, only_image_turned: bool) -> None:
     """Raises UserError unless label and image have one size."""
     size, expected = (f"{each.shape[1]} x {each.shape[0]}" for each in (label, image))
     if size != expected:
-        exif = ", which its EXIF orientation turns, and the label has none" if only_image_turned else ""
-        raise UserError(f"found {size} pixels; expected {expected} as in its image{exif}")
+        exif = ", which its EXIF orientation turns: turn the label as well, or save the image without EXIF" if only_image_turned else ""
+        turned = " (turned by 90 degrees?)" if label.shape[:2] == image.shape[1::-1] and not exif else ""
+        raise UserError(f"found {size} pixels; expected {expected} as in its image{exif}{turned}")
 
 
 def n_channels(image: Array) -> int:
@@ -188,7 +204,7 @@ def channel_problems(names: list[str], images: list[Array]) -> list[str]:
     usual = kinds.most_common(1)[0][0] if kinds else 0
     fit = {usual, 1} if usual == 3 else {usual}
     return [
-        f"{name}: found {n} channel{'s' * (n > 1)}; expected {usual}, as most images have"
+        f"{name}: found {plural(n, 'channel')}; expected {usual}, as most images have"
         for name, n in zip(names, found, strict=True)
         if n not in fit
     ]

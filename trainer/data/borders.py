@@ -4,7 +4,7 @@
 that of both classes.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,17 +12,12 @@ import numpy.typing as npt
 
 INSIDE, BORDER = 1, 2
 
-Where = Literal["ring", "touching"]
-"""ring: along the whole outline of an object; touching: only where another object is near, within 2 width + 2."""
 
-
-def border_classes(
-    objects: npt.NDArray[np.integer[Any]], width: float = 2, where: Where = "ring"
-) -> npt.NDArray[np.uint8]:
+def border_classes(objects: npt.NDArray[np.integer[Any]], width: int = 2) -> npt.NDArray[np.uint8]:
     """Classes (H, W) of object ids (H, W), 0 background. `width`: of the border, in pixels.
 
-    The sides of the image are no outlines. An object that is too small for its border gets a thinner one: its deepest
-    pixels are always inside.
+    An outline is border where another object is near, within 2 width + 2; the sides of the image are no outlines. An
+    object that is too small for its border gets a thinner one: its deepest pixels are always inside.
     """
     if not objects.any():
         return np.zeros(objects.shape, np.uint8)
@@ -41,9 +36,7 @@ def border_classes(
     depth = cv2.distanceTransform(1 - outline, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     deepest = np.zeros(int(objects.max()) + 1, np.float32)
     np.maximum.at(deepest, objects, depth)
-    border = depth < np.minimum(deepest, np.float32(width))[objects]
-    if where == "touching":
-        border &= _near_another(objects, round(2 * width + 2))
+    border = (depth < np.minimum(deepest, np.float32(width))[objects]) & _near_another(objects, 2 * width + 2)
     return np.where(objects == 0, 0, np.where(border, BORDER, INSIDE)).astype(np.uint8)
 
 

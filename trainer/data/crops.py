@@ -132,7 +132,7 @@ def target(sample: Sample) -> npt.NDArray[np.uint8]:
     """Class indices (H, W) to learn: those of the label, or of objects and their borders (see `borders`)."""
     if sample.objects is None:
         return sample.label
-    return np.where(sample.label == IGNORED, sample.label, border_classes(sample.objects, where="touching"))
+    return np.where(sample.label == IGNORED, sample.label, border_classes(sample.objects))
 
 
 def resize_label(label: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

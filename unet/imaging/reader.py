@@ -6,7 +6,6 @@ PNG, JPEG and WebP through OpenCV, GIF and BMP through Pillow, JPEG 2000 through
 import io
 import struct
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -54,14 +53,7 @@ def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: b
             source = file.read(-1 if limits.max_bytes is None else limits.max_bytes + 1)
     image, _ = _opened(source, limits)
     del source  # large: a TIFF has been copied
-    if isinstance(image, TiffImage):
-        metadata = image.metadata()
-        return Picture(
-            image.decode(as_stored), image.axes, replace(metadata, palette=image.palette()) if as_stored else metadata
-        )
-    page = image.decode(as_stored)
-    palette = image.palette() if as_stored else ()
-    return Picture([page], "YXS"[: page.ndim], Metadata(orientation=image.orientation(), palette=palette))
+    return image.decode(as_stored)
 
 
 def _opened(data: bytes, limits: Limits) -> "tuple[TiffImage | RasterImage, int]":
@@ -109,21 +101,25 @@ class RasterImage:
             raise ImageError(f"expected an image ({kinds}), found {len(data)} other bytes")
         self.claims = [(*self.size, self.size[0] * self.size[1] * weight)]  # width, height, pixels to be allocated
 
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
+    def decode(self, as_stored: bool) -> Picture:
+        """The picture, or the first one of an animation, as `read` returns it. Raises ImageError."""
+        page, palette = self._page(as_stored), self._palette() if as_stored else ()
+        return Picture([page], "YXS"[: page.ndim], Metadata(orientation=self._orientation(), palette=palette))
+
+    def _palette(self) -> tuple[tuple[int, int, int], ...]:
         """RGB of the indices of a PNG, GIF or BMP that has a palette."""
         colours = self.lazy.getpalette("RGB") if self.lazy and self.lazy.mode == "P" else None
         return tuple(zip(*[iter(colours or ())] * 3, strict=False))
 
-    def orientation(self) -> int:
+    def _orientation(self) -> int:
         """EXIF orientation, 1 to 8, of a JPEG or PNG; 1 if there is none."""
         with suppress(Exception):  # Pillow's, on damaged EXIF: no reason to refuse the pixels
             if self.lazy or (self.data.startswith(b"\xff\xd8") and b"Exif" in self.data[:65536]):
                 return int((self.lazy or JpegImageFile(io.BytesIO(self.data))).getexif().get(ORIENTATION, 1))
         return 1
 
-    def decode(self, as_stored: bool) -> Array:
-        """Page (H, W) grey, (H, W, 3) RGB, or (H, W, C), as in the file, without alpha, upright by EXIF; the first
-        picture of an animation. `as_stored`: indices of a palette, uint8, instead of its colours. Raises ImageError."""
+    def _page(self, as_stored: bool) -> Array:
+        """Pixels, without alpha and upright by EXIF."""
         lazy = self.lazy
         if lazy and as_stored and lazy.mode == "P":
             with decoding():

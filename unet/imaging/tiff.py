@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from tifffile import PHOTOMETRIC, TiffFile
 
 from unet.imaging import headers
-from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Metadata, decoding
+from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Picture, decoding
 from unet.imaging.series import ORIENTATION, Block, Description, one_page
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # exceptions say what is wrong with a file
@@ -86,8 +87,8 @@ class TiffImage:
             claims += [(width, height, n_pixels)] * block.n_pages
         return claims
 
-    def decode(self, as_stored: bool) -> list[Array]:
-        """Pages, (H, W) or (H, W, C). Raises ImageError."""
+    def decode(self, as_stored: bool) -> Picture:
+        """The picture as `reader.read` returns it. Raises ImageError."""
         pages: list[Array] = []
         for block in self.blocks:
             self._check_stated_sizes(block)
@@ -95,18 +96,15 @@ class TiffImage:
                 array = block.load()
                 views = list(block.split(array))
             pages += [_image(samples, block.page, as_stored) for samples in views]
-        return pages
+        metadata = self.description.metadata(self.blocks, self.n_pages)
+        return Picture(pages, self.axes, replace(metadata, palette=self._palette()) if as_stored else metadata)
 
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
+    def _palette(self) -> tuple[tuple[int, int, int], ...]:
         """RGB of the indices, if the first page has a palette."""
         with suppress(Exception):  # a damaged palette: no reason to refuse the indices
             if self.blocks[0].page.photometric == PHOTOMETRIC.PALETTE:
                 return tuple(map(tuple, _palette(self.blocks[0].page).tolist()))
         return ()
-
-    def metadata(self) -> Metadata:
-        """Resolution, calibration and names of the pages."""
-        return self.description.metadata(self.blocks, self.n_pages)
 
     def _check_stated_sizes(self, block: Block) -> None:
         """Raises ImageError for a JPEG, JPEG 2000 or WebP strip or tile whose own header states a larger size."""

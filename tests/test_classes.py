@@ -117,8 +117,11 @@ def test_indices_of_a_palette_are_the_classes_and_its_colours_are_kept() -> None
 
 
 def test_a_palette_does_not_turn_a_label_round() -> None:
-    found = drawn(LabelPage(HALVES // 255, {0: (255, 255, 255), 1: (0, 0, 0)}))
-    np.testing.assert_array_equal(found[0][0], HALVES // 255)
+    labels = collect(LabelPage(HALVES // 255, {0: (255, 255, 255), 1: (0, 0, 0)}))
+    found, _ = labels.decide()
+    assert found
+    np.testing.assert_array_equal(next(labels.drawn(found))[0], HALVES // 255)
+    assert labels.notes[0].startswith("1 is the foreground, though the palette shows it darker than the background")
 
 
 def test_index_255_of_a_palette_is_ignored() -> None:
@@ -190,9 +193,31 @@ def test_a_value_that_looks_like_no_opinion_is_hinted_at() -> None:
     assert labels.notes[0] == "--ignore-value 7: no pixel has this value"
 
 
+def test_white_beside_other_colours_may_be_no_opinion() -> None:
+    page = with_colour(255, 0, 0)
+    page[-2:] = 255
+    labels = collect(page)
+    labels.decide()
+    assert labels.notes == ["--ignore-value '#ffffff' if white means 'no opinion' rather than a class"]
+    assert drawn(page, ignore_value="#ffffff")[0][0][-1, 0] == IGNORED
+
+
+@pytest.mark.parametrize("kind", ["auto", "threshold"])
+def test_what_is_not_a_number_is_ignored(kind: str) -> None:
+    page = (HALVES / np.float32(255)).astype(np.float32)
+    page[:5] = np.nan
+    labels = collect(page, labels=kind)
+    found, _ = labels.decide()
+    assert found
+    assert labels.notes[0] == "pixels of labels that are not a number (NaN) are ignored"
+    ((label, _),) = labels.drawn(found)
+    assert (label[:5] == IGNORED).all()
+    np.testing.assert_array_equal(label[5:], HALVES[5:] // 255)
+
+
 def test_one_label_may_hold_one_class_but_a_data_set_may_not() -> None:
     assert meaning(HALVES, 0 * HALVES)
-    assert problem(0 * HALVES) == "labels: found only the value 0 in all labels; expected at least two values"
+    assert problem(0 * HALVES).startswith("labels: found only the value 0 in all labels; expected at least two values")
 
 
 def test_a_foreground_of_1_in_one_label_and_255_in_another_is_not_a_third_class() -> None:
@@ -209,8 +234,11 @@ def test_class_values_beyond_8_bits_are_refused() -> None:
     three = HALVES.astype(np.float32)
     three[:5] = -1
     expected = "b: class values are -1 to 255 in all; expected 0 to 255, since masks have 8 bits"
-    assert problem(HALVES, three) == expected
-    assert problem(HALVES, HALVES.astype(np.uint16) * 2).startswith("b: class values are 0 to 510")
+    assert problem(HALVES, three).startswith(expected)
+    assert problem(HALVES, three).endswith("for pixels without an opinion: --ignore-value -1)")
+    many = problem(HALVES, HALVES.astype(np.uint16) * 2)
+    assert many.startswith("b: class values are 0 to 510")
+    assert many.endswith("--ignore-value 510)")
 
 
 def test_too_many_values_in_a_data_set_are_refused() -> None:

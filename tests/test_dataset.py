@@ -155,11 +155,31 @@ def test_an_image_that_exif_turns_and_a_label_without_exif(folder: Folder) -> No
         read_folder(path)
     assert refused.value.problems == [
         "Training_Labels/a.png: found 30 x 20 pixels; expected 20 x 30 as in its image, which its EXIF orientation "
-        "turns, and the label has none"
+        "turns: turn the label as well, or save the image without EXIF"
     ]
     (path / "Training_Labels" / "a.png").write_bytes(png(HALVES.T))
     (note,) = read_folder(path).notes
     assert note.startswith("Training_Labels/a.png and 1 more: without EXIF, beside an image that its EXIF orientation")
+
+
+def test_what_is_wrong_with_many_files_is_told_of_the_first(folder: Folder) -> None:
+    images = {f"{i}.png": NOISE for i in range(9)}
+    labels = {f"{i}.png": np.zeros((20, 10 + i), np.uint8) for i in range(8)}
+    with pytest.raises(DataError) as refused:
+        read_folder(folder(images=images, labels=labels | {"8.png": HALVES.T}))
+    assert str(refused.value).splitlines()[1:] == [
+        "  Training_Labels/0.png: found 10 x 20 pixels; expected 30 x 20 as in its image",
+        "  Training_Labels/1.png: found 11 x 20 pixels; expected 30 x 20 as in its image",
+        "  ... and so do 6 more",
+        "  Training_Labels/8.png: found 20 x 30 pixels; expected 30 x 20 as in its image (turned by 90 degrees?)",
+    ]
+    assert len(refused.value.problems) == 9
+
+
+def test_a_stack_that_was_saved_as_channels_beside_the_stack_of_its_labels(folder: Folder) -> None:
+    image = np.dstack([NOISE, 255 - NOISE, NOISE])
+    with pytest.raises(DataError, match="number of pages is 2; expected 1 as in its image, which has 3 channels"):
+        read_folder(folder(images={"a.png": image}, labels={"a.tif": write_tiff([HALVES, HALVES])}))
 
 
 def test_ids_become_objects(folder: Folder) -> None:

@@ -90,7 +90,7 @@ def test_many_files_without_a_partner_are_one_line(folder: Path) -> None:
     add(folder / "Training_Labels", "0.png")
     assert find_pairs(folder).problems == [
         "19 files have no label: Training_Images/1.png, Training_Images/2.png, Training_Images/3.png and 16 more; "
-        "expected Training_Labels/1.*"
+        "expected Training_Labels/1.*; images without one may be in a folder of their own: --unlabelled DIR"
     ]
 
 

@@ -35,8 +35,9 @@ def read(settings: TrainSettings) -> DataSet:
     elif settings.data == "isbi2012" and not folder.is_dir():
         folder = download.isbi2012()
     if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() in JSON)):
-        found = "not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {found}; expected one that holds {IMAGES}/ and {LABELS}/, 'sample' or 'isbi2012'")
+        found, advice = ("not a folder", " (unpack an archive)") if folder.exists() else ("no such folder", "")
+        holds = f"{IMAGES}/ and {LABELS}/, or another layout of --help"
+        raise UserError(f"{folder}: {found}; expected one that holds {holds}{advice}; or 'sample' or 'isbi2012'")
     return read_folder(folder, settings.reading(), Store(settings.out))
 
 

@@ -7,7 +7,7 @@ first. Object ids (see `trainer.data.recognise`) make one class of objects.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -26,6 +26,7 @@ LOSSY = (".jpg", ".jpeg", ".webp")
 SOFT_ADVICE = "save labels as PNG and resize them with nearest-neighbour interpolation"
 THRESHOLD = ", or --labels threshold"
 VOID = 255  # index of a palette for pixels without an opinion, by the habit of PASCAL VOC
+NAN_IGNORED = "pixels of labels that are not a number (NaN) are ignored"
 WHITE = 0xFFFFFF
 GREY = 0x010101  # times 0..255
 STRIP = 2**24  # pixels that are counted or looked up at once, at 8 bytes and more
@@ -83,6 +84,10 @@ class Labels:
         elif values.ndim == 3:
             values = np.ascontiguousarray(values[:, :, 0])
         if values.dtype.kind == "f":
+            if (unknown := np.isnan(values)).any() and not unknown.all():
+                values = np.where(unknown, np.nanmin(values), values)
+                source = replace(source, ignored=unknown if source.ignored is None else unknown | source.ignored)
+                self.notes += [NAN_IGNORED] if NAN_IGNORED not in self.notes else []
             if not np.isfinite(values).all() or not (threshold or (values == np.floor(values)).all()):
                 raise UserError(
                     "found values that are not whole numbers; expected one whole number per class (or --labels "
@@ -232,8 +237,10 @@ class Labels:
             self.notes.append(verdict.seen)
         others = sorted(total.keys() - {VOID})
         small = len(others) > 1 and others[0] in (0, 1) and others[-1] - others[0] == len(others) - 1
-        if verdict.kind == "classes" and VOID in total and small and total[VOID] < 0.2 * total.total():
+        if verdict.kind == "classes" and VOID in total and small:
             self.notes.append("--ignore-value 255 if 255 means 'no opinion' rather than a class")
+        if verdict.kind == "classes" and self.background != WHITE and WHITE in total and len(total) > 2:
+            self.notes.append("--ignore-value '#ffffff' if white means 'no opinion' rather than a class")
 
     def _objects(self, total: Counter[int]) -> tuple[Meaning | None, list[str]]:
         """Meaning of ids, of objects that the sources know, or of pieces of a foreground."""
@@ -259,7 +266,10 @@ class Labels:
         """One line for each reason why the values cannot be classes."""
         low, high, n = min(total), max(total), len(total)
         if n == 1:
-            return [f"{LABELS}: found only the value {self._text(low)} in all labels; expected at least two values"]
+            return [
+                f"{LABELS}: found only the value {self._text(low)} in all labels; expected at least two values "
+                "(transparency is not read: save labels as grey values or colours)"
+            ]
         if n > MAX_CLASSES:
             return [
                 f"{LABELS}: found {n} different values in all; expected 2 to {MAX_CLASSES}, or object ids (--labels "
@@ -267,7 +277,10 @@ class Labels:
             ]
         if n > 2 and not coloured and not 0 <= low <= high <= 255:
             where = self._where([low if low < 0 else high])
-            return [f"{where}: class values are {low} to {high} in all; expected 0 to 255, since masks have 8 bits"]
+            return [
+                f"{where}: class values are {low} to {high} in all; expected 0 to 255, since masks have 8 bits (for "
+                f"object ids: --labels instances; for pixels without an opinion: --ignore-value {min(low, 0) or high})"
+            ]
         if self._two_conventions(total):  # for one foreground
             return [
                 f"{LABELS}: the foreground is 1 in {self._where([1])} and 255 in {self._where([255])}; expected one "
@@ -289,6 +302,10 @@ class Labels:
             return Meaning(values, stored, given or ("background", "object"), (), instances=True), []
         palette = {v: c for page in reversed(self.pages) for v, c in page.source.colours.items()}
         colours = [_rgb(v) if coloured else palette.get(v) for v in stored]
+        first, *_, last = colours
+        if len(stored) == 2 and not coloured and first and last and sum(last) < sum(first):
+            seen = "the palette shows it darker than the background: what is stored counts, not how it looks"
+            self.notes.append(f"{stored[1]} is the foreground, though {seen}")
         by_value = {v: self.names.get(c or (v, v, v)) for v, c in zip(stored, colours, strict=True)} | self.names
         usual = {stored[0]: "background", stored[-1]: "foreground"} if len(stored) == 2 else {}
         usual |= {self.background: "background"} if self.names or coloured else {}

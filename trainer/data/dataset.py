@@ -33,7 +33,8 @@ class DataError(UserError):
     """List of everything wrong with a data set, one line per problem, or for many that differ in numbers only."""
 
     def __init__(self, folder: Path, problems: list[str]) -> None:
-        super().__init__("\n  ".join([f"{folder}: {plural(len(problems), 'problem')} with the data:", *problems]))
+        heading = f"{folder}: {plural(len(problems), 'problem')} with the data:"
+        super().__init__("\n  ".join([heading, *shortened(problems)]))
         self.problems = problems
 
 
@@ -187,7 +188,8 @@ def check_size(label: Array, image: Array, only_image_turned: bool) -> None:
     """Raises UserError unless label and image have one size."""
     size, expected = (f"{each.shape[1]} x {each.shape[0]}" for each in (label, image))
     if size != expected:
-        exif = ", which its EXIF orientation turns: turn the label as well, or save the image without EXIF" if only_image_turned else ""
+        advice = ", which its EXIF orientation turns: turn the label as well, or save the image without EXIF"
+        exif = advice if only_image_turned else ""
         turned = " (turned by 90 degrees?)" if label.shape[:2] == image.shape[1::-1] and not exif else ""
         raise UserError(f"found {size} pixels; expected {expected} as in its image{exif}{turned}")
 

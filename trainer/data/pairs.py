@@ -207,7 +207,9 @@ def _match(
 def _without_partner(tree: Tree, alone: dict[str, Path], what: str, folder: Path) -> list[str]:
     """A line for each file without its label or image, by the name that was expected; or one for many."""
     if len(alone) > MANY:
-        return [f"{len(alone)} files have no {what}: {some(map(tree.name, alone.values()))}; expected {min(alone)}"]
+        advice = "; images without one may be in a folder of their own: --unlabelled DIR" if what == "label" else ""
+        names = some(map(tree.name, alone.values()))
+        return [f"{len(alone)} files have no {what}: {names}; expected {min(alone)}{advice}"]
     problems = []
     for expected, path in alone.items():
         other = next((p.name for p in tree.folders[folder] if p.stem == Path(expected).stem and not is_image(p)), None)
@@ -271,7 +273,7 @@ def _explain(tree: Tree, pictures: list[Path], suffix: str | None, found: Found)
         below := [folder for folder in tree.folders if folder != tree.root and find_pairs(folder).pairs]
     ):
         nearest = f"{some(f'{folder.name}/' for folder in below)} would fit: --data {below[0]}"
-    elif not nearest and any(_LABEL_WORD.search(folder.name) for folder in listing(tree.root.parent)[1]):
+    elif not nearest and pictures and any(_LABEL_WORD.search(folder.name) for folder in listing(tree.root.parent)[1]):
         nearest = f"the folder above has labels, too: --data {tree.root.parent}"
     found.problems.append(
         f"found {some(holdings, 8) or 'nothing'}; expected {EXPECTED}" + (f". Nearest: {nearest}" if nearest else "")

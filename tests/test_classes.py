@@ -121,7 +121,7 @@ def test_a_palette_does_not_turn_a_label_round() -> None:
     found, _ = labels.decide()
     assert found
     np.testing.assert_array_equal(next(labels.drawn(found))[0], HALVES // 255)
-    assert labels.notes[0].startswith("1 is the foreground, though the palette shows it darker than the background")
+    assert labels.notes[0].startswith("1 is the foreground, as stored, though the palette shows it darker")
 
 
 def test_index_255_of_a_palette_is_ignored() -> None:

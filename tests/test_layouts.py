@@ -376,6 +376,18 @@ def test_pascal_voc(tmp_path: Path) -> None:
     ]
 
 
+def test_masks_that_labelme_exports(tmp_path: Path) -> None:
+    """Arrays are in SegmentationClass/; line i of class_names.txt names index i."""
+    images(tmp_path, "JPEGImages/a.jpg", "SegmentationClassVisualization/a.jpg")
+    for folder, name in (("SegmentationClass", "a.npy"), ("SegmentationClassPNG", "a.png")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(write_png(IN_BOX.astype(np.uint8)))
+    (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\ncell\n")
+    page = only(find_pairs(tmp_path))
+    np.testing.assert_array_equal(page.values, IN_BOX)
+    assert page.names == {0: "background", 1: "cell"}
+
+
 def test_files_beside_the_labels_that_are_damaged_are_named(tmp_path: Path) -> None:
     images(tmp_path, "nnunet/imagesTr/a_0000.png", "nnunet/labelsTr/a.png")
     write(tmp_path / "nnunet/dataset.json", {"labels": {"background": 0, "whole": [1, 2]}})

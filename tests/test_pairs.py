@@ -211,8 +211,12 @@ def test_a_stack_and_the_stack_of_its_labels_are_a_pair_whatever_their_names(
 def test_where_nothing_fits_the_message_shows_what_was_found(tmp_path: Path) -> None:
     add(tmp_path / "a", "1.png", "2.png")
     add(tmp_path / "boxes", "1.txt", "2.txt")
+    add(tmp_path / "masks" / "train")
     (problem,) = find_pairs(tmp_path).problems
-    assert problem.startswith("found 2 .png in a/, 2 .txt in boxes/; expected Training_Images/ with Training_Labels/; ")
+    assert problem.startswith(
+        "found 2 .png in a/, 2 .txt in boxes/, folders in folders, which are not searched: masks/train; expected "
+        "Training_Images/ with Training_Labels/; "
+    )
 
 
 def test_where_a_folder_below_fits_the_message_names_it(tmp_path: Path) -> None:

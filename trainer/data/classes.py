@@ -266,10 +266,8 @@ class Labels:
         """One line for each reason why the values cannot be classes."""
         low, high, n = min(total), max(total), len(total)
         if n == 1:
-            return [
-                f"{LABELS}: found only the value {self._text(low)} in all labels; expected at least two values "
-                "(transparency is not read: save labels as grey values or colours)"
-            ]
+            found = f"{LABELS}: found only the value {self._text(low)} in all labels"
+            return [f"{found}; expected at least two values, grey or colours (transparency is not read)"]
         if n > MAX_CLASSES:
             return [
                 f"{LABELS}: found {n} different values in all; expected 2 to {MAX_CLASSES}, or object ids (--labels "
@@ -304,8 +302,7 @@ class Labels:
         colours = [_rgb(v) if coloured else palette.get(v) for v in stored]
         first, *_, last = colours
         if len(stored) == 2 and not coloured and first and last and sum(last) < sum(first):
-            seen = "the palette shows it darker than the background: what is stored counts, not how it looks"
-            self.notes.append(f"{stored[1]} is the foreground, though {seen}")
+            self.notes.append(f"{stored[1]} is the foreground, as stored, though the palette shows it darker")
         by_value = {v: self.names.get(c or (v, v, v)) for v, c in zip(stored, colours, strict=True)} | self.names
         usual = {stored[0]: "background", stored[-1]: "foreground"} if len(stored) == 2 else {}
         usual |= {self.background: "background"} if self.names or coloured else {}

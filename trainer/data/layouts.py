@@ -142,8 +142,11 @@ class Marked:
 
 
 def voc(tree: Tree) -> Found | None:
-    """Pascal VOC's folders, also CVAT's "Segmentation mask 1.1": JPEGImages/, SegmentationClass/, labelmap.txt."""
-    labels_folder, images_folder = tree.folder("SegmentationClass"), tree.folder("JPEGImages")
+    """Pascal VOC's folders, also CVAT's "Segmentation mask 1.1": JPEGImages/, SegmentationClass/, labelmap.txt; and
+    those of labelme: names by value in class_names.txt, SegmentationClassPNG/ beside arrays."""
+    folders = [tree.folder(name) for name in ("SegmentationClass", "SegmentationClassPNG")]
+    labels_folder = next((folder for folder in folders if folder and images_of(tree.folders[folder])), None)
+    images_folder = tree.folder("JPEGImages")
     if labels_folder is None:
         return None
     found, label_map, objects_folder = Found(), tree.root / "labelmap.txt", tree.folder("SegmentationObject")
@@ -156,6 +159,11 @@ def voc(tree: Tree) -> Found | None:
                 colour_names[tuple(map(int, values.groups()[1:4]))] = values[1]
             else:
                 found.problems.append(f"labelmap.txt: expected name:red,green,blue in each line, found {line!r:.80}")
+    names: dict[int | Colour, str] = {}
+    if (listed := tree.root / "class_names.txt").is_file():
+        found.used.add(listed)
+        lines = [line.strip() for line in listed.read_text(errors="replace").splitlines() if line.strip()]
+        names = dict(enumerate(name.strip("_") for name in lines if name != IGNORE))
     images = {stem(path): path for path in images_of(tree.folders.get(images_folder or tree.root, []))}
     objects = {stem(path): path for path in images_of(tree.folders[objects_folder])} if objects_folder else {}
     alone = []
@@ -165,7 +173,7 @@ def voc(tree: Tree) -> Found | None:
             continue
         other = objects.get(stem(path))
         objects_file = LabelFile(other, tree.name(other)) if other else None
-        source = Marked(LabelFile(path, tree.name(path)), VOC_VOID, colour_names, objects_file)
+        source = Marked(LabelFile(path, tree.name(path), names), VOC_VOID, colour_names, objects_file)
         found.pairs.append(Pair(stem(path), images[stem(path)], source))
     found.without_partner(alone, "has no image JPEGImages/{}.* (in CVAT: save images with the export)")
     return found

@@ -267,6 +267,8 @@ def _explain(tree: Tree, pictures: list[Path], suffix: str | None, found: Found)
     heads = {name for name in names if not _extends(name, names)}
     nearest = _nearest(heads, sorted(names - heads))
     holdings = [f"{endings(files)} in {tree.name(folder)}/" for folder, files in tree.folders.items() if files]
+    if tree.deeper:
+        holdings.append(f"folders in folders, which are not searched: {some(map(tree.name, tree.deeper))}")
     if suffix:
         holdings.append(f"no image whose name ends with {suffix} (--label-suffix)")
     if not nearest and (

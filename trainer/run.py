@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from trainer import curve, initial, pictures, report, suggest, world
 from trainer import plan as planning
 from trainer.check import check
-from trainer.data import Batches, DataSet
+from trainer.data import Batches, DataSet, Sample
 from trainer.data.scale import scale_for
 from trainer.data.split import bounded
 from trainer.fit import train_epoch, validate
@@ -57,6 +58,9 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     if settings.curve:
         parts = curve.parts(settings, division, planning.minutes(settings, device))
     plan = planning.plan(parts[0][0], recipe, data, division.training, device)
+    if plan:
+        recipe = replace(recipe, base_channels=plan.base_channels)
+        parts = [(part.model_copy(update={"max_minutes": plan.max_minutes}), images) for part, images in parts]
     points: list[curve.Point] = []
     for part, division in parts:
         last = part.out == settings.out
@@ -72,8 +76,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
                 points.append(trainer.point(stop))
             if world.is_first() and not finished:
                 further = further_images(settings, trainer, points) if last else {}
-                summary = {**trainer.model().training, **further}
-                report.account(trainer.folder, summary, trainer.progress, len(trainer.val), device)
+                report.account(trainer.folder, trainer.summary() | further, trainer.progress, len(trainer.val), device)
         del trainer  # before the next one takes as much memory
     if settings.curve:
         print(f"curve     {curve.sentence(points)}")
@@ -87,7 +90,7 @@ def further_images(settings: TrainSettings, trainer: "Trainer", points: list[cur
         trainer.folder.save_file(curve.PICTURE, curve.picture(points))
         found["curve"] = curve.summary(points)
     if settings.unlabelled:
-        predictor = Predictor.load(trainer.folder.best, device=str(trainer.learner.device), precision="fp32")
+        predictor = Predictor.load(trainer.folder.best, str(trainer.learner.device), "fp32")
         annotated = [sample.image for sample in trainer.data.samples]
         seconds = max(60.0, 0.2 * trainer.progress.elapsed)
         ranked = suggest.suggest(predictor, settings.unlabelled, settings.out, annotated, settings.channel, seconds)
@@ -108,60 +111,65 @@ class Trainer:
         data: DataSet,
         division: Division,
         device: torch.device,
-        plan: planning.Plan | None = None,
+        plan: planning.Plan | None,
     ) -> None:
-        max_minutes = settings.max_minutes
-        if plan:
-            recipe, max_minutes = replace(recipe, base_channels=plan.base_channels), plan.max_minutes
-        self.division = division
-        self.val = bounded(division.validation)
+        """`source`: the model to start with; `plan`: what chose the recipe's width and --max-minutes."""
         report.print_start(settings, recipe, data, division, device)
+        self.settings, self.recipe, self.data, self.division = settings, recipe, data, division
+        self.val = bounded(division.validation)
+        self.schedule = Schedule(recipe, settings.max_minutes)
         torch.manual_seed(settings.seed)
         network = recipe.build(data.n_channels, data.n_classes).to(device)
         taken = initial.transfer(network, source, settings.init_from) if source else None
-        preprocessing = Preprocessing(
-            input_range=recipe.input_range,
-            standardise=recipe.standardise,
-            scale=scale_for(division.training),
-            channel=settings.channel,
-        )
-        self.recipe, self.data = recipe, data
         self.learner = Learner(network, recipe)
-        # shares the learner's weights, which change with each step
-        self.predictor = Predictor(
-            cast(UNet, self.learner.result),
-            preprocessing,
-            class_values=data.class_values,
-            class_names=data.class_names,
-            class_colours=data.class_colours,
-            objects=data.instances,
-            min_area=smallest_object(data.samples),
-        )
-        self.schedule = Schedule(recipe, max_minutes)
-        # settings by which an interrupted run is recognised; the device is not one of them
-        names = ("val_fraction", "val_split", "folds", "fold", "seed", "curve")
-        identity: dict[str, Any] = {name: getattr(settings, name) for name in names} | {
-            "recipe": asdict(recipe),
-            "max_minutes": max_minutes,
-            "plan": asdict(plan) if plan else None,
-            "data": data.files,
-            "reading": asdict(settings.reading()),
-            "unlabelled": str(settings.unlabelled),
-            "init_from": source.id if source else None,
-        }
-        self.folder = RunFolder(settings.out, identity)
+        self.predictor = self._predictor()
+        self.folder = RunFolder(settings.out, self._identity(source, plan))
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
-        samples = data.samples if self.progress.joined else division.training
-        self.batches = Batches(samples, network, preprocessing, recipe, settings.seed)
-        self.unlabelled = None
-        if settings.unlabelled:
-            if not self.learner.averaged:
-                raise UserError(f"--unlabelled: expected a recipe with averaged weights, not {recipe.name}")
-            others = read_unlabelled(settings.unlabelled, network.config.n_channels, settings.channel)
-            self.unlabelled = Batches(others, network, preprocessing, recipe, settings.seed + 1)
         self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
+        self.batches = self._batches(data.samples if self.progress.joined else division.training, settings.seed)
+        self.unlabelled = self._unlabelled(settings.unlabelled) if settings.unlabelled else None
         if taken and not self.progress.epoch:
             print(f"start     {taken}", flush=True)
+
+    def _predictor(self) -> Predictor:
+        """Answers of the learner's weights, which change with each step."""
+        preprocessing = Preprocessing(
+            input_range=self.recipe.input_range,
+            standardise=self.recipe.standardise,
+            scale=scale_for(self.division.training),
+            channel=self.settings.channel,
+        )
+        return Predictor(
+            cast(UNet, self.learner.result),
+            preprocessing,
+            class_values=self.data.class_values,
+            class_names=self.data.class_names,
+            class_colours=self.data.class_colours,
+            objects=self.data.instances,
+            min_area=smallest_object(self.data.samples),
+        )
+
+    def _identity(self, source: Checkpoint | None, plan: planning.Plan | None) -> dict[str, Any]:
+        """Settings by which an interrupted run is recognised; the device is not one of them."""
+        names = ("val_fraction", "val_split", "folds", "fold", "seed", "curve", "max_minutes")
+        return {name: getattr(self.settings, name) for name in names} | {
+            "recipe": asdict(self.recipe),
+            "plan": asdict(plan) if plan else None,
+            "data": self.data.files,
+            "reading": asdict(self.settings.reading()),
+            "unlabelled": str(self.settings.unlabelled),
+            "init_from": source.id if source else None,
+        }
+
+    def _batches(self, samples: list[Sample], seed: int) -> Batches:
+        return Batches(samples, self.predictor.network, self.predictor.preprocessing, self.recipe, seed)
+
+    def _unlabelled(self, folder: Path) -> Batches:
+        """Batches of --unlabelled. Raises UserError."""
+        if not self.learner.averaged:
+            raise UserError(f"--unlabelled: expected a recipe with averaged weights, not {self.recipe.name}")
+        samples = read_unlabelled(folder, self.predictor.n_channels, self.settings.channel)
+        return self._batches(samples, self.settings.seed + 1)
 
     @property
     def finished(self) -> bool:
@@ -222,10 +230,8 @@ class Trainer:
     def join(self) -> None:
         """From now on, learn from the images to validate on as well."""
         self.progress.joined = True
-        seed = self.batches.seed
         del self.batches  # first: both would take twice the memory
-        network, preprocessing = self.predictor.network, self.predictor.preprocessing
-        self.batches = Batches(self.data.samples, network, preprocessing, self.recipe, seed)
+        self.batches = self._batches(self.data.samples, self.settings.seed)
         report.print_join(self.val)
 
     def model(self) -> Checkpoint:
@@ -241,8 +247,12 @@ class Trainer:
             objects=predictor.objects,
             min_area=predictor.min_area,
             threshold=predictor.threshold,
-            training=report.summary(self.recipe, self.data, self.division, self.progress),
+            training=self.summary(),
         )
+
+    def summary(self) -> dict[str, Any]:
+        """How the model came to be."""
+        return report.summary(self.recipe, self.data, self.division, self.progress)
 
     def save(self) -> None:
         """Write the files of the epochs so far."""

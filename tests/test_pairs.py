@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
 
 def add(folder: Path, *names: str) -> None:
     """Files, of which only the names matter here."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).touch()
 

@@ -43,3 +43,12 @@ def test_a_recipe_is_summed_up_in_one_line(name: str) -> None:
 def test_an_impossible_crop_size_names_the_flag() -> None:
     with pytest.raises(UserError, match="--image-size 40: expected a multiple of 16 for the tutorial network"):
         RECIPES["default"].override(image_size=40)
+
+
+def test_the_default_recipe_suits_its_data() -> None:
+    default = RECIPES["default"]
+    assert default.suited(1, 0.0, 20) == default
+    assert default.suited(3, 0.0, 20).loss == default.suited(1, 0.5, 20).loss == "ce+dice"
+    assert default.suited(1, 0.0, 4).augmentation.contrast == 1.5
+    for name in ("quick", "tutorial", "paper"):
+        assert RECIPES[name].suited(3, 0.5, 2) == RECIPES[name]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.data import Augmentation, augment
+from trainer.data import augment
 from trainer.data.augment import adjust_grey, blur, draw, elastic_displacement, sample_image, to_image
-from trainer.recipes import STRONG
+from trainer.recipes import STRONG, Augmentation
 
 NOTHING = Augmentation(flip=False)
 

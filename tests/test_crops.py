@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from trainer import world
-from trainer.data import Augmentation, Batches, Sample
+from trainer.data import Batches, Sample
 from trainer.data.crops import PLACES, places_of_rare_classes
 from trainer.learner import Average
 from trainer.losses import IGNORED
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES, Augmentation, Recipe
 from unet import NetworkConfig
 from unet.errors import UserError
 from unet.pixels import Preprocessing

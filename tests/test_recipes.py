@@ -2,8 +2,7 @@
 
 import pytest
 
-from trainer.data import Augmentation
-from trainer.recipes import RECIPES, STRONG
+from trainer.recipes import RECIPES, STRONG, Augmentation
 from unet.errors import UserError
 
 

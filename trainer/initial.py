@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from trainer.recipes import Recipe
+from trainer.recipes import ARCHITECTURE, Recipe
 from trainer.settings import TrainSettings
 from unet import UNet
 from unet import checkpoint as checkpoints
@@ -36,8 +36,7 @@ def load(settings: TrainSettings, recipe: Recipe) -> tuple[Checkpoint | None, Re
             f"--recipe {recipe.name}: --init-from {path} is a network of the variant {network.variant}; expected "
             f"--recipe {needed}"
         )
-    shared = {name: getattr(network, name) for name in ("variant", "bilinear", "base_channels", "conv_bias")}
-    return source, replace(recipe, **shared)
+    return source, replace(recipe, **{name: getattr(network, name) for name in ARCHITECTURE})
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.labels import consecutive
+
 Ids = npt.NDArray[np.integer[Any]]
 
 
@@ -24,7 +26,7 @@ class ObjectCounts:
     def add(self, predicted: Ids, true: Ids, ignored: npt.NDArray[np.bool_] | None = None) -> None:
         """Counts an image: object ids (H, W), 0 background. `ignored` pixels belong to no object; a predicted object
         that mostly lies there is never spurious."""
-        predicted, true = _consecutive(predicted), _consecutive(true)
+        predicted, true = consecutive(predicted).ravel(), consecutive(true).ravel()
         drawn = np.bincount(predicted)
         if ignored is not None:
             seen = ~ignored.ravel()
@@ -68,9 +70,3 @@ class ObjectCounts:
             "objects": self.true,
             "predicted": hits + int(self.spurious[0]),
         }
-
-
-def _consecutive(ids: Ids) -> npt.NDArray[np.int64]:
-    """Ids (H, W) -> (H * W,) 0 for the background, 1, 2, ... n for the objects."""
-    ranks = np.unique(np.append(0, ids), return_inverse=True)[1]
-    return np.asarray(ranks[1:], np.int64)

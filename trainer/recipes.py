@@ -9,6 +9,8 @@ from unet.network import STRIDE, NetworkConfig, UNet, Variant
 from unet.pixels import InputRange
 
 RecipeName = Literal["default", "quick", "tutorial", "paper"]
+ARCHITECTURE = ("variant", "bilinear", "base_channels", "conv_bias")
+"""Settings of a recipe that are those of its network, by the same names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ class Recipe:
             return self
         suited = self
         # centre lines are those of whole labels of one class; with more they took a third of the time for nothing
-        if n_classes > 1 or ignored > 0.1:
+        if self.loss == "ce+dice+cldice" and (n_classes > 1 or ignored > 0.1):
             suited = replace(suited, loss="ce+dice")
         # a few images do not show how contrast varies: AP at IoU 0.5 from two images of nuclei 0.65 -> 0.69
         if n_images <= FEW:
@@ -86,7 +88,7 @@ class Recipe:
 
     def build(self, n_channels: int, n_classes: int) -> UNet:
         """A new network for images of `n_channels` channels, and labels of 1 (binary) or more classes."""
-        shared = {name: getattr(self, name) for name in ("variant", "bilinear", "base_channels", "conv_bias")}
+        shared = {name: getattr(self, name) for name in ARCHITECTURE}
         network = NetworkConfig(n_channels=1 if self.grey else n_channels, n_classes=n_classes, **shared).build()
         network.dropout.p = self.dropout
         return network

@@ -2,6 +2,5 @@
 
 from trainer.data.crops import Batch, Batches
 from trainer.data.dataset import DataError, DataSet, Sample, read_folder
-from trainer.recipes import Augmentation
 
-__all__ = ["Augmentation", "Batch", "Batches", "DataError", "DataSet", "Sample", "read_folder"]
+__all__ = ["Batch", "Batches", "DataError", "DataSet", "Sample", "read_folder"]

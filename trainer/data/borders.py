@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.labels import consecutive
+
 INSIDE, BORDER = 1, 2
 
 
@@ -22,8 +24,7 @@ def border_classes(objects: npt.NDArray[np.integer[Any]], width: int = 2) -> npt
     if not objects.any():
         return np.zeros(objects.shape, np.uint8)
     if objects.max() > objects.size:  # a table with a row for every id would be large
-        ranks = np.unique(np.append(objects, 0), return_inverse=True)[1]
-        objects = ranks[:-1].reshape(objects.shape)
+        objects = consecutive(objects)
     outline = np.zeros(objects.shape, np.uint8)  # pixels of objects with a neighbour that is not of the same object
     for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differs = objects[a] != objects[b]

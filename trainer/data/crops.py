@@ -43,28 +43,21 @@ class Batches:
     def __init__(
         self, samples: list[Sample], network: UNet, preprocessing: Preprocessing, recipe: Recipe, seed: int
     ) -> None:
-        if recipe.batch_size % world.size():
-            raise UserError(f"--batch-size {recipe.batch_size}: expected a multiple of the {world.size()} processes")
-        if recipe.variant != "paper" and recipe.image_size == STRIDE and recipe.batch_size == world.size():
-            raise UserError(
-                f"--image-size {STRIDE} leaves one pixel at the bottom of the network, and batch norm needs more than "
-                "one value; expected a larger --image-size, or a --batch-size of 2 per process"
-            )
+        check_size(recipe)
         self.recipe, self.seed, self.margin = recipe, seed, network.margin
         self.device = device = next(network.parameters()).device
         n_channels, n_classes = network.config.n_channels, max(2, network.config.n_classes)
         # prepared once, exactly as in prediction, and kept on the device; crops are normalised once they are cut
         prepared = [preprocessing(s.image, n_channels) for s in samples]
-        # on a GPU if they fit there
-        n_bytes = sum(each.pixels.nbytes + s.label.nbytes for s, each in zip(samples, prepared, strict=True))
-        place = device if device.type != "cuda" or n_bytes < torch.cuda.mem_get_info()[0] // 4 else torch.device("cpu")
+        targets = [target(s, *each.pixels.shape[:2]) for s, each in zip(samples, prepared, strict=True)]
+        n_bytes = sum(each.pixels.nbytes + label.nbytes for each, label in zip(prepared, targets, strict=True))
+        fits = device.type != "cuda" or n_bytes < torch.cuda.mem_get_info()[0] // 4
+        place = device if fits else torch.device("cpu")
         self.images = [torch.from_numpy(each.pixels).to(place) for each in prepared]  # (H, W, C), mostly uint8
         self.normal = [torch.from_numpy(np.stack([each.offset, each.scale])).to(device) for each in prepared]  # (2, C)
-        targets = [resize_label(target(s), *each.pixels.shape[:2]) for s, each in zip(samples, prepared, strict=True)]
         self.labels = [torch.from_numpy(each)[..., None].to(place) for each in targets]  # (H, W, 1) uint8
         known = [np.where(each == IGNORED, 0, each) for each in targets] if recipe.border_weights else []
-        weights = [border_weights(label, n_classes) for label in known]
-        self.weights = [torch.from_numpy(each)[..., None].to(place) for each in weights]  # (H, W, 1)
+        self.weights = [torch.from_numpy(border_weights(each, n_classes))[..., None].to(place) for each in known]
         # how far from its centre a crop may look, in pixels
         how, half = recipe.augmentation, recipe.image_size / 2 + self.margin
         self.reach = math.ceil(half * math.sqrt(2) * (1 + how.scale) + 4 * how.elastic) + 2
@@ -128,15 +121,23 @@ class Batches:
         return Batch(adjust_grey(plain, values, augmentation), labels, weights, plain)
 
 
-def target(sample: Sample) -> npt.NDArray[np.uint8]:
-    """Class indices (H, W) to learn: those of the label, or of objects and their borders (see `borders`)."""
-    if sample.objects is None:
-        return sample.label
-    return np.where(sample.label == IGNORED, sample.label, border_classes(sample.objects))
+def check_size(recipe: Recipe) -> None:
+    """Raises UserError for batches that cannot be divided, or that batch norm cannot learn from."""
+    if recipe.batch_size % world.size():
+        raise UserError(f"--batch-size {recipe.batch_size}: expected a multiple of the {world.size()} processes")
+    if recipe.variant != "paper" and recipe.image_size == STRIDE and recipe.batch_size == world.size():
+        raise UserError(
+            f"--image-size {STRIDE} leaves one pixel at the bottom of the network, and batch norm needs more than one "
+            "value; expected a larger --image-size, or a --batch-size of 2 per process"
+        )
 
 
-def resize_label(label: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Class indices (H, W) at the size of an image that was resized (see `Preprocessing.scale`)."""
+def target(sample: Sample, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Class indices (height, width) to learn, of the label, or of objects and their borders (see `borders`): at the
+    size of an image that was resized (see `Preprocessing.scale`)."""
+    label = sample.label
+    if sample.objects is not None:
+        label = np.where(label == IGNORED, label, border_classes(sample.objects))
     if label.shape == (height, width):
         return label
     return np.asarray(cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)

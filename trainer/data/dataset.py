@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from trainer.data.classes import Labels, count
 from trainer.data.files import count as plural
-from trainer.data.files import some
+from trainer.data.files import is_image, some
 from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes
 from trainer.data.layouts import MANY
 from trainer.data.pairs import find_pairs
@@ -98,20 +98,19 @@ def read_folder(folder: Path, reading: Reading | None = None, store: Store | Non
     turned: list[str] = []  # labels without EXIF of images with one
     root = folder if folder.is_dir() else folder.parent
     for pair in found.pairs:
-        paths = (pair.image,) if isinstance(pair.image, Path) else pair.image
         images: list[Array] = []
-        image_file = Path(os.path.relpath(paths[0], root)).as_posix()
+        image_file = Path(os.path.relpath(pair.images[0], root)).as_posix()
         with collect(problems, image_file):
-            images, orientation = read_image(paths, reading.channel)
+            images, orientation = read_image(pair.images, reading.channel)
             images = [keep(image) for image in images]
-            files |= checksums(paths, root)
+            files |= checksums(pair.images, root)
         if not images:
             continue
         pages: list[LabelPage] = []
         with collect(problems, pair.label.name):
             pages = pair.label.read([image.shape[:2] for image in images])
             pages = [replace(page, values=keep(page.values)) for page in pages]
-            files |= checksums([path for path in pair.label.files if path not in paths], root, files)
+            files |= checksums([path for path in pair.label.files if path not in pair.images], root, files)
             if len(pages) != len(images):
                 n = n_channels(images[0])
                 channels = f", which has {n} channels" if n > 1 else ""
@@ -126,11 +125,12 @@ def read_folder(folder: Path, reading: Reading | None = None, store: Store | Non
                 labels.add(label, image, pair.label.name + page)
                 names.append(pair.name + page)
                 turned += [pair.label.name + page] * only_image_turned
-    problems = problems or channel_problems(names, [page.image for page in labels.pages])
+    page_images = [page.image for page in labels.pages]
+    problems = problems or channel_problems(names, page_images)
     meaning, wrong = (None, problems) if problems else labels.decide()
     if meaning is None:
         raise DataError(folder, wrong)
-    drawn = zip(names, [page.image for page in labels.pages], labels.drawn(meaning), strict=True)
+    drawn = zip(names, page_images, labels.drawn(meaning), strict=True)
     samples = [
         Sample(name, image, keep(label), objects if objects is None else keep(objects))
         for name, image, (label, objects) in drawn
@@ -168,6 +168,11 @@ def read_image(paths: Sequence[Path], channel: int | None) -> tuple[list[Array],
             raise UserError(f"found {plural(n, 'channel')}; expected at least {channel}, by --channel")
         pages = [np.ascontiguousarray(np.atleast_3d(page)[:, :, channel - 1]) for page in pages]
     return pages, pictures[0].metadata.orientation
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files in a folder and all its subfolders."""
+    return [path for path in sorted(folder.rglob("*")) if is_image(path) and path.is_file()]
 
 
 def checksums(paths: Iterable[Path], root: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -73,6 +73,12 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def consecutive(ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Object ids (H, W) renumbered 1, 2, ... n, 0 for the background."""
+    ranks = np.unique(np.append(0, ids), return_inverse=True)[1]  # 0 is the first one, whether it is there or not
+    return np.asarray(ranks[1:], np.int64).reshape(ids.shape)
+
+
 def has_colour(image: Array) -> bool:
     """Whether channels differ: a grey image saved as RGB has no colour."""
     return image.ndim == 3 and bool((image != image[:, :, :1]).any())

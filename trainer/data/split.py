@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any, Literal
 
 import cv2
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.dataset import Sample
+from trainer.data.labels import has_colour
 from unet.errors import UserError
 from unet.pixels import match_channels, to_pixels
 
@@ -99,15 +99,14 @@ def arrange(samples: Sequence[Sample], kind: SplitKind, seed: int) -> list[int]:
 def kind_of(samples: Sequence[Sample]) -> list[tuple[Any, ...]]:
     """What tells the kind of each image, to sort by: start of the name (where images share it), grey or colour, size,
     brightness."""
-    starts = [re.split(r"\d", str(PurePath(sample.name)), maxsplit=1)[0] for sample in samples]
-    common = len(set(starts)) <= len(samples) / 2
-    counts = Counter(starts) if common else Counter()
+    starts = [re.split(r"\d", sample.name, maxsplit=1)[0] for sample in samples]
+    counts = Counter(starts if len(set(starts)) <= len(samples) / 2 else [])
     kinds = []
     for sample, start in zip(samples, starts, strict=True):
         pixels, unit = to_pixels(sample.image)
         height, width, _ = pixels.shape
-        colour = int((pixels != pixels[:, :, :1]).any())
-        kinds.append((start if counts[start] > 1 else "", colour, height * width, float(pixels.mean()) / unit))
+        start = start if counts[start] > 1 else ""
+        kinds.append((start, has_colour(pixels), height * width, float(pixels.mean()) / unit))
     return kinds
 
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from unet.errors import UserError
 from unet.imaging import ImageTooLargeError
 from unet.pixels import PixelError
+from unet.settings import plain
 
 MEDIA_TYPE = "application/problem+json"
 HUNG_UP = 499  # nginx's status for a client that went away before its answer: no success in logs and metrics
@@ -66,6 +67,4 @@ def _explain(error: Any) -> str:
     name = ".".join(map(str, error["loc"][1:]))
     if error["type"] == "extra_forbidden":
         return f"{name}: expected output, threshold or tta, found an unknown option"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{name}: {message}, found {str(error['input'])[:99]!r}"
+    return f"{name}: {plain(error['msg'])}, found {str(error['input'])[:99]!r}"

@@ -80,7 +80,7 @@ def forecast(points: Sequence[Point]) -> float:
 
 
 def gain(points: Sequence[Point]) -> tuple[float, float]:
-    """What the last step gained on average over the held-out images, and the standard error of that, NaN for one."""
+    """Mean gain of the last step over the held-out images, and its standard error, which is NaN for one."""
     steps = [after - before for before, after in zip(points[-2].each, points[-1].each, strict=True)]
     return float(np.nanmean(steps)), standard_error(steps)
 

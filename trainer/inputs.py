@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import DataSet, Sample, download, read_folder, sample
-from trainer.data.dataset import collect, read_image
+from trainer.data.dataset import collect, images_below, read_image
 from trainer.data.files import JSON
 from trainer.data.pairs import IMAGES, LABELS
 from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
@@ -78,16 +78,11 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
     else:
         sides = split_fold(order, settings.folds, settings.fold)
     training, validation = ([samples[i] for i in side] for side in sides)
+    advice = f"choose other images with --val-split random or another --{'fold' if settings.folds else 'val-fraction'}"
     if len(classes_in(training)) < 2:
-        raise UserError(
-            "all labels to train on hold a single class: expected at least two; choose other images with --val-split "
-            f"random or another {'--val-fraction' if settings.folds is None else '--fold'}"
-        )
+        raise UserError(f"all labels to train on hold a single class: expected at least two; {advice}")
     if not classes_in(validation):
-        raise UserError(
-            "all pixels to validate on are ignored: expected some with a class; choose other images with --val-split "
-            f"random or another {'--val-fraction' if settings.folds is None else '--fold'}"
-        )
+        raise UserError(f"all pixels to validate on are ignored: expected some with a class; {advice}")
     return Division(training, validation, kind, joins=not asked and len(validation) < ENOUGH)
 
 
@@ -120,7 +115,7 @@ def read_unlabelled(folder: Path, n_channels: int, channel: int | None) -> list[
     evenly from all files. Prints what is left out, and why. Raises UserError if nothing is left."""
     if not folder.is_dir():
         raise UserError(f"--unlabelled {folder}: expected a folder of images")
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in imaging.SUFFIXES and path.is_file()]
+    files = images_below(folder)
     step = max(1, len(files) // UNLABELLED)
     samples: list[Sample] = []
     problems: list[str] = []

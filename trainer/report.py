@@ -77,7 +77,7 @@ def print_epoch(row: Mapping[str, float], epochs: int, remaining: float) -> None
 
 
 def summary(recipe: Recipe, data: DataSet, division: Division, progress: Progress) -> dict[str, Any]:
-    """How a model came to be, in plain builtins; stored in the checkpoint and in report.json."""
+    """Provenance of a model in plain builtins, for the checkpoint and report.json."""
     scored, error = progress.scored, progress.scored["score_error"]
     return {
         "recipe": asdict(recipe),

@@ -199,14 +199,15 @@ def _safetensors(path: Path, data: bytes) -> Mapping[str, Tensor]:
 
 
 def _unpickled(data: bytes) -> Any:
-    """What torch.save has written, as far as it is made of tensors, arrays and plain values."""
+    """Content of a file of torch.save, if it is made of tensors, arrays and plain values only."""
     _check_sums(data)
     with torch.serialization.safe_globals(_NUMPY):
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _numpy_globals() -> list[Any]:
-    """What numbers and arrays of NumPy are unpickled with, under their names of NumPy 1 and 2. None of it runs code."""
+    """Types and functions by which NumPy's numbers and arrays are unpickled, by their names in NumPy 1 and 2. None runs
+    code."""
     functions: list[Any] = [np.int64().__reduce__()[0], np.zeros(1).__reduce__()[0]]
     kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
     named = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in functions for core in ("core", "_core")]
@@ -217,7 +218,7 @@ _NUMPY = _numpy_globals()
 
 
 def _classes_in(data: bytes) -> str:
-    """Why a file of torch.save is not read that holds more than data: the names of the classes. Else empty."""
+    """Classes in a file of torch.save, for which it is not read, with the reason and advice; empty if it has none."""
     try:
         with torch.serialization.safe_globals(_NUMPY):
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))

@@ -22,7 +22,7 @@ _NO_LAYERS = ("loss", "criterion", "metric")
 
 
 class ForeignNetwork(NamedTuple):
-    """Of a file of another U-Net; the last two as in `unet.checkpoint.Checkpoint`."""
+    """The network in a file of another U-Net; the last two as in `unet.checkpoint.Checkpoint`."""
 
     network: NetworkConfig
     state_dict: dict[str, Tensor]

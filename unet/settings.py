@@ -114,7 +114,11 @@ def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, pr
 def _explain(prefix: str, location: tuple[int | str, ...], message: str, value: object, secret: Set[str]) -> str:
     """A problem found by pydantic, with the flag and the variable that change it; secrets are not shown."""
     name = str(location[0]) if location else "settings"
-    message = message.removeprefix("Value error, ")  # pydantic's prefix for our own validators
-    message = message[:1].lower() + message[1:]
     found = "" if name in secret else f", found {value!r}"
-    return " ".join(f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {message}{found}".split())
+    return " ".join(f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {plain(message)}{found}".split())
+
+
+def plain(message: str) -> str:
+    """A message of pydantic as part of a sentence, without its prefix for our own validators."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

@@ -63,25 +63,19 @@ async def health(request: Request, response: Response) -> Health:
         response.headers["Retry-After"] = "5"
     info = None
     if model:
+        predictor = model.predictor
+        classes = zip(predictor.class_values, predictor.class_names, predictor.class_colours, strict=True)
         info = ModelInfo(
             id=model.id,
             path=os.fsencode(slot.path).decode(errors="replace"),  # a file name may be any bytes
             loaded_at=model.loaded_at,
             epoch=model.training.get("epoch"),
             score=model.training.get("score"),
-            threshold=model.predictor.threshold,
-            n_channels=model.predictor.n_channels,
-            channel=model.predictor.preprocessing.channel,
-            classes=[
-                ClassInfo(value=value, name=name, colour=colour)
-                for value, name, colour in zip(
-                    model.predictor.class_values,
-                    model.predictor.class_names,
-                    model.predictor.class_colours,
-                    strict=True,
-                )
-            ],
-            objects=model.predictor.objects,
+            threshold=predictor.threshold,
+            n_channels=predictor.n_channels,
+            channel=predictor.preprocessing.channel,
+            classes=[ClassInfo(value=value, name=name, colour=colour) for value, name, colour in classes],
+            objects=predictor.objects,
         )
     return Health(
         status="stopping" if state.admission.stopping else slot.status,

@@ -68,7 +68,7 @@ def one_page(page: Any) -> Block:
 
 
 class Description:
-    """What the first directory says of all: parsed if it is not too long, empty where it is damaged."""
+    """The first directory's text about all pages: parsed if it is not too long, empty where it is damaged."""
 
     def __init__(self, file: TiffFile) -> None:
         self.file = file

@@ -79,7 +79,7 @@ def test_images_of_any_size_are_described_by_any_network(
 ) -> None:
     predictor = Predictor.load(make_checkpoint(**network_kind), device="cpu", precision="fp32")
     image = rng.integers(0, 256, (side, side + 7), np.uint8)
-    features = suggest.describe(predictor, image)
+    features = suggest.bottom_features(predictor, image)
     assert features.shape == (2 * predictor.network.down4.maxpool_conv[1].double_conv[0].out_channels,)
     assert np.isfinite(features).all()
     found = suggest.disagreement(predictor, image)

@@ -28,6 +28,7 @@ from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.device import out_of_memory
 from unet.errors import UserError
+from unet.outputs import Legend
 from unet.pixels import Preprocessing
 
 SAVING_SHARE = 0.2  # largest share of the time that saving takes
@@ -68,7 +69,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
             print(f"curve     run {len(points) + 1} of {len(parts)}, in {part.out}")
         with claim(part.out) if world.is_first() and not last else nullcontext():
             trainer = Trainer(part, recipe, source, data, division, device, plan)
-            finished = trainer.finished
+            finished = trainer.already_finished()
             if not finished:
                 with stop.defer():
                     trainer.loop(stop)
@@ -171,9 +172,8 @@ class Trainer:
         samples = read_unlabelled(folder, self.predictor.n_channels, self.settings.channel)
         return self._batches(samples, self.settings.seed + 1)
 
-    @property
-    def finished(self) -> bool:
-        """Whether an earlier process has finished this run, which is then said."""
+    def already_finished(self) -> bool:
+        """Whether an earlier process has finished this run; prints that it has."""
         if finished := self.progress.finished and self.folder.report.exists():
             print(f"already finished: {report.outcome(self.progress, self.folder)}. To train again: --force")
         return finished
@@ -241,17 +241,12 @@ class Trainer:
             network=predictor.network.config,
             preprocessing=predictor.preprocessing,
             state_dict=predictor.network.state_dict(),
-            class_values=predictor.class_values,
-            class_names=predictor.class_names,
-            class_colours=predictor.class_colours,
-            objects=predictor.objects,
-            min_area=predictor.min_area,
-            threshold=predictor.threshold,
             training=self.summary(),
+            **asdict(Legend.of(predictor)),
         )
 
     def summary(self) -> dict[str, Any]:
-        """How the model came to be."""
+        """Provenance of the model, see `report.summary`."""
         return report.summary(self.recipe, self.data, self.division, self.progress)
 
     def save(self) -> None:

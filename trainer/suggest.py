@@ -22,10 +22,9 @@ from scipy.special import entr
 from tqdm import tqdm
 
 from trainer import pictures
-from trainer.data.dataset import collect, read_image
-from unet import imaging
+from trainer.data.dataset import collect, images_below, read_image
 from unet.checkpoint import replace_atomically
-from unet.pixels import Prepared, mirror
+from unet.pixels import mirror
 from unet.predictor import VIEWS, Predictor
 
 CSV, SHEET = "next.csv", "next.png"
@@ -63,7 +62,7 @@ def suggest(
 ) -> list[Suggestion]:
     """Rank the images in a folder, or a channel of them, and write next.csv and next.png to `out`. `training`: images
     that are annotated. After `seconds` the others, chosen at random, are not looked at. Prints what is left out."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in imaging.SUFFIXES and path.is_file()]
+    files = images_below(folder)
     found: list[Suggestion] = []
     features: list[FloatArray] = []
     problems: list[str] = []
@@ -81,11 +80,11 @@ def suggest(
                 with collect(problems, name):
                     part = image[middle(image, predictor)]
                     uncertain = average_by_region(disagreement(predictor, part)).max()
-                    features.append(describe(predictor, part))
+                    features.append(bottom_features(predictor, part))
                     found.append(Suggestion(name, files[i], page, float(uncertain)))
                     large += part.shape[:2] != image.shape[:2]
 
-    known = [describe(predictor, image[middle(image, predictor)]) for image in training]
+    known = [bottom_features(predictor, image[middle(image, predictor)]) for image in training]
     ranked = rank([each.uncertainty for each in found], features, known)
     found = [replace(found[i], similarity=similarity) for i, similarity in ranked]
     if found:
@@ -103,8 +102,6 @@ def suggest(
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         print(f"          left out: {'; '.join(problems[:5])}{more}")
-    if not files:
-        print(f"          --unlabelled {folder}: no images ({', '.join(imaging.SUFFIXES)})")
     return found
 
 
@@ -116,7 +113,7 @@ def middle(image: Array, predictor: Predictor) -> tuple[slice, slice]:
 
 
 def disagreement(predictor: Predictor, image: Array) -> FloatArray:
-    """How much the answers for an image's eight rotations and flips disagree, (H, W) in 0..1: the entropy of their mean
+    """Disagreement of the answers for an image's eight rotations and flips, (H, W) in 0..1: the entropy of their mean
     less their mean entropy, in units of the largest possible one.
 
     That is the mutual information of BALD (Houlsby et al. 2011, https://arxiv.org/abs/1112.5745), with views in place
@@ -143,12 +140,12 @@ def average_by_region(pixels: FloatArray) -> FloatArray:
 
 
 @torch.inference_mode()
-def describe(predictor: Predictor, image: Array) -> FloatArray:
-    """What the network sees in an image: mean and standard deviation of each of C features at its bottom: (2 C,)."""
+def bottom_features(predictor: Predictor, image: Array) -> FloatArray:
+    """Mean and standard deviation of each of the C channels at the bottom of the network: (2 C,)."""
     network, prepared = predictor.network, predictor.preprocess(image)
     size = predictor.preprocessing.padded_size(*prepared.pixels.shape[:2])
     pixels = mirror(prepared.pixels, *size, network.margin)
-    x = Prepared(pixels, prepared.offset, prepared.scale).tensor()[None].to(predictor.device)
+    x = replace(prepared, pixels=pixels).tensor()[None].to(predictor.device)
     for level in (network.inc, network.down1, network.down2, network.down3, network.down4):
         x = level(x)
     x = x[0].flatten(1)  # (C, pixels)

@@ -90,6 +90,7 @@ def variants() -> dict[str, Any]:
         "no-balance": replace(default, balance=0.0),
         "no-dropout": replace(default, dropout=0.0),
         "no-cldice": replace(default, loss="ce+dice"),
+        "ce": replace(default, loss="ce"),
         "crops-256": replace(default, image_size=256),
         "crops-64": replace(default, image_size=64, batch_size=8),
         "batch-8": replace(default, batch_size=8),

@@ -201,3 +201,13 @@ def test_the_fingerprint_depends_on_the_contents_of_all_files(folder: Folder) ->
     assert read_folder(path).fingerprint == before.fingerprint
     (path / "Training_Labels" / "a.png").write_bytes(png(HALVES[:, ::-1]))
     assert read_folder(path).fingerprint != before.fingerprint
+
+
+def test_an_animation_is_refused(folder: Folder) -> None:
+    """Its first picture alone would be read, without a word."""
+    path = folder(images={"a.png": NOISE}, labels={"a.png": HALVES})
+    (path / "Training_Labels" / "a.png").unlink()
+    frames = [Image.fromarray(HALVES), Image.fromarray(255 - HALVES)]
+    frames[0].save(path / "Training_Labels" / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"Training_Labels/a.gif: found an animation; expected one picture"):
+        read_folder(path)

@@ -81,6 +81,7 @@ def summary(recipe: Recipe, data: DataSet, division: Division, progress: Progres
     scored, error = progress.scored, progress.scored["score_error"]
     return {
         "recipe": asdict(recipe),
+        "classes": dict(zip(map(str, data.class_values), data.class_names, strict=True)),
         "epoch": progress.epoch,
         "score": scored["score"],  # of images that were not learned from until then
         "score_error": error if math.isfinite(error) else None,  # standard error over these images; none for one
@@ -131,8 +132,9 @@ def account(
     report = {**summary, "timings": timings, "device": device_name(device)}
     folder.save_file(REPORT, (json.dumps(_finite(report), indent=2) + "\n").encode())
 
-    for name in (name for name in scored if name.startswith("dice_")):
-        print(f"class {name[5:]:<12} dice {scored[name]:.4f}  iou {scored[name.replace('dice', 'iou')]:.4f}")
+    for value, name in summary["classes"].items():
+        if f"dice_{value}" in scored:
+            print(f"{name:<18} dice {scored[f'dice_{value}']:.4f}  iou {scored[f'iou_{value}']:.4f}")
     print(f"pixel error        {scored['pixel_error']:.4f}")
     if "threshold" in scored:
         print(f"auc                {scored['auc']:.4f}\nthreshold          {scored['threshold']:.3f}")

@@ -17,11 +17,10 @@ import numpy.typing as npt
 from trainer.data.classes import Labels, count
 from trainer.data.files import count as plural
 from trainer.data.files import is_image, some
-from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes
+from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes, read_picture
 from trainer.data.layouts import MANY
 from trainer.data.pairs import find_pairs
 from trainer.data.store import Store
-from unet import imaging
 from unet.checkpoint import default_colours, default_names
 from unet.errors import UserError
 from unet.pixels import to_pixels
@@ -157,7 +156,7 @@ def shortened(problems: list[str]) -> list[str]:
 def read_image(paths: Sequence[Path], channel: int | None) -> tuple[list[Array], int]:
     """Pages of an image, and the EXIF orientation that was applied. Several files have a channel each; `channel`,
     from 1, takes one. Raises UserError and OSError."""
-    pictures = [imaging.read(read_bytes(path)) for path in paths]
+    pictures = [read_picture(path) for path in paths]
     pages = pictures[0].pages
     if len(paths) > 1:
         if len({tuple(page.shape for page in picture.pages) for picture in pictures}) > 1:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from unet import imaging
 from unet.errors import UserError
+from unet.imaging import Picture
 
 Array = npt.NDArray[Any]
 Colour = tuple[int, ...]
@@ -44,7 +45,7 @@ class LabelFile:
 
     def read(self, sizes: list[tuple[int, int]]) -> list[LabelPage]:
         """Pages of the file, which need not have the sizes of the image's. Raises UserError and OSError."""
-        picture = imaging.read(read_bytes(self.path), as_stored=True)
+        picture = read_picture(self.path, as_stored=True)
         palette: dict[int, Colour] = dict(enumerate(picture.metadata.palette))
         if all(colour == (i, i, i) for i, colour in palette.items()):  # a grey image with a palette
             palette = {}
@@ -64,6 +65,15 @@ class Reading:
     def __post_init__(self) -> None:
         if self.ignore_value is not None and not re.fullmatch(r"-?\d+|#[0-9a-fA-F]{6}", self.ignore_value):
             raise UserError(f"--ignore-value {self.ignore_value}: expected a whole number, or a colour as #rrggbb")
+
+
+def read_picture(path: Path, as_stored: bool = False) -> Picture:
+    """Picture of an image file. Raises OSError and UserError, also for an animation, as only its first picture would be
+    read."""
+    picture = imaging.read(read_bytes(path), as_stored=as_stored)
+    if picture.metadata.animated:
+        raise UserError("found an animation; expected one picture: save its pictures as a TIFF of several pages")
+    return picture
 
 
 def read_bytes(path: Path) -> bytes:

@@ -41,6 +41,7 @@ class Metadata:
     interval: float | None = None  # seconds between two images of a time series
     stack: dict[str, int] = field(default_factory=dict)  # axes of the pages and their lengths: {"T": 9, "Z": 4}
     names: tuple[str, ...] = ()  # of the pages
+    animated: bool = False  # only the first picture of an animation was read
     palette: tuple[tuple[int, int, int], ...] = ()  # RGB of the indices; with `as_stored`, where pixels are indices
 
 

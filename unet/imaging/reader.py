@@ -104,7 +104,16 @@ class RasterImage:
     def decode(self, as_stored: bool) -> Picture:
         """The picture, or the first one of an animation, as `read` returns it. Raises ImageError."""
         page, palette = self._page(as_stored), self._palette() if as_stored else ()
-        return Picture([page], "YXS"[: page.ndim], Metadata(orientation=self._orientation(), palette=palette))
+        metadata = Metadata(orientation=self._orientation(), animated=self._animated(), palette=palette)
+        return Picture([page], "YXS"[: page.ndim], metadata)
+
+    def _animated(self) -> bool:
+        """Whether a GIF or WebP holds more pictures than the first."""
+        if self.data.startswith(b"RIFF"):
+            return self.data[12:16] == b"VP8X" and bool(self.data[20] & 2)
+        with suppress(Exception):  # Pillow's, on what follows the first picture: no reason to refuse that one
+            return isinstance(self.lazy, GifImageFile) and self.lazy.is_animated
+        return False
 
     def _palette(self) -> tuple[tuple[int, int, int], ...]:
         """RGB of the indices of a PNG, GIF or BMP that has a palette."""

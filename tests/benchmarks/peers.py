@@ -5,9 +5,9 @@ of CPU time (start it with OMP_NUM_THREADS=1), and scores them with its function
 not: nnunetv2, segmentation-models-pytorch.
 
 nnunet: the 2d configuration as nnU-Net plans it for `--gpu-memory-target` GB (its own flag; for its default of 8 GB it
-plans crops of 1024 x 1024, of which one core learns a dozen in six minutes), fold "all", its trainer, augmentation, and
-sliding window with mirroring; but 20 epochs of as many iterations as the time allows, with one validation batch each,
-and the last weights. Planning and preprocessing come on top of the time.
+plans pairs of 1024 x 1024 for vnc, which take a core more than half a minute a step), fold "all", its trainer,
+augmentation, and sliding window with mirroring; but 20 epochs of as many iterations as the time allows, with one
+validation batch each, and the last weights. Planning and preprocessing come on top of the time.
 smp: Unet with a resnet34 encoder, no pretrained weights; images to mean 0 and deviation 1, crops of 256 x 256 in
 batches of 4, flips and quarter turns; Dice loss + cross-entropy, AdamW at 1e-3 falling to 0 by a cosine.
 Both learn foreground / background where there are object ids. Objects are the components of the foreground; in a second

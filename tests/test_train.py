@@ -66,7 +66,7 @@ def test_a_run_writes_the_promised_files(data: Path, out: Path, capsys: pytest.C
     assert len(re.findall(r"^epoch +\d/3  loss \d\.\d{4}  dice 0 ", printed, re.M)) == 3
     assert re.search(r"^epoch +1/3 .* \d+\.\d s, \d\d:\d\d to go$", printed, re.M)
     assert re.search(r"^epoch +3/3 .* score \d\.\d{4}  \d+\.\d s$", printed, re.M)
-    assert re.search(r"^class 1 +dice \d\.\d{4}  iou \d\.\d{4}$", printed, re.M)
+    assert re.search(r"^foreground +dice \d\.\d{4}  iou \d\.\d{4}$", printed, re.M)
     assert re.search(r"^objects +rand \d\.\d{4}", printed, re.M)
     assert re.search(
         r"^finished: score \d\.\d{4} ± \d\.\d{4} on held-out images in epoch 3; \S+/best_model.pth holds the weights "

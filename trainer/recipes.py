@@ -72,17 +72,18 @@ class Recipe:
         """The same recipe with the given settings that are not None. Raises UserError for an impossible crop size."""
         return replace(self, **{name: value for name, value in settings.items() if value is not None})
 
-    def suited(self, n_classes: int, ignored: float, n_images: int) -> "Recipe":
+    def suited(self, n_classes: int, ignored: float, n_images: int, instances: bool = False) -> "Recipe":
         """The recipe `default` for a data set; others stay as they are. `n_classes`: output channels; `ignored`: share
-        of the pixels, 0..1."""
+        of the pixels, 0..1; `instances`: objects are learned."""
         if self.name != "default":
             return self
         suited = self
         # centre lines are those of whole labels of one class; with more they took a third of the time for nothing
         if self.loss == "ce+dice+cldice" and (n_classes > 1 or ignored > 0.1):
             suited = replace(suited, loss="ce+dice")
-        # a few images do not show how contrast varies: AP at IoU 0.5 from two images of nuclei 0.65 -> 0.69
-        if n_images <= FEW:
+        # a few images do not show how bright objects can be: AP at IoU 0.5 from two images of nuclei 0.65 -> 0.69;
+        # vessels and tissue gained nothing, and membranes lost
+        if instances and n_images <= FEW:
             suited = replace(suited, augmentation=replace(suited.augmentation, contrast=1.5))
         return suited
 

@@ -53,7 +53,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     DDP before the process group ends."""
     data = world.first_alone(lambda: read(settings))
     division = divide(data.samples, settings)
-    recipe = recipe.suited(data.n_classes, ignored_share(data.samples), len(data.samples))
+    recipe = recipe.suited(data.n_classes, ignored_share(data.samples), len(data.samples), data.instances)
     source, recipe = initial.load(settings, recipe)
     parts = [(settings, division)]
     if settings.curve:

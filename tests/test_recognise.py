@@ -52,7 +52,7 @@ def test_ids_that_go_on_from_image_to_image(rng: np.random.Generator) -> None:
 
 
 def test_ids_of_as_many_objects_in_every_image(rng: np.random.Generator) -> None:
-    """Of a few it is not clear: they may be classes; programs that number objects write 16 bits."""
+    """A few values may be classes; but programs that number objects write 16 bits."""
     many = [page(cells(rng, list(range(1, 21)))) for _ in range(3)]
     assert verdict(many).kind == "ids"
     few = [page(cells(rng, [1, 2, 3])) for _ in range(5)]

@@ -38,39 +38,27 @@ class Set:
     labelled: float = 1.0  # share of the pixels of the training labels, in random strokes; the others are ignored
 
 
+def small(image: Array) -> bool:
+    """Whether an image of nuclei is one of those in fluorescence with 256 x 256 pixels."""
+    return image.shape[:2] == (256, 256)
+
+
+NUCLEI = Set("nuclei", ("ap50", "pq", "dice"), ("--labels", "instances"), labels="instances", most=32)
+FLUORESCENCE = replace(NUCLEI, chosen=small, most=16)
+MASKS = replace(FLUORESCENCE, flags=(), labels="Training_Labels", truth="instances")
+STROKES = ("--ignore-value", "254")
 SETS = {
     "isbi2012": Set("isbi2012", ("dice", "v_rand", "pixel error")),
     "drive": Set("drive", ("f1",)),
     "chase": Set("chase", ("f1",)),
-    "nuclei": Set("nuclei", ("ap50", "pq", "dice"), ("--labels", "instances"), labels="instances", most=32),
-    "fluorescence": Set(
-        "nuclei",
-        ("ap50", "pq", "dice"),
-        ("--labels", "instances"),
-        labels="instances",
-        chosen=lambda image: image.shape[:2] == (256, 256),
-    ),
-    "fluorescence-masks": Set(
-        "nuclei", ("ap50", "pq", "dice"), truth="instances", chosen=lambda image: image.shape[:2] == (256, 256)
-    ),
-    "fluorescence-spare": Set(
-        "nuclei",
-        ("ap50", "pq", "dice"),
-        ("--labels", "instances"),
-        labels="instances",
-        chosen=lambda image: image.shape[:2] == (256, 256),
-        spare=7,
-    ),
+    "nuclei": NUCLEI,
+    "fluorescence": FLUORESCENCE,
+    "fluorescence-masks": MASKS,
+    "fluorescence-spare": replace(FLUORESCENCE, spare=7),
     "chase-spare": Set("chase", ("f1",), spare=5),
     "isbi2012-masks": Set("isbi2012", ("dice",), most=8),
-    "isbi2012-strokes": Set("isbi2012", ("dice",), ("--ignore-value", "254"), most=8, labelled=0.05),
-    "fluorescence-strokes": Set(
-        "nuclei",
-        ("dice",),
-        ("--ignore-value", "254"),
-        chosen=lambda image: image.shape[:2] == (256, 256),
-        labelled=0.05,
-    ),
+    "isbi2012-strokes": Set("isbi2012", ("dice",), STROKES, most=8, labelled=0.05),
+    "fluorescence-strokes": replace(MASKS, scores=("dice",), flags=STROKES, truth="", labelled=0.05),
     "vnc": Set("vnc", ("dice", "dice of the worst class")),
     "camvid": Set("camvid", ("dice", "dice of the worst class"), ("--ignore-value", "11")),
 }

@@ -135,7 +135,7 @@ def test_a_run_with_one_image(data: Path, out: Path, capsys: pytest.CaptureFixtu
         path.unlink()
     assert train(data=data, out=out, epochs=2) == 0
     printed = capsys.readouterr().out
-    assert "1 images to train on, 1 to validate on (contiguous: 1 last quarter)" in printed
+    assert "1 image to train on, 1 to validate on (contiguous: 1 last quarter)" in printed
     assert checkpoints.load(out / "best_model.pth").training["epoch"] == 2
 
 

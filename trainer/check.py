@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 
 from trainer.data import DataSet, Sample
 from trainer.data.dataset import n_channels
-from trainer.data.files import count as plural
+from trainer.data.files import plural
 from trainer.data.labels import Colour
 from trainer.losses import IGNORED
 from trainer.pictures import DPI, png, rgb

@@ -15,8 +15,7 @@ from tqdm import tqdm
 import unet
 from trainer.check import describe
 from trainer.data import DataSet, Sample
-from trainer.data.files import count as plural
-from trainer.data.files import some
+from trainer.data.files import plural, some
 from trainer.folder import REPORT, Progress, RunFolder, flat
 from trainer.inputs import JOIN, Division, classes_in
 from trainer.losses import IGNORED
@@ -37,8 +36,8 @@ def print_start(
     do not fit a recipe without normalisation."""
     train, val = division.training, division.validation
     print(
-        f"data      {settings.data}: {len(train)} images to train on, {len(val)} to validate on ({division.kind}: "
-        f"{some((sample.name for sample in val), 6)})",
+        f"data      {settings.data}: {plural(len(train), 'image')} to train on, {len(val)} to validate on "
+        f"({division.kind}: {some((sample.name for sample in val), 6)})",
         *describe(data),
         sep="\n          ",
     )

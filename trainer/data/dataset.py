@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.classes import Labels, count
-from trainer.data.files import count as plural
-from trainer.data.files import is_image, some
+from trainer.data.files import is_image, plural, some
 from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes, read_picture
 from trainer.data.layouts import MANY
 from trainer.data.pairs import find_pairs

@@ -86,7 +86,7 @@ def some(names: Iterable[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """1 image, 2 images."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 

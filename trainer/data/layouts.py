@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from trainer.data.annotations import Annotations, Coco
-from trainer.data.files import Tree, composed, count, images_of, natural_order, some, stem
+from trainer.data.files import Tree, composed, images_of, natural_order, plural, some, stem
 from trainer.data.labels import Colour, LabelFile, LabelPage
 from trainer.data.shapes import BACKGROUND, IGNORE, Drawing, Legend
 
@@ -64,7 +64,7 @@ class Found:
     def without_partner(self, files: list[str], problem: str) -> None:
         """Add a problem of each of the files, or of many of them in one line."""
         if len(files) > MANY:
-            self.problems.append(f"{count(len(files), 'file')} {problem.format('*')}: {some(files)}")
+            self.problems.append(f"{plural(len(files), 'file')} {problem.format('*')}: {some(files)}")
         else:
             self.problems += [f"{file}: {problem.format(stem(Path(file)))}" for file in files]
 

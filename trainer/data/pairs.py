@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.data import annotations
 from trainer.data.annotations import Annotations, Coco
-from trainer.data.files import JSON, Tree, count, endings, images_of, is_image, listing, natural_order, some, stem
+from trainer.data.files import JSON, Tree, endings, images_of, is_image, listing, natural_order, plural, some, stem
 from trainer.data.labels import LabelFile
 from trainer.data.layouts import MANY, Found, Pair, beside, coco, nnunet, voc
 from unet.errors import UserError
@@ -51,11 +51,11 @@ def find_pairs(data: Path, label_suffix: str | None = None) -> Found:
     used = found.used.union(*((*pair.images, *pair.label.files) for pair in found.pairs))
     rest = [path for files in tree.folders.values() for path in files if path not in used]
     if rest:
-        left_out = f"left out {count(len(rest), 'file')} ({endings(rest)})"
+        left_out = f"left out {plural(len(rest), 'file')} ({endings(rest)})"
         found.left_out.append(f"{left_out}: {some(map(tree.name, rest))}")
     if tree.deeper:
         names = some(f"{tree.name(folder)}/" for folder in tree.deeper)
-        found.left_out.append(f"left out {count(len(tree.deeper), 'folder')} in folders: {names}")
+        found.left_out.append(f"left out {plural(len(tree.deeper), 'folder')} in folders: {names}")
     return found
 
 
@@ -257,8 +257,10 @@ def _nearest(heads: Collection[str], names: list[str]) -> str | None:
         cut = next((i for i in range(len(name) - 1, 0, -1) if name[:i] in heads), None)
         if cut and not name[cut].isdigit():
             added[name[cut:]] += 1
-    options = [f"{count(n, 'file')} named like them + `{end}`: --label-suffix {end}" for end, n in added.most_common(3)]
-    return f"{count(len(heads), 'image')}, {'; or '.join(options)}" if options else None
+    options = [
+        f"{plural(n, 'file')} named like them + `{end}`: --label-suffix {end}" for end, n in added.most_common(3)
+    ]
+    return f"{plural(len(heads), 'image')}, {'; or '.join(options)}" if options else None
 
 
 def _explain(tree: Tree, pictures: list[Path], suffix: str | None, found: Found) -> None:

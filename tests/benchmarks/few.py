@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--variants", nargs="+", default=["default"])
+    parser.add_argument("--init-from", type=Path, help="start from this model, as `unet-train --init-from` does")
     parser.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # VARIANT and flags of unet-train
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
@@ -124,7 +125,8 @@ def main() -> None:
 def one_run(arguments: argparse.Namespace, name: str, n: int, seed: int, variant: str) -> dict[str, float]:
     """Scores of one model, trained unless its folder has them already. Empty if the set has not enough images."""
     chosen = SETS[name]
-    out = arguments.out / f"{name}-{n}-{seed}-{arguments.minutes:g}min-{variant}"
+    started = f"-from-{arguments.init_from.parent.name}" if arguments.init_from else ""
+    out = arguments.out / f"{name}-{n}-{seed}-{arguments.minutes:g}min-{variant}{started}"
     result = out / "few.json"
     if not result.exists():
         drawn, spare, held_out = draw(arguments.data / chosen.folder, chosen, n, seed)
@@ -138,6 +140,8 @@ def one_run(arguments: argparse.Namespace, name: str, n: int, seed: int, variant
         command += [str(arguments.threads), "--run", variant, "--data", str(out / "data"), "--out", str(out), "--force"]
         command += ["--max-minutes", f"{arguments.minutes:g}", "--epochs", "100000", "--seed", str(seed)]
         command += ["--base-channels", str(arguments.base_channels), "--device", arguments.device, *chosen.flags]
+        if arguments.init_from:
+            command += ["--init-from", str(arguments.init_from)]
         if variant == "unlabelled":
             link(arguments.data / chosen.folder, chosen.labels, spare, out / "spare")
             command += ["--unlabelled", str(out / "spare" / "Training_Images")]

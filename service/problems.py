@@ -66,5 +66,5 @@ def _explain(error: Any) -> str:
     """A validation error of pydantic in one line."""
     name = ".".join(map(str, error["loc"][1:]))
     if error["type"] == "extra_forbidden":
-        return f"{name}: expected output, threshold or tta, found an unknown option"
+        return f"{name}: expected output, threshold, tta or class, found an unknown option"
     return f"{name}: {plain(error['msg'])}, found {str(error['input'])[:99]!r}"

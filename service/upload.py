@@ -30,8 +30,8 @@ class FormParser(MultiPartParser):
         self.complete = True
 
 
-async def read_upload(request: Request, max_parts: int) -> tuple[bytes, dict[str, str | UploadFile]]:
-    """The image, and the other parts of a form. Raises HTTPException 400, 413, 415 or 422."""
+async def read_upload(request: Request, max_parts: int) -> tuple[bytes, str, dict[str, str | UploadFile]]:
+    """The image, the name of its file, and the other parts of a form. Raises HTTPException 400, 413, 415 or 422."""
     encoding = request.headers.get("content-encoding") or "identity"
     if encoding.lower() != "identity":
         raise HTTPException(415, f"expected a body as it is, found Content-Encoding {encoding}")
@@ -40,7 +40,7 @@ async def read_upload(request: Request, max_parts: int) -> tuple[bytes, dict[str
     if media_type != FORM and not media_type.startswith(RAW):
         raise HTTPException(415, f"expected {FORM}, an image type or application/octet-stream, found {media_type}")
     if media_type != FORM:
-        return b"".join([piece async for piece in request.stream()]), {}  # `request.body()` would keep a copy
+        return b"".join([piece async for piece in request.stream()]), "", {}  # `request.body()` would keep a copy
 
     async def stream() -> AsyncGenerator[bytes, None]:
         async for piece in request.stream():
@@ -66,6 +66,7 @@ async def read_upload(request: Request, max_parts: int) -> tuple[bytes, dict[str
             detail = f"file: expected one multipart field `file` that holds an image, found {len(files)}"
             raise HTTPException(422, detail)
         image = files[0].encode("latin-1") if isinstance(files[0], str) else await files[0].read()
-        return image, {name: value for name, value in parts if name != "file"}
+        name = "" if isinstance(files[0], str) else files[0].filename or ""
+        return image, name, {field: value for field, value in parts if field != "file"}
     finally:
         await form.close()

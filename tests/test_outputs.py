@@ -8,7 +8,8 @@ import tifffile
 from conftest import GREY
 
 from unet.imaging import Metadata, Picture, read
-from unet.outputs import KINDS, Answer, Legend, find_objects, separate
+from unet.outputs import KINDS, SUFFIXES, Answer, Legend, Results
+from unet.outputs.labels import find_objects, separate
 
 MASK = np.where(GREY > 100, 255, 0).astype(np.uint8)
 
@@ -25,7 +26,7 @@ LEGEND = Legend(
 
 @pytest.mark.parametrize("name", ["mask", "probability"])
 def test_one_page_is_a_png(name: str) -> None:
-    answer = KINDS[name].encode([MASK], Picture([GREY], "YX"), LEGEND)
+    answer = KINDS[name].encode(Results([MASK], Picture([GREY], "YX"), LEGEND))
     assert answer.media_type == "image/png"
     assert answer.body.startswith(b"\x89PNG")
     np.testing.assert_array_equal(read(answer.body).pixels, MASK)
@@ -34,7 +35,7 @@ def test_one_page_is_a_png(name: str) -> None:
 @pytest.mark.parametrize("name", ["mask", "probability"])
 def test_several_pages_are_a_tiff_with_the_resolution_of_the_picture(name: str) -> None:
     picture = Picture([GREY, GREY], "ZYX", Metadata((4, 4), "um", 0.5, stack={"Z": 2}))
-    answer = KINDS[name].encode([MASK, 255 - MASK], picture, LEGEND)
+    answer = KINDS[name].encode(Results([MASK, 255 - MASK], picture, LEGEND))
     assert answer.media_type == "image/tiff"
     again = read(answer.body)
     np.testing.assert_array_equal(again.pixels, [MASK, 255 - MASK])
@@ -44,21 +45,19 @@ def test_several_pages_are_a_tiff_with_the_resolution_of_the_picture(name: str) 
 
 def test_pages_of_different_sizes() -> None:
     picture = Picture([GREY, GREY[:4]], "IYX", Metadata((4, 4), "um"))
-    answer = KINDS["mask"].encode([MASK, MASK[:4]], picture, LEGEND)
+    answer = KINDS["mask"].encode(Results([MASK, MASK[:4]], picture, LEGEND))
     assert [page.shape for page in read(answer.body).pages] == [MASK.shape, MASK[:4].shape]
 
 
 def test_the_registry() -> None:
-    """What the service and the programs list comes from here."""
-    assert {name: kind.wants for name, kind in KINDS.items()} == {
-        "mask": "mask",
-        "probability": "probability",
-        "labels": "objects",
-    }
+    """What the service and the programs list comes from here: every kind has a file of its own kind."""
+    picture = Picture([GREY], "YX")
     for name, kind in KINDS.items():
         assert kind.name == name
-        assert "-bit" in kind.description
-        assert isinstance(kind.encode([MASK], Picture([GREY], "YX"), LEGEND), Answer)
+        result = MASK if kind.wants in ("mask", "probability") else np.float32(MASK / 255)
+        answer = kind.encode(Results([result], picture, LEGEND, "cell.png"))
+        assert isinstance(answer, Answer)
+        assert answer.media_type in SUFFIXES
 
 
 def discs(*places: tuple[int, int, int]) -> np.ndarray:
@@ -131,15 +130,15 @@ def test_labels_are_16_bit_images_or_32_bit_tiffs() -> None:
     many = np.zeros((600, 600), np.float32)
     many[::2, ::2] = 1  # 90,000 objects
     two = discs((30, 30, 12), (30, 50, 12))
-    answer = KINDS["labels"].encode([two], picture, LEGEND)
+    answer = KINDS["labels"].encode(Results([two], picture, LEGEND))
     assert answer.media_type == "image/png"
     ids = read(answer.body).pixels
     assert (ids.dtype, ids.max()) == (np.uint16, 2)
     np.testing.assert_array_equal(ids, separate(two, None, 0.5, 1))
-    answer = KINDS["labels"].encode([two, two], picture, LEGEND)
+    answer = KINDS["labels"].encode(Results([two, two], picture, LEGEND))
     assert answer.media_type == "image/tiff"
     np.testing.assert_array_equal(read(answer.body).pixels, [ids, ids])
-    answer = KINDS["labels"].encode([many], picture, LEGEND)
+    answer = KINDS["labels"].encode(Results([many], picture, LEGEND))
     assert answer.media_type == "image/tiff"
     large = tifffile.imread(io.BytesIO(answer.body))
     assert (large.dtype, large.max()) == (np.uint32, 90_000)

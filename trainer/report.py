@@ -25,7 +25,8 @@ from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
 from unet import Predictor
 from unet.device import describe_choice, device_name
-from unet.outputs import Legend, find_objects
+from unet.outputs import Legend
+from unet.outputs.labels import find_objects
 from unet.pixels import Preprocessing
 
 

@@ -30,8 +30,8 @@ Array = npt.NDArray[Any]
 Engine = Callable[[Tensor], Tensor]
 Wanted = Literal["probabilities", "mask", "probability", "objects"]
 """probabilities: float32 as from a call; mask: uint8 as from `mask`; probability: uint8, 255 for certain, of the
-foreground or of each pixel's likeliest class; objects: the probabilities that tell objects apart, float32, (2, H, W) of
-objects and of their insides for a model that has learned borders, else as from a call."""
+foreground, of a named class, or of each pixel's likeliest class; objects: the probabilities that tell objects apart,
+float32, (2, H, W) of objects and of their insides for a model that has learned borders, else as from a call."""
 View = tuple[int, int]
 """Number of quarter turns, and the step along a row: 1, or -1 for an image flipped left to right."""
 
@@ -130,29 +130,51 @@ class Predictor:
         """
         return self.predict(image, "mask", threshold=threshold, tta=tta)
 
-    def predict(self, image: Array, wanted: Wanted, *, threshold: float | None = None, tta: bool = False) -> Array:
-        """The whole path of one image. Raises PixelError."""
-        prepared = self.preprocess(image)
-        prediction = Prediction(self, prepared, wanted, self.resolve_threshold(threshold), tta)
+    def predict(
+        self,
+        image: Array,
+        wanted: Wanted,
+        *,
+        threshold: float | None = None,
+        tta: bool = False,
+        class_name: str | None = None,
+    ) -> Array:
+        """The whole path of one image. `class_name`: the class of "probability". Raises PixelError."""
+        prediction = self.start(image, wanted, threshold=threshold, tta=tta, class_name=class_name)
         while not prediction.finished:
             piece = prediction.next()
             (probabilities,) = self.forward([piece])
-            answer = self.decide(probabilities, prediction.wanted_per_piece, prediction.threshold)
+            answer = self.decide(probabilities, prediction.per_piece)
             prediction.stitch(piece, answer.numpy(force=True))
         return prediction.result
 
     def start(
-        self, image: Array, wanted: Wanted = "probabilities", *, threshold: float | None = None, tta: bool = False
+        self,
+        image: Array,
+        wanted: Wanted = "probabilities",
+        *,
+        threshold: float | None = None,
+        tta: bool = False,
+        class_name: str | None = None,
     ) -> "Prediction":
         """The same path for a queue: preprocessed, to be computed piece by piece. Raises PixelError."""
-        return Prediction(self, self.preprocess(image), wanted, self.resolve_threshold(threshold), tta)
+        question = Question(wanted, self.resolve_threshold(threshold), self.resolve_class(class_name, wanted))
+        return Prediction(self, self.preprocess(image), question, tta)
+
+    def derive(
+        self, planes: FloatArray, wanted: Wanted, *, threshold: float | None = None, class_name: str | None = None
+    ) -> Array:
+        """Another answer from that of "objects" for the same image: the one that `predict` would give, to the bit,
+        without a second pass through the network. Raises PixelError."""
+        question = Question(wanted, self.resolve_threshold(threshold), self.resolve_class(class_name, wanted))
+        answer = self.decide(torch.from_numpy(planes if planes.ndim == 3 else planes[None]), question).numpy()
+        return answer[0] if len(answer) == 1 else answer
 
     def compute(self, pieces: Sequence["Piece"]) -> None:
         """Forward, threshold and stitch for pieces of one shape, which may belong to different predictions."""
         for piece, probabilities in zip(pieces, self.forward(pieces), strict=True):
-            prediction = piece.prediction
-            answer = self.decide(probabilities, prediction.wanted_per_piece, prediction.threshold)
-            prediction.stitch(piece, answer.numpy(force=True))
+            answer = self.decide(probabilities, piece.prediction.per_piece)
+            piece.prediction.stitch(piece, answer.numpy(force=True))
 
     def preprocess(self, image: Array) -> Prepared:
         """Image -> (H, W, C) pixels with the offset and scale that normalise them. Raises PixelError."""
@@ -180,27 +202,33 @@ class Predictor:
         return probabilities
 
     @torch.inference_mode()
-    def decide(self, probabilities: Tensor, wanted: Wanted, threshold: float) -> Tensor:
-        """Answer from probabilities (K, h, w): the same, or (1, h, w) uint8: mask values, or the likeliest class's
-        probability. With borders, the foreground's (1, h, w) for all but "objects"."""
-        if wanted == "objects":
+    def decide(self, probabilities: Tensor, question: "Question") -> Tensor:
+        """Answer from probabilities (K, h, w): the same, or (1, h, w) uint8: mask values, or the probability of a
+        class. With borders, the foreground's (1, h, w) for all but "objects"."""
+        if question.wanted == "objects":
             return probabilities
         if self.objects:
             probabilities = probabilities[:1]
-        if wanted == "probabilities":
+        if question.wanted == "probabilities":
             return probabilities
-        if wanted == "probability":
-            return (probabilities.amax(dim=0, keepdim=True) * 255).round().to(torch.uint8)
+        if question.wanted == "probability":
+            if question.class_index is None:
+                chosen = probabilities.amax(dim=0, keepdim=True)
+            elif self.binary:
+                chosen = probabilities if question.class_index else 1 - probabilities
+            else:
+                chosen = probabilities[question.class_index][None]
+            return (chosen * 255).round().to(torch.uint8)
         if self.binary:
-            return probabilities.gt(threshold).to(torch.uint8).mul_(255)
+            return probabilities.gt(question.threshold).to(torch.uint8).mul_(255)
         values = torch.tensor(self.class_values, dtype=torch.uint8, device=probabilities.device)
         return values[probabilities.argmax(dim=0, keepdim=True)]
 
-    def background(self, wanted: Wanted) -> Array:
+    def background(self, question: "Question") -> Array:
         """Answer (K or 1, 1) for a pixel without data: certainly of the first class."""
         certain = torch.zeros(self.n_planes, 1)
         certain[0] = 0 if self.binary else 1
-        return self.decide(certain, wanted, threshold=1).numpy()
+        return self.decide(certain, question).numpy()
 
     def to_classes(self, probabilities: FloatArray, threshold: float | None = None) -> npt.NDArray[np.intp]:
         """Probabilities as from a call -> (H, W) indices into `class_values`; for a binary network 0 background, 1
@@ -220,6 +248,24 @@ class Predictor:
             raise PixelError(f"threshold: expected 0..1, found {threshold}")
         return threshold
 
+    def resolve_class(self, name: str | None, wanted: Wanted) -> int | None:
+        """Position of the class of that name, for "probability"; None for none. Raises PixelError."""
+        if name is None:
+            return None
+        if wanted != "probability":
+            raise PixelError("class: expected with the output probability only")
+        if name not in self.class_names:
+            raise PixelError(f"class: expected {' or '.join(self.class_names)}, found {name!r}")
+        return self.class_names.index(name)
+
+
+class Question(NamedTuple):
+    """What is asked of the probabilities of a pixel."""
+
+    wanted: Wanted
+    threshold: float
+    class_index: int | None = None  # position of the class whose probability is wanted
+
 
 class Piece(NamedTuple):
     """A tile of one view of one image: what passes through the network at once."""
@@ -237,17 +283,14 @@ class Prediction:
     The answer does not depend on the pieces of other images that are computed in the same batch.
     """
 
-    def __init__(
-        self, predictor: Predictor, prepared: Prepared, wanted: Wanted, threshold: float, tta: bool = False
-    ) -> None:
+    def __init__(self, predictor: Predictor, prepared: Prepared, question: Question, tta: bool = False) -> None:
         self.predictor = predictor
         self.prepared = prepared
-        self.threshold = threshold
-        self._wanted: Wanted = wanted
+        self._question = question
         self._views = VIEWS if tta else VIEWS[:1]
         # views are averaged, and resized, before the threshold: a mean of masks is no mask
-        combined = wanted != "objects" and (tta or prepared.resized_from is not None)
-        self.wanted_per_piece: Wanted = "probabilities" if combined else wanted
+        combined = question.wanted != "objects" and (tta or prepared.resized_from is not None)
+        self.per_piece = question._replace(wanted="probabilities") if combined else question
         self._mirrored: tuple[View, Array] | None = None
         self._answer: Array | None = None
         self.restart()
@@ -299,10 +342,10 @@ class Prediction:
         assert answer is not None
         if self.prepared.resized_from:
             answer = resize(answer.transpose(1, 2, 0), *self.prepared.resized_from).transpose(2, 0, 1)
-        if self.wanted_per_piece != self._wanted:
-            answer = self.predictor.decide(torch.from_numpy(answer), self._wanted, self.threshold).numpy()
+        if self.per_piece != self._question:
+            answer = self.predictor.decide(torch.from_numpy(answer), self._question).numpy()
         if self.prepared.missing is not None:
-            answer[:, self.prepared.missing] = self.predictor.background(self._wanted)
+            answer[:, self.prepared.missing] = self.predictor.background(self._question)
         return answer[0] if len(answer) == 1 else answer
 
     def _tiles(self, view: View) -> list[tuple[View, Span, Span]]:

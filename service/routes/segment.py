@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +20,7 @@ from service.telemetry import Notes
 from service.upload import BINARY, openapi, read_upload
 from unet import Predictor, imaging
 from unet.imaging import Limits, Picture
-from unet.outputs import KINDS, Legend
+from unet.outputs import KINDS, SUFFIXES, Answer, Legend, Results
 from unet.predictor import Array, Prediction
 
 PATH = "/segment"
@@ -28,14 +28,14 @@ HEADERS = {
     "X-Model-Id": "the model that answered",
     "X-Request-Id": "the client's, or a new one",
     "Server-Timing": "milliseconds of queue, decode, infer, encode",
-    "X-Input-Warning": "why the image does not fit the model, with what to change; missing where it does",
+    "X-Input-Warning": "how the image differs from those that the model was trained on; missing where it does not",
 }
 
 router = APIRouter()
 
 
 class SegmentOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")  # a misspelt option is an error, not silence
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)  # a misspelt option is an error, not silence
 
     output: str = Field(
         "mask",
@@ -50,6 +50,8 @@ class SegmentOptions(BaseModel):
         description="test-time augmentation: average over eight rotations and flips; better, and eight times slower",
     )
 
+    class_name: str | None = Field(None, alias="class", description="name of a class, for output=probability")
+
     @field_validator("output")
     @classmethod
     def _known(cls, output: str) -> str:
@@ -60,7 +62,7 @@ class SegmentOptions(BaseModel):
     def updated(self, fields: Mapping[str, object]) -> "SegmentOptions":
         """Options of the query, overridden by those of a form. Raises RequestValidationError."""
         try:
-            return SegmentOptions.model_validate({**self.model_dump(exclude_unset=True), **fields})
+            return SegmentOptions.model_validate({**self.model_dump(exclude_unset=True, by_alias=True), **fields})
         except ValidationError as error:
             raise RequestValidationError([e | {"loc": ("form", *e["loc"])} for e in error.errors()]) from error
 
@@ -70,8 +72,8 @@ class SegmentOptions(BaseModel):
     response_class=Response,
     responses={
         200: {
-            "description": "The size of the upload (EXIF orientation applied); TIFF for a TIFF of several pages",
-            "content": {"image/png": BINARY, "image/tiff": BINARY},
+            "description": "Images have the size of the upload (EXIF orientation applied), and are TIFFs for a TIFF",
+            "content": dict.fromkeys(SUFFIXES, BINARY),
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
         **declare(400, 401, 408, 415, 422, 503, 504),
@@ -89,14 +91,15 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
         raise HTTPException(503, detail, {"Retry-After": "5"})
     predictor = model.predictor
     async with state.admission.admit() as give_up:
-        data, fields = await read_upload(request, state.settings.max_parts)
+        data, name, fields = await read_upload(request, state.settings.max_parts)
         options = query.updated(fields)
+        kind = KINDS[options.output]
         if options.threshold is not None and not predictor.binary:
             raise HTTPException(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
         notes.begin(model.id)
         async with ended_by_hang_up(request, give_up):
             pixels = await notes.run("decode", state.codecs, imaging.measure, data, state.limits)
-            planes = predictor.planes_kept(KINDS[options.output].wants, options.tta)
+            planes = predictor.planes_kept(kind.wants, options.tta) + kind.draws
             async with state.budget.room(pixels * planes):
                 decoded = notes.run("decode", state.codecs, decode, data, state.limits, predictor, options)
                 del data  # large, and not needed while the prediction waits for its turn
@@ -105,8 +108,8 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
                 while predictions:  # each is freed when it is computed
                     results.append(await compute(state.queue, predictions.pop(0), notes))
                 legend = Legend.of(predictor, options.threshold)
-                encode = KINDS[options.output].encode
-                answer = await notes.run("encode", state.codecs, encode, results, picture, legend)
+                said = Results(results, picture, legend, name, warning or "")
+                answer: Answer = await notes.run("encode", state.codecs, kind.encode, said)
     notes.pixels = pixels
     headers = {"X-Model-Id": model.id, "Server-Timing": notes.server_timing()}
     if warning:
@@ -120,12 +123,13 @@ def decode(
     """A file -> what it says of its pixels, a prediction for each page, and why the first page that does not fit the
     model does not. Raises ImageError or PixelError."""
     picture = imaging.read(data, limits)
-    wanted, threshold, tta = KINDS[options.output].wants, options.threshold, options.tta
-    predictions = [predictor.start(page, wanted, threshold=threshold, tta=tta) for page in picture.pages]
+    kind = KINDS[options.output]
+    how: dict[str, Any] = {"threshold": options.threshold, "tta": options.tta, "class_name": options.class_name}
+    predictions = [predictor.start(page, kind.wants, **how) for page in picture.pages]
     warnings = (predictor.preprocessing.misfit(page) for page in picture.pages)
     found = next(((i, said) for i, said in enumerate(warnings, 1) if said), None)
     warning = found and (f"page {found[0]}: {found[1]}" if len(picture.pages) > 1 else found[1])
-    return replace(picture, pages=[]), predictions, warning  # no output needs the pages, which may be large
+    return picture if kind.draws else replace(picture, pages=[]), predictions, warning  # pages may be large
 
 
 async def compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:

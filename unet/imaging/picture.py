@@ -12,6 +12,12 @@ from unet.errors import UserError
 
 Array = npt.NDArray[Any]
 
+_MICROMETRES = {
+    **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "micrometre"), 1.0),
+    **{"nm": 1e-3, "nanometer": 1e-3, "å": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "m": 1e6},
+}
+"""Micrometres in a unit, as ImageJ, OME and TIFF spell it, in lower case (µ: the micro sign or the Greek letter)."""
+
 
 class ImageError(UserError):
     """File that is not an image, is damaged, or of a kind that is not read. The message says why."""
@@ -44,6 +50,15 @@ class Metadata:
     animated: bool = False  # only the first picture of an animation was read
     palette: tuple[tuple[int, int, int], ...] = ()  # RGB of the indices; with `as_stored`, where pixels are indices
 
+    @property
+    def micrometres(self) -> tuple[float, float] | None:
+        """Width and height of a pixel in micrometres; None where the file does not say, or says inches, which are for
+        printers."""
+        if not self.resolution or self.unit.lower() not in _MICROMETRES:
+            return None
+        x, y = (_MICROMETRES[self.unit.lower()] / pixels for pixels in self.resolution)
+        return x, y
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -54,6 +69,8 @@ class Picture:
     axes: str
     """Axes as the file has them, in tifffile's letters: YX, YXS, TZCYX; IYX... for pages that nothing describes."""
     metadata: Metadata = field(default_factory=Metadata)
+    tiff: bool = False
+    """Whether the file is a TIFF: so are images that are made of it, then."""
 
     @property
     def pixels(self) -> Array:

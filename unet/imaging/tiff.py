@@ -97,7 +97,9 @@ class TiffImage:
                 views = list(block.split(array))
             pages += [_image(samples, block.page, as_stored) for samples in views]
         metadata = self.description.metadata(self.blocks, self.n_pages)
-        return Picture(pages, self.axes, replace(metadata, palette=self._palette()) if as_stored else metadata)
+        return Picture(
+            pages, self.axes, replace(metadata, palette=self._palette()) if as_stored else metadata, tiff=True
+        )
 
     def _palette(self) -> tuple[tuple[int, int, int], ...]:
         """RGB of the indices, if the first page has a palette."""

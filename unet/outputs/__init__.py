@@ -1,30 +1,38 @@
-"""Kinds of answers: the predictor's results and the uploaded picture -> bytes and their media type. Imports no torch.
+"""Kinds of answers: the predictor's results and the picture -> bytes and their media type. Imports no torch.
 
-A new kind is an entry of the registry, with a file here if it encodes in its own way.
+A new kind is a file here, with a function `encode`, and an entry of the registry. `Answer.media_type` gives the file
+its ending: see SUFFIXES.
 """
 
-from unet.outputs.kind import Answer, Kind, Legend, as_image
-from unet.outputs.labels import find_objects, separate, write_labels
+from unet.outputs.kind import Answer, Kind, Legend, Results
 
-MASK = Kind(
-    name="mask",
-    description="8-bit, 0 and 255 for a binary model, the class values for several classes",
-    wants="mask",
-    encode=as_image,
-)
-PROBABILITY = Kind(
-    name="probability",
-    description="8-bit grey, 255 certain; of the foreground, or of each pixel's likeliest class",
-    wants="probability",
-    encode=as_image,
-)
-LABELS = Kind(
-    name="labels",
-    description="ids of objects from 1 on, those that touch separated; 16-bit, or a 32-bit TIFF above 65535",
-    wants="objects",
-    encode=write_labels,
-)
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (MASK, PROBABILITY, LABELS)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("mask", "0 and 255 for a binary model, the class values for several classes; 8-bit", "mask", "image"),
+        Kind(
+            "probability",
+            "8-bit grey, 255 certain; of the foreground, of `class`, or of each pixel's likeliest class",
+            "probability",
+            "image",
+        ),
+        Kind(
+            "labels",
+            "ids of objects from 1 on, those that touch separated; 16-bit, or a 32-bit TIFF above 65535",
+            "objects",
+            "labels",
+        ),
+    )
+}
 """By the name that requests and command lines use."""
 
-__all__ = ["KINDS", "Answer", "Kind", "Legend", "find_objects", "separate"]
+SUFFIXES = {
+    "image/png": ".png",
+    "image/tiff": ".tif",
+    "application/geo+json": ".geojson",
+    "text/csv": ".csv",
+    "application/zip": ".zip",
+}
+"""Endings of file names, by media type."""
+
+__all__ = ["KINDS", "SUFFIXES", "Answer", "Kind", "Legend", "Results"]

@@ -1,10 +1,12 @@
 """A kind of answer: what it asks of the predictor, and how that becomes a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Self
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from unet.imaging import Array, Picture, write_png, write_tiff
+if TYPE_CHECKING:
+    from unet.imaging import Array, Picture
 
 
 class Answer(NamedTuple):
@@ -33,22 +35,35 @@ class Legend:
 
 
 @dataclass(frozen=True, slots=True)
+class Results:
+    """What an answer is made from."""
+
+    pages: "Sequence[Array]"
+    """Of the predictor, one for each page of the picture: `Predictor.predict(page, kind.wants)`."""
+    picture: "Picture"
+    """Its pages may be left out (empty) unless the kind `draws` on them."""
+    legend: Legend
+    name: str = ""
+    """Of the picture's file."""
+    warning: str = ""
+    """Why the picture may not fit the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """An entry of the registry."""
 
     name: str
     description: str
     """Shown in OpenAPI and `--help`."""
-    wants: Literal["mask", "probability", "probabilities", "objects"]
-    """Result of the predictor for a page, `Predictor.start(page, wants)`: for a large image it keeps only the uint8
-    plane of "mask" or "probability"."""
-    encode: Callable[[Sequence[Array], Picture, Legend], Answer]
-    """Results, one for each page, the picture they are of, and what they mean -> the answer. The service keeps no pages
-    of the picture: a kind that draws on them has to ask for them."""
+    wants: Literal["mask", "probability", "objects"]
+    """Result of the predictor for a page. For a large image "mask" and "probability" keep one uint8 plane only."""
+    module: str
+    """File of this package whose `encode(Results) -> Answer` makes it, imported when it is first used."""
+    draws: bool = False
+    """Whether it needs the pixels of the picture, too."""
 
-
-def as_image(results: Sequence[Array], picture: Picture, _: Legend) -> Answer:
-    """One (H, W) or (H, W, 3) result -> PNG, several -> a TIFF of as many pages with the picture's resolution."""
-    if len(results) == 1:
-        return Answer(write_png(results[0]), "image/png")
-    return Answer(write_tiff(results, like=picture), "image/tiff")
+    def encode(self, results: Results) -> Answer:
+        """The answer for a picture."""
+        answer: Answer = import_module(f"unet.outputs.{self.module}").encode(results)
+        return answer

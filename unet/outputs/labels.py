@@ -5,14 +5,13 @@ gives every pixel of the foreground to one of them. Without borders, the shape d
 that is clearly narrower than what it joins.
 """
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from unet.imaging import Array, Picture, write_tiff
-from unet.outputs.kind import Answer, Legend, as_image
+from unet.imaging import write_tiff
+from unet.outputs.image import as_image
+from unet.outputs.kind import Answer, Legend, Results
 
 FloatArray = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -26,12 +25,12 @@ NECK = 0.85, 0.25
 """A neck joins two parts if its half width exceeds `a * width - b` pixels, of the narrower part's half width."""
 
 
-def write_labels(results: Sequence[Array], picture: Picture, legend: Legend) -> Answer:
+def encode(results: Results) -> Answer:
     """Results of "objects" -> ids as 16-bit PNG or TIFF, or as 32-bit TIFF."""
-    pages = [find_objects(result, legend) for result in results]
+    pages = [find_objects(page, results.legend) for page in results.pages]
     if max(page.max() for page in pages) > np.iinfo(np.uint16).max:
-        return Answer(write_tiff([page.astype(np.uint32) for page in pages], like=picture), "image/tiff")
-    return as_image([page.astype(np.uint16) for page in pages], picture, legend)
+        return Answer(write_tiff([page.astype(np.uint32) for page in pages], like=results.picture), "image/tiff")
+    return as_image([page.astype(np.uint16) for page in pages], results.picture)
 
 
 def find_objects(result: FloatArray, legend: Legend) -> Ids:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from unet.errors import UserError
 from unet.imaging import ImageTooLargeError
+from unet.outputs.objects import TooManyObjectsError
 from unet.pixels import PixelError
 from unet.settings import plain
 
@@ -43,7 +44,7 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
 async def answer(request: Request, error: Exception) -> Response:
     """The answer to a request of which a route, or the framework, has raised one of `HANDLED`."""
     match error:
-        case ImageTooLargeError():
+        case ImageTooLargeError() | TooManyObjectsError():
             error = HTTPException(413, str(error))
         case PixelError():  # an image, but none for this model
             error = HTTPException(422, str(error))

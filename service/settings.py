@@ -56,6 +56,7 @@ class ServeSettings(ProgramSettings):
     max_bytes: int = Field(2**28, ge=1, le=2**32, description="largest upload; above: 413")
     max_pixels: int = Field(2**27, ge=1, description="most pixels in an upload, all pages together; above: 413")
     max_pages: int = Field(1000, ge=1, description="most pages in an uploaded TIFF; above: 413")
+    max_objects: int = Field(100_000, ge=1, description="most objects in a table or in outlines; above: 413")
     max_parts: int = Field(8, ge=1, description="most parts of a form; above: 413")
     max_header_bytes: int = Field(2**14, ge=1024, description="largest headers of a request; above: 431")
     max_in_flight: int = Field(32, ge=1, description="requests in work or waiting, in each worker; above: 503")

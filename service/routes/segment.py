@@ -108,7 +108,7 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
                 while predictions:  # each is freed when it is computed
                     results.append(await compute(state.queue, predictions.pop(0), notes))
                 legend = Legend.of(predictor, options.threshold)
-                said = Results(results, picture, legend, name, warning or "")
+                said = Results(results, picture, legend, name, warning)
                 answer: Answer = await notes.run("encode", state.codecs, kind.encode, said)
     notes.pixels = pixels
     headers = {"X-Model-Id": model.id, "Server-Timing": notes.server_timing()}
@@ -119,16 +119,14 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
 
 def decode(
     data: bytes, limits: Limits, predictor: Predictor, options: SegmentOptions
-) -> tuple[Picture, list[Prediction], str | None]:
-    """A file -> what it says of its pixels, a prediction for each page, and why the first page that does not fit the
-    model does not. Raises ImageError or PixelError."""
+) -> tuple[Picture, list[Prediction], str]:
+    """A file -> what it says of its pixels, a prediction for each page, and how the pages differ from the training
+    images. Raises ImageError or PixelError."""
     picture = imaging.read(data, limits)
     kind = KINDS[options.output]
     how: dict[str, Any] = {"threshold": options.threshold, "tta": options.tta, "class_name": options.class_name}
     predictions = [predictor.start(page, kind.wants, **how) for page in picture.pages]
-    warnings = (predictor.preprocessing.misfit(page) for page in picture.pages)
-    found = next(((i, said) for i, said in enumerate(warnings, 1) if said), None)
-    warning = found and (f"page {found[0]}: {found[1]}" if len(picture.pages) > 1 else found[1])
+    warning = predictor.warning(picture.pages)
     return picture if kind.draws else replace(picture, pages=[]), predictions, warning  # pages may be large
 
 

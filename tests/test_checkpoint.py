@@ -55,6 +55,7 @@ def test_safe_loading_finds_the_documented_entries(make_checkpoint: Make) -> Non
         "objects",
         "min_area",
         "training",
+        "likeness",
         "state_dict",
     }
 

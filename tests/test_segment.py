@@ -216,7 +216,9 @@ def test_a_warning_of_values_that_do_not_fit(make_checkpoint: Make, trained: Pat
             assert said is not None
             assert said.startswith(f"expected {expected}")
         assert (warning(IMAGE), warning(full), warning(IMAGE / np.float32(255))) == (None, None, None)
-        assert (warning([full, full[:50], deep, deep[:9]]) or "").startswith("page 3: expected uint16")
+        said = warning([full, full[:50], deep, deep[:9]]) or ""
+        assert said.startswith("page 3: expected uint16")
+        assert said.endswith(" (and 1 of 4 pages differ, too)")
     with serve(model=trained / "best_model.pth") as client:
         assert warning(deep) is None
 

@@ -28,6 +28,7 @@ from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.device import out_of_memory
 from unet.errors import UserError
+from unet.likeness import Likeness
 from unet.outputs import Legend
 from unet.pixels import Preprocessing
 
@@ -148,6 +149,7 @@ class Trainer:
             class_colours=self.data.class_colours,
             objects=self.data.instances,
             min_area=smallest_object(self.data.samples),
+            likeness=Likeness.of(sample.image for sample in self.data.samples),
         )
 
     def _identity(self, source: Checkpoint | None, plan: planning.Plan | None) -> dict[str, Any]:
@@ -242,6 +244,7 @@ class Trainer:
             preprocessing=predictor.preprocessing,
             state_dict=predictor.network.state_dict(),
             training=self.summary(),
+            likeness=predictor.likeness,
             **asdict(Legend.of(predictor)),
         )
 

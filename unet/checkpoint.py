@@ -13,6 +13,7 @@ run:
     objects        whether the network has learned borders of objects: its classes are background, inside, border
     min_area       pixels of the smallest object in the training labels
     training       summary: recipe, epoch, score, data fingerprint, versions, time
+    likeness       statistics of the training images, the fields of `Likeness`; may be missing
     state_dict     the weights
 
 `load` also takes files of format 1, which had no names, colours, objects and min_area, and of other U-Nets (see
@@ -37,6 +38,7 @@ from torch import Tensor
 from unet import foreign
 from unet.device import out_of_memory
 from unet.errors import UserError
+from unet.likeness import Likeness
 from unet.network import NetworkConfig, UNet
 from unet.pixels import InputRange, Preprocessing
 
@@ -68,6 +70,7 @@ class Checkpoint:
     objects: bool = False  # a binary problem, learned as three classes: background, inside of an object, its border
     min_area: int = 1  # pixels of the smallest object in the training labels
     training: Mapping[str, Any] = field(default_factory=dict)  # plain builtins; empty for a file of another U-Net
+    likeness: Likeness | None = None  # to the training images; None: nothing is known of them
     id: str = ""  # first 12 digits of the file's SHA-256; empty for a checkpoint that was not loaded
 
     def __post_init__(self) -> None:
@@ -139,6 +142,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "objects": checkpoint.objects,
         "min_area": checkpoint.min_area,
         "training": dict(checkpoint.training),
+        "likeness": asdict(checkpoint.likeness) if checkpoint.likeness else None,
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()},
     }
     replace_atomically(path, to_bytes(content))
@@ -294,6 +298,7 @@ def _from_own(content: dict[str, Any]) -> Checkpoint:
         class_values=tuple(content["class_values"]),
         threshold=content["threshold"],
         training=content["training"],
+        likeness=Likeness(**content["likeness"]) if content.get("likeness") else None,
         **since_2,
     )
 

@@ -22,6 +22,7 @@ from unet import checkpoint as checkpoints
 from unet import engines
 from unet.checkpoint import Checkpoint, Colour, default_colours, default_names
 from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device, resolve_precision
+from unet.likeness import Likeness
 from unet.network import STRIDE, UNet
 from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, mirror, normalise, resize
 from unet.tiles import CONTEXT, Span, cut
@@ -37,6 +38,8 @@ View = tuple[int, int]
 
 TILE = {"cuda": 2048, "elsewhere": 896}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 3 GiB and 1 GiB."""
+REASONS = 3
+"""Most differences from the training images that a warning names."""
 VIEWS: tuple[View, ...] = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
 """Test-time augmentation: the eight rotations and flips of an image."""
 
@@ -61,6 +64,7 @@ class Predictor:
         threshold: float = 0.5,
         objects: bool = False,
         min_area: int = 1,
+        likeness: Likeness | None = None,
         precision: Precision = "fp32",
         engine: Engine | None = None,
     ) -> None:
@@ -70,7 +74,7 @@ class Predictor:
         self.class_values, self.threshold = class_values, threshold
         self.class_names = class_names or default_names(class_values)
         self.class_colours = class_colours or default_colours(len(class_values))
-        self.objects, self.min_area = objects, min_area
+        self.objects, self.min_area, self.likeness = objects, min_area, likeness
         self.n_channels = network.config.n_channels  # of the images: 1 grey, 3 RGB, or others
         self.n_classes = network.config.n_classes  # K: 1 for a binary network, which tells foreground from background
         self.binary = self.n_classes == 1 or objects
@@ -97,6 +101,7 @@ class Predictor:
             threshold=checkpoint.threshold,
             objects=checkpoint.objects,
             min_area=checkpoint.min_area,
+            likeness=checkpoint.likeness,
             precision=resolved,
             engine=engines.prepare(network, where, resolved),
         )
@@ -179,6 +184,24 @@ class Predictor:
     def preprocess(self, image: Array) -> Prepared:
         """Image -> (H, W, C) pixels with the offset and scale that normalise them. Raises PixelError."""
         return self.preprocessing(image, self.n_channels)
+
+    def warning(self, pages: Sequence[Array]) -> str:
+        """Why the network may be wrong about an image, or about which of its pages: an ASCII sentence that says how the
+        first such page differs from the training images. Empty if none does. Raises PixelError as `preprocess`."""
+        said = [self._differences(page) for page in pages]
+        unlike = [i for i, each in enumerate(said) if each]
+        if not unlike:
+            return ""
+        first = said[unlike[0]]
+        if len(pages) == 1:
+            return first
+        others = f" (and {len(unlike) - 1} of {len(pages)} pages differ, too)" if len(unlike) > 1 else ""
+        return f"page {unlike[0] + 1}: {first}{others}"
+
+    def _differences(self, image: Array) -> str:
+        found = [misfit] if (misfit := self.preprocessing.misfit(image)) else []
+        found += self.likeness.differences(self.preprocessing.selected(image)) if self.likeness else []
+        return "; ".join(found[:REASONS])
 
     def planes_kept(self, wanted: Wanted, tta: bool) -> int:
         """Numbers that are kept of each pixel until the answer for the whole image is decided."""

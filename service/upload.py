@@ -48,7 +48,7 @@ async def read_upload(request: Request, max_parts: int) -> tuple[bytes, str, dic
         if not parser.complete:
             raise MultiPartException("Its end is missing.")
 
-    # bytes of a part without a file name come as text: in Latin-1, which every byte is a character of
+    # names of files, and bytes of a part without one, come as text: in Latin-1, which every byte is a character of
     headers = Headers({"content-type": f"{content_type}; charset=latin-1"})
     parser = FormParser(headers, stream(), max_files=max_parts, max_fields=max_parts, max_part_size=2**32)
     try:
@@ -65,8 +65,10 @@ async def read_upload(request: Request, max_parts: int) -> tuple[bytes, str, dic
         if len(files) != 1:
             detail = f"file: expected one multipart field `file` that holds an image, found {len(files)}"
             raise HTTPException(422, detail)
-        image = files[0].encode("latin-1") if isinstance(files[0], str) else await files[0].read()
+        # (a quote that is missing in the header hides the charset)
+        image = files[0].encode("latin-1", "replace") if isinstance(files[0], str) else await files[0].read()
         name = "" if isinstance(files[0], str) else files[0].filename or ""
+        name = name.encode("latin-1", "replace").decode(errors="replace")  # browsers and curl send UTF-8
         return image, name, {field: value for field, value in parts if field != "file"}
     finally:
         await form.close()

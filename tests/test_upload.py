@@ -59,6 +59,12 @@ def test_forms_that_are_right(client: TestClient, body: bytes, boundary: str) ->
     assert picture(answer.content).shape == IMAGE.shape
 
 
+@pytest.mark.parametrize("name", [b"", b'; filename="\xe7\xb4\xb0.png"'], ids=["none", "UTF-8"])
+def test_a_header_that_hides_the_charset(client: TestClient, name: bytes) -> None:
+    data = DATA.replace(b'; filename="a.png"', name).replace(png(IMAGE), "細".encode())
+    assert post(client, form(data), 'boundary=b; a="').status_code == 400
+
+
 @pytest.mark.parametrize(
     ("body", "boundary", "status"),
     [

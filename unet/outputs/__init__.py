@@ -22,6 +22,14 @@ KINDS: dict[str, Kind] = {
             "objects",
             "labels",
         ),
+        Kind(
+            "table",
+            "CSV with a row for each object: its class, area, also in square micrometres where the file says the size "
+            "of its pixels, centroid, bounding box, shape, mean probability and intensities",
+            "objects",
+            "table",
+            draws=True,
+        ),
     )
 }
 """By the name that requests and command lines use."""

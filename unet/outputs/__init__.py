@@ -30,6 +30,21 @@ KINDS: dict[str, Kind] = {
             "table",
             draws=True,
         ),
+        Kind(
+            "overlay",
+            "the image in 8-bit RGB with outlines in the colours of the classes: of objects, where the model separates "
+            "them, else of the mask",
+            "objects",
+            "overlay",
+            draws=True,
+        ),
+        Kind(
+            "geojson",
+            "a polygon for each object with its class, area and mean probability, as QuPath opens it",
+            "objects",
+            "geojson",
+        ),
+        Kind("rois", "a region for each object, in a ZIP for ImageJ's ROI Manager", "objects", "rois"),
     )
 }
 """By the name that requests and command lines use."""

@@ -381,9 +381,22 @@ def test_a_stack_of_metamorph_is_refused_instead_of_losing_planes() -> None:
             ),
             Metadata((4, 2), "µm", 2.0, interval=1.5, stack={"T": 3}),
         ),
+        (
+            described(
+                STACK[:, 0],
+                ome=True,
+                metadata={"axes": "TYX", "PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5}
+                | {"PhysicalSizeZ": 0.002, "PhysicalSizeZUnit": "mm", "TimeIncrement": 1500, "TimeIncrementUnit": "ms"},
+            ),
+            Metadata((4, 2), "µm", 2.0, interval=1.5, stack={"T": 3}),
+        ),
+        (
+            described(GREY, ome=True, metadata={"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel"}),
+            Metadata(),
+        ),
         (tiff(GREY, GREY, extratags=[(285, "s", 0, "DAPI", True)]), Metadata(names=("DAPI", "DAPI"))),
     ],
-    ids=["inch", "cm", "no unit", "ImageJ", "OME", "names"],
+    ids=["inch", "cm", "no unit", "ImageJ", "OME", "OME in other units", "OME without", "names"],
 )
 def test_metadata(data: bytes, expected: Metadata) -> None:
     assert read(data).metadata == expected
@@ -424,12 +437,19 @@ def test_a_hyperstack_stays_one() -> None:
     assert {key: written.imagej_metadata[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.float32, np.float64])
-def test_types_that_imagej_does_not_have_are_written_without_its_description(dtype: type) -> None:
-    like = Picture([], "ZYX", Metadata((4, 4), "um", stack={"Z": 2}))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32, np.float32, np.float64])
+def test_every_type_keeps_its_calibration(dtype: type) -> None:
+    """tifffile's own ImageJ files are of fewer types, but ImageJ reads these."""
+    like = Picture([], "TYX", Metadata((4, 2), "um", 0.5, stack={"T": 2}))
     picture = read(write_tiff([GREY.astype(dtype)] * 2, like=like))
     assert picture.pages[1].dtype == dtype
-    assert bool(picture.metadata.stack) == (dtype in (np.uint16, np.float32))
+    assert picture.metadata == like.metadata
+
+
+def test_pages_of_different_sizes_keep_the_size_of_their_pixels() -> None:
+    picture = read(write_tiff([GREY, GREY[:5]], like=Picture([], "IYX", Metadata((0.004, 0.002), "nm"))))
+    assert picture.metadata.unit == "cm"
+    assert picture.metadata.micrometres == pytest.approx((0.25, 0.5))
 
 
 @pytest.mark.parametrize("spacing", ["1e-99", "0.0", "nan", "what", "-0.25"])

@@ -12,7 +12,7 @@ from unet.errors import UserError
 
 Array = npt.NDArray[Any]
 
-_MICROMETRES = {
+MICROMETRES = {
     **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "micrometre"), 1.0),
     **{"nm": 1e-3, "nanometer": 1e-3, "å": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "m": 1e6},
 }
@@ -54,9 +54,9 @@ class Metadata:
     def micrometres(self) -> tuple[float, float] | None:
         """Width and height of a pixel in micrometres; None where the file does not say, or says inches, which are for
         printers."""
-        if not self.resolution or self.unit.lower() not in _MICROMETRES:
+        if not self.resolution or self.unit.lower() not in MICROMETRES:
             return None
-        x, y = (_MICROMETRES[self.unit.lower()] / pixels for pixels in self.resolution)
+        x, y = (MICROMETRES[self.unit.lower()] / pixels for pixels in self.resolution)
         return x, y
 
 

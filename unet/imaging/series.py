@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 from tifffile import TiffFile
 
-from unet.imaging.picture import Array, Metadata
+from unet.imaging.picture import MICROMETRES, Array, Metadata
 
 ORIENTATION = 274
 
@@ -21,6 +21,7 @@ _DESCRIBED = ("shaped", "ome", "imagej", "svs")  # tifffile's own, OME, ImageJ, 
 _MAX_TEXT, _MAX_XML = 2**16, 2**22  # characters of descriptions that are parsed: tifffile's or ImageJ's, OME's
 _PAGE_NAME = 285
 _UNITS = {2: "inch", 3: "cm"}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 
 
 class Block(NamedTuple):
@@ -119,8 +120,8 @@ class Description:
             unit = str(imagej.get("unit", _UNITS.get(page.resolutionunit, ""))).replace(r"\u00B5", "µ")
             numbers = [float(n) for n in (*page.resolution, imagej.get("spacing", 0), imagej.get("finterval", 0))]
             if "PhysicalSizeX" in ome:
-                x, y, z, t = (float(ome.get(key, 0)) for key in (*(f"PhysicalSize{a}" for a in "XYZ"), "TimeIncrement"))
-                numbers, unit = [1 / x, 1 / y, z, t], ome.get("PhysicalSizeXUnit", "µm")
+                x, y, z = (_stated(ome, f"PhysicalSize{axis}", MICROMETRES, "µm") for axis in "XYZ")
+                numbers, unit = [1 / x, 1 / y, z, _stated(ome, "TimeIncrement", _SECONDS, "s")], "µm"
         width, height, depth, time = (number if 1e-9 < number < 1e9 else None for number in numbers)
         names = names[:: max(1, len(names) // n_pages)]  # ImageJ has one for each channel
         return Metadata(
@@ -132,6 +133,11 @@ class Description:
             names=tuple(names) if len(names) == n_pages and all(isinstance(n, str) for n in names) else (),
             orientation=page.tags.valueof(ORIENTATION, 1),
         )
+
+
+def _stated(ome: dict[str, str], name: str, units: dict[str, float], default: str) -> float:
+    """A length in micrometres or a time in seconds, whose unit is an attribute, too; 0 if there is none."""
+    return float(ome.get(name, 0)) * units[ome.get(f"{name}Unit", default).lower()]
 
 
 def _ome(xml: str, n_directories: int) -> dict[str, str]:

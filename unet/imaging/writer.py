@@ -2,17 +2,16 @@
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
-import numpy as np
-from tifffile import TiffWriter
+from tifffile import TiffWriter, imagej_description, imagej_metadata_tag
 
 from unet.imaging.picture import Array, Metadata, Picture
 
 _UNITS = {"inch": "INCH", "cm": "CENTIMETER"}
-_IMAGEJ = ("u1", "u2", "f4", "u1x3")  # types of pixels; x3: RGB
 _PAGE_NAME = 285
 
 
@@ -24,30 +23,38 @@ def write_png(image: Array) -> bytes:
 
 
 def write_tiff(pages: Sequence[Array], like: Picture | None = None) -> bytes:
-    """Pages as for `write_png`, or of other types -> one TIFF (LZW) with the resolution and the names of `like`. As a
-    hyperstack of ImageJ, with times, slices and calibration, if `like` has any and ImageJ knows such pages.
+    """Pages as for `write_png`, or of other types -> one TIFF (LZW) with the resolution and the names of `like`, and
+    with ImageJ's description if `like` has times, slices or a calibration: ImageJ opens it as a hyperstack. Pages of
+    different sizes keep their resolution, in pixels per cm.
     """
     metadata = like.metadata if like else Metadata()
+    resolution, unit = metadata.resolution, metadata.unit
+    names = metadata.names if len(metadata.names) == len(pages) else ("",) * len(pages)
     options: dict[str, Any] = {"compression": "lzw", "photometric": "rgb" if pages[0].ndim == 3 else "minisblack"}
-    if metadata.resolution:
-        options |= {"resolution": metadata.resolution, "resolutionunit": _UNITS.get(metadata.unit, "NONE")}
-    stack = metadata.stack if math.prod(metadata.stack.values()) == len(pages) else {}
-    stack = stack if tuple(stack) in (("T",), ("Z",), ("T", "Z")) else {"Z": len(pages)}
-    calibrated = bool(metadata.stack) or metadata.unit not in ("", *_UNITS)
-    kind = f"{pages[0].dtype.str[1:]}{'x3' * (pages[0].ndim == 3)}"
-    imagej = calibrated and kind in _IMAGEJ and len({page.shape for page in pages}) == 1
-    names = [name.encode("ascii", "replace").decode() for name in metadata.names]
-    names = names if len(names) == len(pages) else [""] * len(pages)
+    first: dict[str, Any] = {}
+    if metadata.stack or unit not in ("", *_UNITS):
+        if len({page.shape for page in pages}) == 1:
+            first = _described(metadata, (len(pages), *pages[0].shape), names)
+        elif metadata.micrometres:
+            width, height = metadata.micrometres
+            resolution, unit = (1e4 / width, 1e4 / height), "cm"
+    if resolution:
+        options |= {"resolution": resolution, "resolutionunit": _UNITS.get(unit, "NONE")}
     file = io.BytesIO()
-    with TiffWriter(file, imagej=imagej, bigtiff=not imagej and sum(page.nbytes for page in pages) > 2**31) as writer:
-        if imagej:
-            unit = metadata.unit.replace("µ", r"\u00B5").encode("ascii", "replace").decode()  # as ImageJ writes it
-            described: dict[str, Any] = {"axes": "".join(stack) + "YXS"[: pages[0].ndim], "unit": unit}
-            described |= {"spacing": metadata.spacing or 1.0} | ({"Labels": metadata.names} if any(names) else {})
-            described |= {"finterval": metadata.interval} if metadata.interval else {}
-            writer.write(np.stack(pages).reshape(*stack.values(), *pages[0].shape), metadata=described, **options)
-        else:
-            for page, name in zip(pages, names, strict=True):
-                tags = [(_PAGE_NAME, "s", 0, name, True)] if name else []
-                writer.write(page, metadata=None, extratags=tags, **options)
+    with TiffWriter(file, byteorder="<", bigtiff=sum(page.nbytes for page in pages) > 2**31) as writer:
+        for page, name in zip(pages, names, strict=True):
+            named = [(_PAGE_NAME, "s", 0, name.encode("ascii", "replace"), True)] if name else []
+            writer.write(page, metadata=None, **{"extratags": named} | options | first)
+            first = {}
     return file.getvalue()
+
+
+def _described(metadata: Metadata, shape: tuple[int, ...], names: Sequence[str]) -> dict[str, Any]:
+    """ImageJ's tags for the first of pages (N, H, W[, 3]). (Those that tifffile writes itself are for fewer types.)"""
+    stack = metadata.stack if math.prod(metadata.stack.values()) == shape[0] else {}
+    stack = stack if tuple(stack) in (("T",), ("Z",), ("T", "Z")) else {"Z": shape[0]}
+    unit = re.sub("[µμ]", r"\\u00B5", metadata.unit).encode("ascii", "replace").decode()  # as ImageJ writes it
+    described: dict[str, Any] = {"unit": unit, "spacing": metadata.spacing or 1.0}
+    described |= {"finterval": metadata.interval} if metadata.interval else {}
+    text = imagej_description((*stack.values(), *shape[1:]), "".join(stack) + "YXS"[: len(shape) - 1], **described)
+    return {"description": text, "extratags": imagej_metadata_tag({"Labels": names} if any(names) else {}, "<")}

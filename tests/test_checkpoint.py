@@ -16,6 +16,7 @@ import torch
 
 from unet import checkpoint as checkpoints
 from unet.checkpoint import CheckpointError
+from unet.files import replace_atomically
 
 Make = Callable[..., Path]
 
@@ -130,7 +131,7 @@ def test_the_new_file_is_synced_to_disk_before_it_replaces_the_old_one(
     write, rename = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: order.append("fsync") or write(file))
     monkeypatch.setattr(os, "replace", lambda *names: order.append("replace") or rename(*names))
-    checkpoints.replace_atomically(tmp_path / "new", b"content")
+    replace_atomically(tmp_path / "new", b"content")
     assert order == ["fsync", "replace"]
     assert (tmp_path / "new").read_bytes() == b"content"
 

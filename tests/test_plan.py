@@ -12,6 +12,7 @@ from trainer.plan import Plan, begun, choose, is_open
 from trainer.recipes import RECIPES
 from trainer.settings import TrainSettings
 from unet import checkpoint as checkpoints
+from unet.files import replace_atomically
 
 CPU = torch.device("cpu")
 RECIPE = RECIPES["default"].override(epochs=1000)
@@ -60,7 +61,7 @@ def test_an_interrupted_run_keeps_its_plan(tmp_path: Path) -> None:
     settings = TrainSettings(out=tmp_path)
     assert begun(settings) is None
     for found, kept in ((None, None), ({"base_channels": 32, "max_minutes": 28.0}, Plan(32, 28))):
-        checkpoints.replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found}}))
+        replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found}}))
         assert begun(settings) == kept
     assert begun(TrainSettings(out=tmp_path, force=True)) is None
     (tmp_path / "last.pth").write_bytes(b"no checkpoint")

@@ -36,6 +36,7 @@ from trainer.recipes import RECIPES
 from trainer.run import Trainer
 from trainer.stop import Stopped
 from unet import checkpoint as checkpoints
+from unet import files
 
 
 def test_a_finished_run_stays_and_another_one_is_refused(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +113,7 @@ def test_a_signal_stops_training_before_the_next_step(
 
 
 def test_a_signal_during_a_save_waits_for_all_files(half: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_atomically = checkpoints.replace_atomically
+    replace_atomically = files.replace_atomically
 
     def terminated(path: Path, content: bytes) -> None:
         if path.name == "history.csv":
@@ -120,7 +121,7 @@ def test_a_signal_during_a_save_waits_for_all_files(half: Path, whole: Path, mon
         replace_atomically(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "replace_atomically", terminated)
+        patch.setattr(files, "replace_atomically", terminated)
         assert train_in(half) == 143
     assert checkpoints.read(half / "out" / "last.pth")[0]["progress"]["epoch"] == 2
     assert_resumes(half, whole)

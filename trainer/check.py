@@ -14,11 +14,12 @@ from scipy.ndimage import find_objects
 
 from trainer.data import DataSet, Sample
 from trainer.data.dataset import n_channels
-from trainer.data.files import plural
 from trainer.data.labels import Colour
 from trainer.losses import IGNORED
 from trainer.pictures import DPI, png, rgb
-from unet.checkpoint import default_colours, replace_atomically
+from unet.checkpoint import default_colours
+from unet.files import replace_atomically
+from unet.listing import plural
 
 CHECK = "check.png"
 MOST = 24  # images in the contact sheet

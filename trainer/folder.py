@@ -1,6 +1,5 @@
 """The `--out` folder of a run: its files, and how an interrupted run is found again."""
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from trainer.learner import Learner
 from unet import checkpoint as checkpoints
+from unet import files
 from unet.checkpoint import CheckpointError
 from unet.device import out_of_memory
 from unet.errors import UserError
@@ -43,23 +43,10 @@ class Progress:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Create the folder and lock it against other trainers. Raises UserError. The kernel releases the lock however this
-    process ends. A file system without locks is used without one."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; expected a folder for the results") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"{path}: another unet-train is writing there: wait for it, or choose another --out"
-            raise UserError(message) from None
-        except OSError:
-            pass  # no locks on this file system
+    """Create the folder, lock it against other trainers, and remove what a killed one has left. Raises UserError."""
+    with files.locked(path / LOCK, "unet-train"):
         for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
-            checkpoints.remove_leftovers(path / name)
+            files.remove_leftovers(path / name)
         yield
 
 
@@ -114,7 +101,7 @@ class RunFolder:
     def save_last(self, progress: Progress, learner: Learner) -> None:
         """Write `last.pth`: everything needed to resume."""
         state = {"run": self.identity, "progress": asdict(progress), "learner": learner.state_dict()}
-        checkpoints.replace_atomically(self.last, checkpoints.to_bytes(state))
+        files.replace_atomically(self.last, checkpoints.to_bytes(state))
 
     def save_history(self, rows: list[dict[str, float]]) -> None:
         """Write `history.csv`, with the columns of the first row; an epoch without a score leaves them empty."""
@@ -122,7 +109,7 @@ class RunFolder:
         self.save_file(HISTORY, "".join(f"{','.join(line)}\n" for line in lines).encode())
 
     def save_file(self, name: str, content: bytes) -> None:
-        checkpoints.replace_atomically(self.path / name, content)
+        files.replace_atomically(self.path / name, content)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], most_files: int = 5) -> list[str]:

@@ -15,7 +15,6 @@ from tqdm import tqdm
 import unet
 from trainer.check import describe
 from trainer.data import DataSet, Sample
-from trainer.data.files import plural, some
 from trainer.folder import REPORT, Progress, RunFolder, flat
 from trainer.inputs import JOIN, Division, classes_in
 from trainer.losses import IGNORED
@@ -25,6 +24,7 @@ from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
 from unet import Predictor
 from unet.device import describe_choice, device_name
+from unet.listing import plural, some
 from unet.outputs import Legend
 from unet.outputs.labels import find_objects
 from unet.pixels import Preprocessing

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from trainer import pictures
 from trainer.data.dataset import collect, images_below, read_image
-from unet.checkpoint import replace_atomically
+from unet.files import replace_atomically
 from unet.pixels import mirror
 from unet.predictor import VIEWS, Predictor
 

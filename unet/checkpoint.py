@@ -23,8 +23,6 @@ run:
 import colorsys
 import hashlib
 import io
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +36,7 @@ from torch import Tensor
 from unet import foreign
 from unet.device import out_of_memory
 from unet.errors import UserError
+from unet.files import replace_atomically
 from unet.likeness import Likeness
 from unet.network import NetworkConfig, UNet
 from unet.pixels import InputRange, Preprocessing
@@ -250,34 +249,6 @@ def to_bytes(content: Mapping[str, Any]) -> memoryview:
     file = io.BytesIO()
     torch.save(content, file)
     return file.getbuffer()
-
-
-def replace_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file such that a reader sees the old one or the new one, whole, even after a crash (write, fsync,
-    rename).
-
-    Raises OSError that names the file; the old file is then unchanged.
-    """
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would lock out a service that runs as another user
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
-
-
-def remove_leftovers(path: Path) -> None:
-    """Deletes temporary files of a killed `replace_atomically(path, ...)`. No other process may be writing the file."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def _from_own(content: dict[str, Any]) -> Checkpoint:

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.classes import Labels, count
-from trainer.data.files import is_image, plural, some
 from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_bytes, read_picture
 from trainer.data.layouts import MANY
 from trainer.data.pairs import find_pairs
 from trainer.data.store import Store
 from unet.checkpoint import default_colours, default_names
 from unet.errors import UserError
+from unet.listing import is_image, plural, some
 from unet.pixels import to_pixels
 
 Array = npt.NDArray[Any]

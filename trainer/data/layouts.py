@@ -16,9 +16,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from trainer.data.annotations import Annotations, Coco
-from trainer.data.files import Tree, composed, images_of, natural_order, plural, some, stem
+from trainer.data.files import Tree, images_of
 from trainer.data.labels import Colour, LabelFile, LabelPage
 from trainer.data.shapes import BACKGROUND, IGNORE, Drawing, Legend
+from unet.listing import composed, natural_order, plural, some, stem
 
 MANY = 5  # problems of one kind: more are one line
 VOC_VOID = (224, 224, 192)  # colour of pixels without an opinion, where masks are RGB

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from trainer.data import annotations
 from trainer.data.annotations import Annotations, Coco
-from trainer.data.files import JSON, Tree, endings, images_of, is_image, listing, natural_order, plural, some, stem
+from trainer.data.files import JSON, Tree, images_of
 from trainer.data.labels import LabelFile
 from trainer.data.layouts import MANY, Found, Pair, beside, coco, nnunet, voc
 from unet.errors import UserError
 from unet.imaging import SUFFIXES
+from unet.listing import endings, is_image, listing, natural_order, plural, some, stem
 
 IMAGES, LABELS = "Training_Images", "Training_Labels"
 EXPECTED = (

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.spatial import KDTree
 
 from trainer.data.pairs import IMAGES, LABELS
-from unet.checkpoint import replace_atomically
+from unet.files import replace_atomically
 from unet.imaging import write_png
 
 N_IMAGES = 16

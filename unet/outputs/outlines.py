@@ -36,7 +36,7 @@ def outlines(ids: Ids) -> Iterator[list[Ring]]:
 def vertices(ring: Ring) -> Ring:
     """The ring without the points that lie on a straight line."""
     steps = np.diff(ring, axis=0)
-    points = ring[:-1][(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
+    points = ring[:-1][(steps != steps[np.arange(len(steps)) - 1]).any(axis=1)]
     return np.concatenate([points, points[:1]])
 
 
@@ -54,8 +54,9 @@ def line_colours(legend: Legend) -> list[tuple[int, ...]]:
 
 
 def place(results: Results, page: int) -> dict[str, int]:
-    """Indices of a page by axis, T, Z or both, from 0. Pages that nothing describes are times, as for Bio-Formats."""
+    """Indices of a page by axis, t, z or both, from 0. Pages that nothing describes are times, as for Bio-Formats."""
     stack = results.picture.metadata.stack
     if not stack.keys() <= {"T", "Z"} or math.prod(stack.values()) != len(results.pages):
         stack = {"T": len(results.pages)}
-    return dict(zip(stack, map(int, np.unravel_index(page, tuple(stack.values()))), strict=True))
+    indices = np.unravel_index(page, tuple(stack.values()))
+    return {axis.lower(): int(index) for axis, index in zip(stack, indices, strict=True)}

@@ -67,10 +67,10 @@ def _stretch(channel: Array) -> Pixels:
     rows, columns = (max(1, side // SAMPLE) for side in channel.shape)
     sample = channel[::rows, ::columns].astype(np.float64)
     sample = sample[np.isfinite(sample)]
-    low, high = np.percentile(sample, WINDOW) if sample.size else (0.0, 0.0)
     stretched = np.empty(channel.shape, np.uint8)
-    # a window of no width: what is brighter is white, what is not is black
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        low, high = np.percentile(sample, WINDOW) if sample.size else (0.0, 0.0)
+        # infinite for a window of no width: what is brighter is white then, the rest black
         scale = np.float64(255) / (high - low)
         for top in range(0, len(channel), STRIP):
             strip = (channel[top : top + STRIP].astype(np.float64) - low) * scale

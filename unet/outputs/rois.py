@@ -37,7 +37,7 @@ def encode(results: Results) -> Answer:
                 region.name = f"{page + 1:04}-" * several + f"{i:04}-{classes[k]}"
                 region.stroke_color = bytes([255, *colours[k]])
                 if several and hyperstack:
-                    region.t_position, region.z_position = (index.get(axis, -1) + 1 for axis in "TZ")
+                    region.t_position, region.z_position = (index.get(axis, -1) + 1 for axis in "tz")
                 elif several:
                     region.position = page + 1
                 archive.writestr(ZipInfo(f"{region.name}.roi"), region.tobytes(), ZIP_DEFLATED)

@@ -1,1 +1,1 @@
-"""`unet-segment`: many files in, their answers out. Empty until that program exists."""
+"""`unet-segment`: many files in, their answers out. Importing it loads no torch."""

@@ -2,20 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from service.logs import Style
 from unet.device import DeviceChoice, PrecisionChoice
 from unet.pixels import InputRange
-from unet.settings import ProgramSettings
-
-
-def _split(value: object) -> object:
-    """`a, b` -> ["a", "b"]."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+from unet.settings import CommaSeparated, ProgramSettings
 
 
 def _check_key(key: SecretStr) -> SecretStr:
@@ -30,8 +25,6 @@ def _as_sent(origin: str) -> str:
     return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "")) if host else origin
 
 
-T = TypeVar("T")
-CommaSeparated = Annotated[list[T], NoDecode, BeforeValidator(_split)]
 Key = Annotated[SecretStr, AfterValidator(_check_key)]
 Origin = Annotated[str, AfterValidator(_as_sent), Field(pattern=r"^(\*|https?://[^/\s*?#@]+)$")]
 Host = Annotated[str, AfterValidator(str.lower), Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]

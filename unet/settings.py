@@ -9,11 +9,11 @@ import sys
 from collections.abc import Set
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import unet
 
@@ -22,26 +22,34 @@ class ProgramSettings(BaseSettings):
     """Settings of one program: each field is a flag, `--like-this`, and an environment variable, `PREFIX_LIKE_THIS`.
 
     The flag wins. A subclass sets `cli_prog_name` and `env_prefix` in its `model_config`; its docstring is the text of
-    `--help`. `json_schema_extra={"metavar": "FILE"}` on a field names its value there.
+    `--help`. `json_schema_extra={"metavar": "FILE"}` on a field names its value there. A list without a default is what
+    the command line names without a flag; that of other lists may be given several times.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True)
 
 
+def _split(value: object) -> object:
+    """`a, b` -> ["a", "b"]."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 S = TypeVar("S", bound=ProgramSettings)
+T = TypeVar("T")
+CommaSeparated = Annotated[list[T], NoDecode, BeforeValidator(_split)]
 
 
 def parse(settings: type[S], argv: list[str] | None = None) -> S:
     """Settings from the command line and the environment. A mistake in them ends the program with status 2."""
     config = settings.model_config
     program, prefix = config.get("cli_prog_name") or "", config.get("env_prefix") or ""
-    given = vars(_parser(settings, program).parse_args(argv))
+    given = vars(_parser(settings, program).parse_intermixed_args(argv))
     _warn_of_unknown_variables(settings, program, prefix)
     try:
         return settings(**given)
     except ValidationError as error:
         secret = {name for name, field in settings.model_fields.items() if not field.repr}
-        problems = [_explain(prefix, e["loc"], e["msg"], e["input"], secret) for e in error.errors()]
+        problems = [_explain(settings, e, secret) for e in error.errors()]
         fail(program, f"{'; '.join(problems)} (see {program} --help)")
 
 
@@ -69,6 +77,18 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+class _Each(_Once):
+    """Stores a flag's values, separated by commas as they are in a variable; each may be given by a flag of its own."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, flag: str | None = None
+    ) -> None:
+        before = vars(namespace).pop(self.dest, None)
+        super().__call__(parser, namespace, value, flag)
+        if before:
+            setattr(namespace, self.dest, f"{before},{value}")
+
+
 def _parser(settings: type[ProgramSettings], program: str) -> _Parser:
     """Argument parser that leaves validation to pydantic: values stay strings, missing flags are left out."""
     parser = _Parser(
@@ -79,14 +99,27 @@ def _parser(settings: type[ProgramSettings], program: str) -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"{program} {unet.__version__}")
     for name, field in settings.model_fields.items():
-        flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
+        flag, text = _flag(name), (field.description or "").replace("%", "%%")
+        several = get_origin(field.annotation) is list
+        if several and field.is_required():
+            parser.add_argument(name, nargs="*", metavar=_metavar(field), help=text)
+            continue
         if field.annotation is bool:
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
             continue
         default = ",".join(field.default) if isinstance(field.default, list) else field.default
         text += f" (default: {default})" if default not in (None, "") else ""
-        parser.add_argument(flag, dest=name, action=_Once, metavar=_metavar(field), help=text)
+        parser.add_argument(flag, dest=name, action=_Each if several else _Once, metavar=_metavar(field), help=text)
     return parser
+
+
+def _flag(name: str) -> str:
+    """`--like-this`; a field named after a word of Python ends with an underscore: `class_`."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
+def _variable(prefix: str, name: str) -> str:
+    return f"{prefix}{name.rstrip('_').upper()}"
 
 
 def _metavar(field: FieldInfo) -> str:
@@ -103,7 +136,7 @@ def _metavar(field: FieldInfo) -> str:
 
 def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, prefix: str) -> None:
     """Names environment variables that look like settings and are none, such as a misspelt one."""
-    known = {f"{prefix}{name.upper()}" for name in settings.model_fields}
+    known = {_variable(prefix, name) for name in settings.model_fields}
     for name in sorted(os.environ):
         if name.upper().startswith(prefix) and name.upper() not in known:
             close = get_close_matches(name.upper(), known, n=1)
@@ -111,11 +144,16 @@ def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, pr
             print(f"{program}: warning: {name} is no setting of {program}{hint}", file=sys.stderr)
 
 
-def _explain(prefix: str, location: tuple[int | str, ...], message: str, value: object, secret: Set[str]) -> str:
+def _explain(settings: type[ProgramSettings], error: Any, secret: Set[str]) -> str:
     """A problem found by pydantic, with the flag and the variable that change it; secrets are not shown."""
-    name = str(location[0]) if location else "settings"
-    found = "" if name in secret else f", found {value!r}"
-    return " ".join(f"--{name.replace('_', '-')} (or {prefix}{name.upper()}): {plain(message)}{found}".split())
+    if not error["loc"]:  # of several settings together
+        return plain(error["msg"])
+    name = str(error["loc"][0])
+    if error["type"] == "missing":
+        return f"expected {_metavar(settings.model_fields[name])}, found none"
+    found = "" if name in secret else f", found {error['input']!r}"
+    variable = _variable(settings.model_config.get("env_prefix") or "", name)
+    return " ".join(f"{_flag(name)} (or {variable}): {plain(error['msg'])}{found}".split())
 
 
 def plain(message: str) -> str:

@@ -44,7 +44,7 @@ class Progress:
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
     """Create the folder, lock it against other trainers, and remove what a killed one has left. Raises UserError."""
-    with files.locked(path / LOCK, "unet-train"):
+    with files.locked(path, LOCK, "unet-train"):
         for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
             files.remove_leftovers(path / name)
         yield

@@ -27,7 +27,7 @@ def write_temporary(path: Path, content: bytes | memoryview, folder: Path) -> Pa
     """The content of a file, whole and synced to disk, in a new file of the folder that is to be renamed to `path`.
     Raises OSError that names `path`; nothing is left then."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:99]}.", suffix=".tmp", dir=folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -44,27 +44,27 @@ def write_temporary(path: Path, content: bytes | memoryview, folder: Path) -> Pa
 
 def remove_leftovers(path: Path) -> None:
     """Deletes temporary files of a killed `replace_atomically(path, ...)`. No other process may be writing the file."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    for leftover in path.parent.glob(f".{path.name[:99]}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(lock: Path, program: str) -> Iterator[None]:
+def locked(folder: Path, name: str, program: str) -> Iterator[None]:
     """Creates a folder with a file in it that locks it against other processes of the program. Raises UserError. The
     kernel releases the lock however this process ends. A file system without locks is used without one."""
     import fcntl  # here, as Windows has none
 
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder / name).open("a")
     except OSError as error:
-        message = f"{lock.parent}: cannot be written: {error.strerror}; expected a folder for the results"
+        message = f"{folder}: cannot be written: {error.strerror}; expected a folder for the results"
         raise UserError(message) from error
-    with file:
+    with lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"{lock.parent}: another {program} is writing there: wait for it, or choose another --out"
+            message = f"{folder}: another {program} is writing there: wait for it, or choose another --out"
             raise UserError(message) from None
         except OSError:
             pass  # no locks on this file system

@@ -1,0 +1,72 @@
+"""`unet-segment`, or `python -m batch`.
+
+Exit status: 0; 1 if images failed; 2 for a mistake that the user can mend; 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from unet.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    from batch.settings import SegmentSettings
+    from unet.settings import parse
+
+    settings = parse(SegmentSettings, argv)
+    try:
+        with _signals():
+            from batch.run import run
+
+            return run(settings)
+    except KeyboardInterrupt:
+        print("unet-segment: stopped; the same command goes on", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if message := _explain(error):
+            print(f"unet-segment: error: {message}", file=sys.stderr)
+            return 2
+        raise
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """In this block SIGTERM ends the program as Ctrl-C does, and a second signal at once. Signals that the parent
+    process ignores stay ignored."""
+    handled = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in handled:  # whatever is open then: every file is whole
+            signal.signal(each, lambda number, _: os._exit(128 + number))
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    before = {each: signal.signal(each, stop) for each in handled}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _explain(error: Exception) -> str | None:
+    """One line about a mistake that the user can mend; None for a bug, which keeps its traceback."""
+    match error:
+        case UserError():
+            return str(error)
+        case ModuleNotFoundError(name="fcntl"):
+            return "expected Linux or macOS; on Windows: WSL or Docker"
+        case ModuleNotFoundError() if not str(error.name).startswith(("batch", "unet")):
+            return f"{error.name} is not installed; expected the extra: pip install '.[segment]', in the clone"
+        case OSError() if error.filename:
+            return f"{error.filename}: {error.strerror}"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The `--out` folder: which files answers get, and how each is there whole or not at all.
+
+An answer lies under a name of its own in the hidden folder until the manifest has its line, then it is renamed. So
+however the program ends: an answer that is there is whole, and is the one that the manifest describes; and one that the
+manifest does not know is somebody else's.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from batch import table
+from batch.inputs import Item, is_current
+from batch.manifest import STATE, Manifest, Record
+from unet.files import locked, write_temporary
+from unet.listing import natural_order
+from unet.outputs import SUFFIXES, Answer
+
+TABLE = "objects.csv"
+
+
+class Asked(NamedTuple):
+    """What makes two answers comparable: an image that was answered by another model, or with other options, is not
+    done."""
+
+    model: str
+    options: Mapping[str, Any]
+
+
+class Joined(NamedTuple):
+    """What the table of all images holds, and images whose rows it leaves out."""
+
+    n_rows: int
+    n_images: int
+    n_other: int  # of another model or with other options
+    n_gone: int  # or changed
+
+
+@dataclass(frozen=True)
+class OutFolder:
+    root: Path  # absolute
+    manifest: Manifest
+    new: Path  # folder of answers that have no line in the manifest yet
+
+    @classmethod
+    @contextmanager
+    def claim(cls, root: Path) -> Iterator[Self]:
+        """Creates the folder, locks it against other processes, and removes what a killed one has left. Raises
+        UserError."""
+        with locked(root, f"{STATE}/lock", "unet-segment"):
+            new = root / STATE / "new"
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            yield cls(root, Manifest(root), new)
+
+    def replaced(self, items: Sequence[Item], kinds: Sequence[str]) -> dict[Item, str]:
+        """Items whose answers would replace those of another image, or a file that is none, with the reason."""
+        found: dict[Item, str] = {}
+        unknown = not self.manifest.records and any(path.name != STATE for path in self.root.iterdir())
+        for item in items:
+            record = self.manifest.records.get(item.stem)
+            if record and record.path != str(item.path) and Path(record.path).exists():
+                found[item] = f"its answers would replace those of {record.path} (--overwrite)"
+            elif unknown and (path := self._there(item, kinds)):
+                found[item] = f"its answer would replace {path} (--overwrite)"
+        return found
+
+    def _there(self, item: Item, kinds: Sequence[str]) -> Path | None:
+        names = (self._name(item.stem, kind, ending) for kind in kinds for ending in SUFFIXES.values())
+        return next((self.root / name for name in names if (self.root / name).exists()), None)
+
+    def missing(self, item: Item, kinds: Sequence[str], asked: Asked) -> list[str]:
+        """Kinds of answers that are not there yet."""
+        record = self.manifest.records.get(item.stem)
+        if not record or not _same(record, item, asked):
+            return list(kinds)
+        there = {kind for kind, name in record.outputs.items() if (self.root / name).exists()}
+        return [kind for kind in kinds if kind not in there]
+
+    def stage(self, item: Item, kind: str, answer: Answer) -> tuple[str, Path]:
+        """The name of an answer, and the file where it waits for `commit`. Raises OSError."""
+        name = self._name(item.stem, kind, SUFFIXES[answer.media_type])
+        return name, write_temporary(self.root / name, answer.body, self.new)
+
+    def commit(self, item: Item, staged: Mapping[str, tuple[str, Path]], asked: Asked, warning: str) -> None:
+        """Puts answers in their places, by kind. Raises OSError."""
+        before = self.manifest.records.get(item.stem)
+        outputs = {kind: name for kind, (name, _) in staged.items()}
+        for kind, name in outputs.items():
+            for old in {name, before.outputs.get(kind, name) if before else name}:
+                (self.root / old).unlink(missing_ok=True)
+        kept = before.outputs if before and _same(before, item, asked) else {}
+        self.manifest.append(
+            Record(
+                stem=item.stem,
+                path=str(item.path),
+                size=item.size,
+                mtime_ns=item.mtime_ns,
+                model=asked.model,
+                options=asked.options,
+                outputs={**kept, **outputs},
+                warning=warning,
+            )
+        )
+        for name, temporary in staged.values():
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(self.root / name)
+
+    def join_tables(self, asked: Asked, keep_gone: bool) -> Joined:
+        """Writes the table of all images that were answered by this model with these options, in natural order of their
+        names, and that have not changed since; or are gone, with `keep_gone`."""
+        parts: list[Path] = []
+        n_other = n_gone = 0
+        records = self.manifest.records
+        for record in sorted(records.values(), key=lambda each: natural_order(each.stem)):
+            if "table" not in record.outputs or not (part := self.root / record.outputs["table"]).exists():
+                continue
+            if Asked(record.model, record.options) != asked:
+                n_other += 1
+            elif not (is_current(record) or (keep_gone and not Path(record.path).exists())):
+                n_gone += 1
+            else:
+                parts.append(part)
+        if not parts:
+            (self.root / TABLE).unlink(missing_ok=True)
+            return Joined(0, 0, n_other, n_gone)
+        n_rows = table.join(parts, self.new / TABLE)
+        (self.new / TABLE).replace(self.root / TABLE)
+        return Joined(n_rows, len(parts), n_other, n_gone)
+
+    @staticmethod
+    def _name(stem: str, kind: str, ending: str) -> str:
+        """From the folder on; tables wait in the hidden folder to be joined."""
+        if kind == "table":
+            return f"{STATE}/tables/{stem}.csv"
+        return f"{stem}{ending}" if ending == f".{kind}" else f"{stem}_{kind}{ending}"
+
+
+def _same(record: Record, item: Item, asked: Asked) -> bool:
+    same_file = (record.path, record.size, record.mtime_ns) == (str(item.path), item.size, item.mtime_ns)
+    return same_file and Asked(record.model, record.options) == asked

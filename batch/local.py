@@ -1,0 +1,124 @@
+"""A model in this process: files are read and written by some threads while others compute."""
+
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batch.engine import Answers, FileError, Stop
+from batch.progress import say
+from batch.settings import SegmentSettings
+from unet import Predictor, imaging
+from unet import checkpoint as checkpoints
+from unet.device import describe_choice, out_of_memory
+from unet.imaging import Array, ImageError, Limits
+from unet.network import STRIDE
+from unet.outputs import KINDS, Legend, Results
+from unet.pixels import PixelError
+from unet.predictor import Prediction, Wanted
+
+MAX_TURNS = 4  # images that a CPU computes at a time: each takes the memory of a forward pass
+CUDA_TURNS = 2  # one is fetched while the GPU computes the other
+SMALLEST_TILE = 256  # side in pixels
+BYTES_PER_PIXEL = 24  # of an image in work, without what the network says of its pixels
+
+
+class Local:
+    def __init__(self, settings: SegmentSettings, stop: Stop) -> None:
+        """Loads the model and prints what it runs on. Raises UserError."""
+        checkpoint = checkpoints.load(settings.model, settings.input_range)
+        self._predictor = Predictor.from_checkpoint(checkpoint, settings.device, settings.precision)
+        self._settings, self._stop, self._id = settings, stop, checkpoint.id
+        self._predictor.resolve_threshold(settings.threshold)
+        self._predictor.resolve_class(settings.class_, "probability")
+        device, precision = self._predictor.device, self._predictor.precision
+        say(f"device    {describe_choice(settings.device, device)}, {precision}")
+        say(f"model     {self._id} of {settings.model}")
+
+        self._cores = torch.get_num_threads()
+        self._n_turns = {"cpu": min(self._cores, MAX_TURNS), "cuda": CUDA_TURNS}.get(device.type, 1)
+        self._turns = threading.Semaphore(self._n_turns)
+        self._waiting: set[Prediction] = set()
+        self.concurrency = settings.concurrency or self._n_turns + (2 if device.type == "cpu" else 6)
+        self.max_bytes = memory() // 4
+        planes = max(self._predictor.planes_kept(KINDS[kind].wants, settings.tta) for kind in settings.output)
+        self._max_pixels = settings.max_pixels or memory() // (BYTES_PER_PIXEL + 8 * planes)
+        self._large = threading.Lock()
+
+    def model(self) -> str:
+        return self._id
+
+    def segment(self, name: str, data: bytes, kinds: Sequence[str]) -> Answers:
+        limits = Limits(max_pixels=self._max_pixels)
+        try:
+            n_pixels = imaging.measure(data, limits)
+            # one large image at a time, so that all in work together fit into memory
+            with self._large if n_pixels > self._max_pixels // (2 * self.concurrency) else nullcontext():
+                return self._answers(name, imaging.read(data, limits), kinds)
+        except (ImageError, PixelError) as error:
+            raise FileError(str(error)) from error
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise FileError("not enough memory to compute this image") from error
+
+    def _answers(self, name: str, picture: imaging.Picture, kinds: Sequence[str]) -> Answers:
+        """One pass of each page through the network, for all kinds."""
+        settings, predictor = self._settings, self._predictor
+        warning = predictor.warning(picture.pages)
+        legend = Legend.of(predictor, settings.threshold)
+        results: dict[Wanted, list[Array]] = {KINDS[kind].wants: [] for kind in kinds}
+        computed: Wanted = next(iter(results)) if len(results) == 1 else "objects"
+        for page in picture.pages:
+            result = self._predict(page, computed)
+            for wanted, of_pages in results.items():
+                of_pages.append(result if wanted == computed else predictor.derive(result, wanted, **self._how(wanted)))
+        answers = {
+            kind: KINDS[kind].encode(Results(results[KINDS[kind].wants], picture, legend, name, warning))
+            for kind in kinds
+        }
+        return Answers(answers, warning, self._id)
+
+    def _how(self, wanted: Wanted) -> dict[str, Any]:
+        class_name = self._settings.class_ if wanted == "probability" else None
+        return {"threshold": self._settings.threshold, "class_name": class_name}
+
+    def _predict(self, page: Array, wanted: Wanted) -> Array:
+        """As `Predictor.predict`, by turns with other images, which share the cores."""
+        prediction = self._predictor.start(page, wanted, tta=self._settings.tta, **self._how(wanted))
+        self._waiting.add(prediction)
+        try:
+            while not prediction.finished:
+                self._stop.sleep()
+                with self._turns:
+                    self._compute(prediction)
+            return prediction.result
+        finally:
+            self._waiting.discard(prediction)
+
+    def _compute(self, prediction: Prediction) -> None:
+        """The next piece. Out of memory: from now on pieces are half as large, unless that is too little."""
+        torch.get_num_threads()  # initialises torch in this thread; later it would undo the next line
+        torch.set_num_threads(max(1, self._cores // min(self._n_turns, len(self._waiting))))
+        side = max(prediction.next_shape)
+        try:
+            self._predictor.compute([prediction.next()])
+        except Exception as error:
+            if not out_of_memory(error) or side // 2 < SMALLEST_TILE:
+                raise
+            self._predictor.tile = side // 2 // STRIDE * STRIDE
+            prediction.restart()
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: of the machine, or of its container."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+        path = Path("/sys/fs/cgroup") / name
+        if path.exists() and (text := path.read_text().strip()).isdecimal():
+            limits.append(int(text))
+    return min(limits)

@@ -1,0 +1,164 @@
+"""The run of `unet-segment`: find images, segment those that are not done, put their answers in place, join tables."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from batch.engine import Engine, Stop, opened
+from batch.folder import TABLE, Asked, Joined, OutFolder
+from batch.inputs import Item, Look, arriving, in_conflict, is_current
+from batch.manifest import Manifest
+from batch.progress import list_some, say, shown
+from batch.settings import SegmentSettings
+from batch.work import Job, Outcome, Worker, in_threads
+from unet.errors import UserError
+from unet.listing import plural, some
+
+PASSES = 3
+"""How often images are segmented because the service has got another model meanwhile."""
+REST = 20
+"""While folders are watched, tables are joined at most in one of so many seconds."""
+
+
+def run(settings: SegmentSettings) -> int:
+    """Returns the exit status. Raises UserError and OSError."""
+    out, stop = settings.out.resolve(), Stop()
+    look = Look.at(settings.paths, out, Manifest(out).answers)
+    look.check(settings.paths, settings.watch)
+    items = list(look.items.values())
+    say(f"images    {len(items)}{look.skipped}")
+    with opened(settings, stop) as engine, OutFolder.claim(out) as folder:
+        segmentation = Segmentation(settings, engine, folder, stop)
+        if conflicts := segmentation.conflicts(items):
+            first = some([f"{item.path}: {reason}" for item, reason in conflicts.items()])
+            raise UserError(f"{first}; choose another --out, or images by a pattern, such as '*.tif'")
+        try:
+            if settings.watch:
+                segmentation.watch()
+            else:
+                segmentation.segment(items)
+        finally:
+            segmentation.finish()
+    return 1 if segmentation.failed else 0
+
+
+class Segmentation:
+    """Images on their way, and how far they have come."""
+
+    def __init__(self, settings: SegmentSettings, engine: Engine, folder: OutFolder, stop: Stop) -> None:
+        self.failed: dict[Path, tuple[Item, str]] = {}  # with the reason
+        self._settings, self._engine, self._folder, self._stop = settings, engine, folder, stop
+        self._asked = Asked("", {"threshold": settings.threshold, "tta": settings.tta, "class": settings.class_})
+        self._done: set[Item] = set()  # in this run
+        self._skipped: set[Item] = set()  # as their answers were there
+        self._busy = False
+        self._joined: Joined | None = None  # since the last image was done
+        self._told: set[str] = set()  # problems with paths
+        self._started = time.monotonic()
+
+    def conflicts(self, items: Sequence[Item]) -> Mapping[Item, str]:
+        """Items whose answers would replace those of others, or other files, with the reason."""
+        replaced = {} if self._settings.overwrite else self._folder.replaced(items, self._settings.output)
+        return {**replaced, **in_conflict(items)}
+
+    def segment(self, items: Sequence[Item]) -> None:
+        """Segments what is not done, until all is done by one model."""
+        for _ in range(PASSES):
+            jobs = self._jobs(items)
+            self._busy = bool(jobs)
+            if not jobs:
+                return
+            worker = Worker(self._engine, self._folder)
+            with closing(in_threads(worker, jobs, self._engine.concurrency, self._stop)) as outcomes:
+                for outcome in shown(outcomes, len(jobs)):
+                    self._take(outcome)
+        for job in self._jobs(items):
+            self.failed[job.item.path] = job.item, "was answered by a model that the service does not have any more"
+        self._busy = False
+
+    def watch(self) -> None:
+        """Segments what is there and what comes, until Ctrl-C."""
+        say("watching  until Ctrl-C")
+        due = 0.0
+        try:
+            for items in arriving(self._look, self._stop.sleep):
+                for item, reason in self.conflicts(items).items():
+                    self._fail(item, reason)
+                n_before = len(self._done)
+                self.segment(items)
+                if n := len(self._done) - n_before:
+                    say(f"{plural(n, 'image')} segmented, {len(self._done)} in all")
+                    self._joined = None
+                if self._joined is None and time.monotonic() > due:
+                    started = time.monotonic()
+                    self._join()
+                    due = started + REST * (time.monotonic() - started)
+        except KeyboardInterrupt:
+            if self._busy:
+                raise
+
+    def finish(self) -> None:
+        """Joins the tables, and tells what was done, what failed, and what may be wrong."""
+        if not (self._done or self._skipped or self.failed):
+            return
+        joined = self._join()
+        records = (self._folder.manifest.records[item.stem] for item in (*self._done, *self._skipped))
+        list_some("warning", {record.path: record.warning for record in records if record.warning})
+        if not self._settings.watch:  # there they were listed when they came
+            list_some("failed", {str(path): reason for path, (_, reason) in self.failed.items()}, most=None)
+        seconds, n = time.monotonic() - self._started, len(self._done)
+        said = [f"{plural(n, 'image')} segmented in {seconds:.3g} s ({n / seconds:.3g} per second)"]
+        said += [f"{len(self._skipped)} skipped as done"] if self._skipped else []
+        said += [f"{len(self.failed)} failed"] if self.failed else []
+        if joined:
+            said += [f"{plural(joined.n_rows, 'object')} of {plural(joined.n_images, 'image')} in {TABLE}"]
+            said += [f"without {joined.n_other} of another model or other options"] if joined.n_other else []
+            said += [f"without {joined.n_gone} that are gone or have changed"] if joined.n_gone else []
+        print(", ".join(said), flush=True)
+
+    def _look(self) -> Look:
+        look = Look.at(self._settings.paths, self._folder.root, self._folder.manifest.answers)
+        for problem in look.problems:
+            if problem not in self._told:
+                self._told.add(problem)
+                say(f"warning   {problem}")
+        return look
+
+    def _jobs(self, items: Sequence[Item]) -> list[Job]:
+        self._asked = self._asked._replace(model=self._engine.model())
+        jobs: list[Job] = []
+        for item in items:
+            if self.failed.get(item.path, (None,))[0] == item:
+                continue
+            again = self._settings.overwrite and item not in self._done
+            wanted = self._settings.output
+            kinds = list(wanted) if again else self._folder.missing(item, wanted, self._asked)
+            if kinds:
+                jobs.append(Job(item, kinds))
+            elif item not in self._done:
+                self._skipped.add(item)
+        return jobs
+
+    def _take(self, outcome: Outcome) -> None:
+        """Puts the answers of an image in place, or notes why it has none."""
+        item = outcome.item
+        if outcome.failure:
+            self._fail(item, outcome.failure)
+            return
+        self._folder.commit(item, outcome.staged, self._asked._replace(model=outcome.model), outcome.warning)
+        self._done.add(item)
+        self.failed.pop(item.path, None)
+
+    def _fail(self, item: Item, reason: str) -> None:
+        if self._settings.watch:
+            if not is_current(item):  # it is still being written, or was taken away
+                return
+            if self.failed.get(item.path) != (item, reason):
+                say(f"failed    {item.path}: {reason}")
+        self.failed[item.path] = item, reason
+
+    def _join(self) -> Joined | None:
+        if "table" in self._settings.output:
+            self._joined = self._folder.join_tables(self._asked, keep_gone=self._settings.watch)
+        return self._joined

@@ -1,0 +1,54 @@
+"""Tables of many images joined to one."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+
+def join(parts: Sequence[Path], target: Path) -> int:
+    """Writes the rows of CSV files under one header with the columns of all; returns their number.
+
+    Columns that only some images have, such as intensities of further channels, are empty for the others. There may be
+    100,000 parts: one at a time is in memory.
+    """
+    columns: list[str] = []
+    of_header = dict.fromkeys(map(_header, parts), columns)
+    for header in of_header:
+        of_header[header] = next(csv.reader([header.decode()]))
+        columns = _merged(columns, of_header[header])
+    n_rows = 0
+    with target.open("wb") as file:
+        file.write(_text([columns], csv.QUOTE_NONNUMERIC))
+        for part in parts:
+            header, _, rows = part.read_bytes().partition(b"\r\n")
+            if of_header[header] != columns:
+                read = csv.DictReader(io.StringIO(rows.decode(), newline=""), of_header[header], restval="")
+                rows = _text([[row.get(name, "") for name in columns] for row in read])
+            n_rows += rows.count(b"\r\n")
+            file.write(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    return n_rows
+
+
+def _header(part: Path) -> bytes:
+    with part.open("rb") as file:
+        return file.readline().removesuffix(b"\r\n")
+
+
+def _merged(columns: Sequence[str], header: Sequence[str]) -> list[str]:
+    """The columns, and those that only the header has, each before the one that it is followed by there."""
+    merged = list(columns)
+    for name, following in reversed(list(zip(header, [*header[1:], None], strict=True))):
+        if name not in merged:
+            merged.insert(len(merged) if following is None else merged.index(following), name)
+    return merged
+
+
+def _text(rows: Sequence[Sequence[str]], quoting: Literal[0, 2] = csv.QUOTE_MINIMAL) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=quoting).writerows(rows)
+    return text.getvalue().encode()

@@ -1,7 +1,8 @@
 """Seconds and memory of the answers that list objects:  python tests/benchmarks/objects.py [--borders]
 
 A page of probabilities with blobs at random places, some of which touch, is answered in each kind, each in a process of
-its own. Peak memory is beyond that of the page and its probabilities; `find` is what all kinds have in common.
+its own. Milliseconds are of CPU. Peak memory is beyond that of the page and its probabilities; `find` is what all kinds
+have in common.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of `find` and the kinds of answers")
     arguments = parser.parse_args()
     kinds = arguments.kinds or ["find", *(name for name, kind in KINDS.items() if kind.wants == "objects")]
-    print(f"{'kind':10} {'seconds':>8} {'ms/blob':>10} {'peak MiB':>9} {'answer':>14}")
+    print(f"{'kind':10} {'seconds':>8} {'of CPU':>7} {'ms/blob':>8} {'peak MiB':>9} {'answer':>14}")
     for kind in kinds:
         work = multiprocessing.get_context("spawn").Process(
             target=measure, args=(kind, arguments.side, arguments.objects, arguments.borders)
@@ -50,13 +51,14 @@ def measure(kind: str, side: int, n: int, borders: bool) -> None:
     picture = Picture([(probability * 200).astype(np.uint8)], "YX")
     pages = [np.stack([probability, probability - 0.2])] if borders else [probability]
     results = Results(pages, picture, replace(LEGEND, objects=borders), "page.png")
-    before, started = peak(), time.perf_counter()
+    before, started, cpu = peak(), time.perf_counter(), time.process_time()
     if kind == "find":
         said = f"{sum(len(found.area) for found in of_pages(results))} objects"
     else:
         said = f"{len(KINDS[kind].encode(results).body) / 2**20:.1f} MiB"
-    seconds = time.perf_counter() - started
-    print(f"{kind:10} {seconds:8.1f} {1000 * seconds / n:10.3f} {peak() - before:9.0f} {said:>14}", flush=True)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    row = f"{kind:10} {seconds:8.1f} {cpu:7.1f} {1000 * cpu / n:8.3f} {peak() - before:9.0f} {said:>14}"
+    print(row, flush=True)
 
 
 def page(side: int, n: int) -> npt.NDArray[np.float32]:

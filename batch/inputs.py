@@ -125,7 +125,7 @@ class Look:
     def skipped(self) -> str:
         """What was found but is not segmented; empty if there is nothing."""
         said = [f"{endings(self.no_images)}: no images"] if self.no_images else []
-        said += [f"{plural(self.n_answers, 'file')} of answers"] if self.n_answers else []
+        said += [f"{plural(self.n_answers, 'answer')} or others in --out"] if self.n_answers else []
         return f" (skipped: {'; '.join(said)})" if said else ""
 
 

@@ -3,12 +3,11 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from unet.listing import plural
+from unet.listing import natural_order, plural
 
 T = TypeVar("T")
 
@@ -23,8 +22,8 @@ def say(text: str) -> None:
 
 def list_some(title: str, reasons: Mapping[str, str], most: int | None = 10) -> None:
     """A line for each file, by name; for so many at most."""
-    for name, reason in islice(reasons.items(), most):
-        say(f"{title:10}{name}: {reason}")
+    for name in sorted(reasons, key=natural_order)[:most]:
+        say(f"{title:10}{name}: {reasons[name]}")
     if most is not None and len(reasons) > most:
         say(f"{title:10}and {len(reasons) - most} more")
 

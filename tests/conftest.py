@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("TRAINER_", "SERVICE_")):
+        if name.startswith(("TRAINER_", "SERVICE_", "SEGMENT_")):
             monkeypatch.delenv(name)
 
 

@@ -23,9 +23,10 @@ def main(argv: list[str] | None = None) -> int:
             from batch.run import run
 
             return run(settings)
-    except KeyboardInterrupt:
-        print("unet-segment: stopped; the same command goes on", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stopped:
+        number = signal.Signals(*stopped.args)
+        print(f"unet-segment: stopped by {number.name}; the same command goes on", file=sys.stderr)
+        return 128 + number
     except Exception as error:
         if message := _explain(error):
             print(f"unet-segment: error: {message}", file=sys.stderr)
@@ -35,16 +36,14 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """In this block SIGTERM ends the program as Ctrl-C does, and a second signal at once. Signals that the parent
-    process ignores stay ignored."""
+    """In this block SIGTERM raises KeyboardInterrupt, too, with its number; a second signal ends the program at once.
+    Signals that the parent process ignores stay ignored."""
     handled = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in handled:  # whatever is open then: every file is whole
             signal.signal(each, lambda number, _: os._exit(128 + number))
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
+        raise KeyboardInterrupt(number)
 
     before = {each: signal.signal(each, stop) for each in handled}
     try:

@@ -1,5 +1,6 @@
 """The run of `unet-segment`: find images, segment those that are not done, put their answers in place, join tables."""
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -94,8 +95,8 @@ class Segmentation:
                     started = time.monotonic()
                     self._join()
                     due = started + REST * (time.monotonic() - started)
-        except KeyboardInterrupt:
-            if self._busy:
+        except KeyboardInterrupt as stopped:
+            if self._busy or stopped.args != (signal.SIGINT,):
                 raise
 
     def finish(self) -> None:

@@ -145,8 +145,8 @@ def client(trained: Path, serve: Serve) -> "Iterator[TestClient]":
 
 
 @contextmanager
-def listening(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
-    """The app on a free port, with uvicorn configured as `unet-serve` does it; yields host and port."""
+def listening(app: Any, port: int = 0, **settings: Any) -> Iterator[tuple[str, int]]:
+    """The app on that port, or a free one, with uvicorn configured as `unet-serve` does it; yields host and port."""
     import uvicorn
 
     from service.server import server_config
@@ -154,7 +154,7 @@ def listening(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
 
     config = server_config(ServeSettings(device="cpu", grace_s=1, **settings), app=lambda: app)
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -197,9 +197,9 @@ def drip(connection: socket.socket, piece: bytes) -> bytes:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`unet-serve` on a free port, and its URL. A request sent while it is loading waits for its answer."""
-    command = [sys.executable, "-m", "service", "--port", "0", *arguments]
+def running(*arguments: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`unet-serve` on that port, or a free one, and its URL. A request while it is loading waits for its answer."""
+    command = [sys.executable, "-m", "service", "--port", str(port), *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as program:
         try:
             assert program.stderr is not None

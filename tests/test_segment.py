@@ -218,7 +218,7 @@ def test_a_warning_of_values_that_do_not_fit(make_checkpoint: Make, trained: Pat
         assert (warning(IMAGE), warning(full), warning(IMAGE / np.float32(255))) == (None, None, None)
         said = warning([full, full[:50], deep, deep[:9]]) or ""
         assert said.startswith("page 3: expected uint16")
-        assert said.endswith(" (and 1 of 4 pages differ, too)")
+        assert said.endswith(" (of the 4 pages looked at, 1 more differ)")
     with serve(model=trained / "best_model.pth") as client:
         assert warning(deep) is None
 

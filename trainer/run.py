@@ -149,7 +149,7 @@ class Trainer:
             class_colours=self.data.class_colours,
             objects=self.data.instances,
             min_area=smallest_object(self.data.samples),
-            likeness=Likeness.of(sample.image for sample in self.data.samples),
+            likeness=Likeness.of([sample.image for sample in self.data.samples], self.recipe.standardise),
         )
 
     def _identity(self, source: Checkpoint | None, plan: planning.Plan | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ run:
     objects        whether the network has learned borders of objects: its classes are background, inside, border
     min_area       pixels of the smallest object in the training labels
     training       summary: recipe, epoch, score, data fingerprint, versions, time
-    likeness       statistics of the training images, the fields of `Likeness`; may be missing
+    likeness       statistics of the training images, see `Likeness.to_plain`; may be missing
     state_dict     the weights
 
 `load` also takes files of format 1, which had no names, colours, objects and min_area, and of other U-Nets (see
@@ -141,7 +141,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "objects": checkpoint.objects,
         "min_area": checkpoint.min_area,
         "training": dict(checkpoint.training),
-        "likeness": asdict(checkpoint.likeness) if checkpoint.likeness else None,
+        "likeness": checkpoint.likeness.to_plain() if checkpoint.likeness else None,
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()},
     }
     replace_atomically(path, to_bytes(content))
@@ -269,7 +269,7 @@ def _from_own(content: dict[str, Any]) -> Checkpoint:
         class_values=tuple(content["class_values"]),
         threshold=content["threshold"],
         training=content["training"],
-        likeness=Likeness(**content["likeness"]) if content.get("likeness") else None,
+        likeness=Likeness.from_plain(content.get("likeness")),
         **since_2,
     )
 

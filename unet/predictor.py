@@ -38,8 +38,8 @@ View = tuple[int, int]
 
 TILE = {"cuda": 2048, "elsewhere": 896}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 3 GiB and 1 GiB."""
-REASONS = 3
-"""Most differences from the training images that a warning names."""
+PAGES = 32
+"""Pages of a stack that are compared with the training images, at most: evenly over the stack."""
 VIEWS: tuple[View, ...] = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
 """Test-time augmentation: the eight rotations and flips of an image."""
 
@@ -188,20 +188,19 @@ class Predictor:
     def warning(self, pages: Sequence[Array]) -> str:
         """Why the network may be wrong about an image, or about which of its pages: an ASCII sentence that says how the
         first such page differs from the training images. Empty if none does. Raises PixelError as `preprocess`."""
-        said = [self._differences(page) for page in pages]
-        unlike = [i for i, each in enumerate(said) if each]
-        if not unlike:
+        seen = range(0, len(pages), -(-len(pages) // PAGES))
+        found = [(i + 1, said) for i in seen if (said := self._differences(pages[i]))]
+        if not found:
             return ""
-        first = said[unlike[0]]
-        if len(pages) == 1:
-            return first
-        others = f" (and {len(unlike) - 1} of {len(pages)} pages differ, too)" if len(unlike) > 1 else ""
-        return f"page {unlike[0] + 1}: {first}{others}"
+        (page, first), others = found[0], len(found) - 1
+        too = f" (of the {len(seen)} pages looked at, {others} more differ)" if others else ""
+        return f"page {page}: {first}{too}" if len(pages) > 1 else first
 
     def _differences(self, image: Array) -> str:
         found = [misfit] if (misfit := self.preprocessing.misfit(image)) else []
-        found += self.likeness.differences(self.preprocessing.selected(image)) if self.likeness else []
-        return "; ".join(found[:REASONS])
+        if self.likeness and (differences := self.likeness.differences(self.preprocessing.selected(image))):
+            found.append(f"unlike the training images: {', '.join(differences)}")
+        return "; ".join(found)
 
     def planes_kept(self, wanted: Wanted, tta: bool) -> int:
         """Numbers that are kept of each pixel until the answer for the whole image is decided."""

@@ -125,6 +125,16 @@ def test_each_class_but_the_first_has_objects() -> None:
     assert (ids[20, 20], ids[20, 34], ids[50, 80], ids.max()) == (1, 2, 3, 3)
 
 
+def test_a_net_of_vessels_stays_whole() -> None:
+    """Lines of a varying width that cross: without the rule for nets it has 21 parts."""
+    net = np.zeros((200, 200), np.float32)
+    for k in (40, 100, 160):
+        for x in range(200):
+            half = 3 if (x // 20) % 2 else 5
+            net[k - half : k + half, x] = net[x, k - half : k + half] = 1
+    assert separate(net, None, 0.5, 1).max() == 1
+
+
 def test_labels_are_16_bit_images_or_32_bit_tiffs() -> None:
     picture = Picture([GREY], "YX", Metadata((4, 4), "um"))
     many = np.zeros((600, 600), np.float32)

@@ -1,0 +1,34 @@
+"""What the training images say of objects: the smallest one."""
+
+import numpy as np
+
+from trainer.data import Sample
+from trainer.inputs import smallest_object
+
+
+def squares(*sides: int) -> np.ndarray:
+    """Ids of squares of these sides, none at a side of the image."""
+    ids = np.zeros((40, 40 * len(sides)), np.int32)
+    for i, side in enumerate(sides):
+        ids[5 : 5 + side, 40 * i + 5 : 40 * i + 5 + side] = i + 1
+    return ids
+
+
+def sample(ids: np.ndarray, *, told: bool) -> Sample:
+    label = (ids > 0).astype(np.uint8)
+    return Sample("a.png", label, label, ids if told else None)
+
+
+def test_half_the_smallest_usual_object() -> None:
+    ids = squares(*[10] * 10, 2)
+    assert smallest_object([sample(ids, told=True)]) == smallest_object([sample(ids, told=False)]) == 50
+
+
+def test_objects_at_a_side_do_not_count() -> None:
+    ids = squares(10, 10)
+    ids[0, :3] = 3
+    assert smallest_object([sample(ids, told=True)]) == 50
+
+
+def test_images_without_objects() -> None:
+    assert smallest_object([sample(np.zeros((9, 9), np.int32), told=False)]) == 1

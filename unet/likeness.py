@@ -117,12 +117,14 @@ class Likeness:
         """How an image (H, W) or (H, W, C) differs from the training images, in ASCII, the largest difference first;
         empty if it does not, or is too small to tell."""
         row = measure(image)
-        if row is None:
-            return []
+        return [] if row is None else self.compare(row)
+
+    def compare(self, row: Floats) -> list[str]:
+        """The same from what `measure` gives."""
         step = _nearest(row, self.rows, self.scale)
         if step is None:
             known = " or ".join(f"{n:.0f}" for n in np.unique(self.rows[:, 0]))
-            return [f"{row[0]:.0f} channel{'s' * (row[0] != 1)} instead of {known}"]
+            return [f"{row[0]:.0f} channel{'' if row[0] == 1 else 's'} instead of {known}"]
         if np.linalg.norm(step) <= self.tolerance:
             return []
         part = {names: step[[list(FEATURES).index(name) for name in names]] for names in LESS_MORE}

@@ -38,7 +38,14 @@ def test_safe_loading_finds_the_documented_entries(make_checkpoint: Make) -> Non
     content = torch.load(make_checkpoint(), weights_only=True)
     assert content["format"] == 2
     assert content["network"]["base_channels"] == 4
-    preprocessing = {"input_range": "0-1", "standardise": False, "size_multiple": 16, "scale": 1.0, "channel": None}
+    preprocessing = {
+        "input_range": "0-1",
+        "standardise": False,
+        "size_multiple": 16,
+        "scale": 1.0,
+        "upright": False,
+        "channel": None,
+    }
     assert content["preprocessing"] == preprocessing
     assert content["class_values"] == [0, 255]
     assert content["class_names"] == ["background", "foreground"]

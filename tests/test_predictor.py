@@ -1,6 +1,7 @@
 """Prediction: probabilities and masks of images, test-time augmentation, and batches of pieces."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import torch
 
 from trainer.data import sample
 from unet import NetworkConfig, Predictor
+from unet import checkpoint as checkpoints
 from unet.pixels import PixelError, Preprocessing
 from unet.predictor import Prediction
 
@@ -170,6 +172,15 @@ def test_time_augmentation_is_the_mean_over_eight_views(make_checkpoint: Make, n
     np.testing.assert_allclose(averaged, np.mean(views, axis=0), atol=1e-6)
     np.testing.assert_allclose(predictor(image[::-1], tta=True), np.flip(averaged, -2), atol=1e-6)
     assert np.abs(averaged - predictor(image)).max() > 1e-4
+
+
+def test_images_with_an_up_are_mirrored_only(make_checkpoint: Make) -> None:
+    checkpoint = checkpoints.load(make_checkpoint())
+    upright = replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, upright=True))
+    predictor = Predictor.from_checkpoint(upright, device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (40, 25), dtype=np.uint8)
+    both = [predictor(image), predictor(image[:, ::-1])[:, ::-1]]
+    np.testing.assert_allclose(predictor(image, tta=True), np.mean(both, axis=0), atol=1e-6)
 
 
 def test_a_prediction_restarted_with_smaller_tiles_has_the_same_result(

@@ -19,6 +19,7 @@ class Augmentation:
 
     flip: bool = True
     quarter_turns: bool = False
+    upright: bool = False  # flips from left to right only
     rotation: float = 0.0  # largest angle, degrees to either side
     scale: float = 0.0  # largest relative change of size: 0.25 is 1 / 1.25 to 1.25 times
     elastic: float = 0.0  # standard deviation of displacements on a coarse grid, pixels; 10 in the paper
@@ -72,9 +73,11 @@ class Recipe:
         """The same recipe with the given settings that are not None. Raises UserError for an impossible crop size."""
         return replace(self, **{name: value for name, value in settings.items() if value is not None})
 
-    def suited(self, n_classes: int, ignored: float, n_images: int, instances: bool = False) -> "Recipe":
+    def suited(
+        self, n_classes: int, ignored: float, n_images: int, *, instances: bool = False, upright: bool = False
+    ) -> "Recipe":
         """The recipe `default` for a data set; others stay as they are. `n_classes`: output channels; `ignored`: share
-        of the pixels, 0..1; `instances`: objects are learned."""
+        of the pixels, 0..1; `instances`: objects are learned; `upright`: images have an up."""
         if self.name != "default":
             return self
         suited = self
@@ -85,6 +88,10 @@ class Recipe:
         # vessels and tissue gained nothing, and membranes lost
         if instances and n_images <= FEW:
             suited = replace(suited, augmentation=replace(suited.augmentation, contrast=1.5))
+        if upright:
+            suited = replace(
+                suited, augmentation=replace(suited.augmentation, upright=True, quarter_turns=False, rotation=10)
+            )
         return suited
 
     def build(self, n_channels: int, n_classes: int) -> UNet:

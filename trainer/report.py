@@ -56,6 +56,8 @@ def print_start(
     if misfits:
         print(f"          {len(misfits)} of {len(data.samples)} images: {misfits[0]}")
     print(f"recipe    {recipe}")
+    if recipe.augmentation.upright:
+        print("          classes lie one above the other in all images: they are not turned, only mirrored")
     if settings.verbose:
         print(*(f"          {name} {value}" for name, value in flat(asdict(recipe)).items()), sep="\n")
     print(f"device    {describe_choice(settings.device, device)}", flush=True)

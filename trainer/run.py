@@ -15,6 +15,7 @@ from trainer.check import check
 from trainer.data import Batches, DataSet, Sample
 from trainer.data.scale import scale_for
 from trainer.data.split import bounded
+from trainer.data.upright import are_upright
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
 from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled, smallest_object
@@ -54,7 +55,10 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     DDP before the process group ends."""
     data = world.first_alone(lambda: read(settings))
     division = divide(data.samples, settings)
-    recipe = recipe.suited(data.n_classes, ignored_share(data.samples), len(data.samples), data.instances)
+    upright = are_upright(data.samples, len(data.class_values))
+    recipe = recipe.suited(
+        data.n_classes, ignored_share(data.samples), len(data.samples), instances=data.instances, upright=upright
+    )
     source, recipe = initial.load(settings, recipe)
     parts = [(settings, division)]
     if settings.curve:
@@ -139,6 +143,7 @@ class Trainer:
             input_range=self.recipe.input_range,
             standardise=self.recipe.standardise,
             scale=scale_for(self.division.training),
+            upright=self.recipe.augmentation.upright,
             channel=self.settings.channel,
         )
         return Predictor(

@@ -25,7 +25,7 @@ from trainer import pictures
 from trainer.data.dataset import collect, images_below, read_image
 from unet.files import replace_atomically
 from unet.pixels import mirror
-from unet.predictor import VIEWS, Predictor
+from unet.predictor import Predictor
 
 CSV, SHEET = "next.csv", "next.png"
 WINDOW = 512  # side of the part of an image that is looked at, its middle, in pixels as the network sees them
@@ -43,7 +43,7 @@ class Suggestion:
     file: str  # in the folder, with the page of a stack
     path: Path
     page: int  # from 0
-    uncertainty: float  # disagreement of the eight views in the most uncertain region, 0..1
+    uncertainty: float  # disagreement of the views in the most uncertain region, 0..1
     similarity: float = 0.0  # to the most similar image that was learned from or ranks higher, 0..1
 
     @property
@@ -113,7 +113,7 @@ def middle(image: Array, predictor: Predictor) -> tuple[slice, slice]:
 
 
 def disagreement(predictor: Predictor, image: Array) -> FloatArray:
-    """Disagreement of the answers for an image's eight rotations and flips, (H, W) in 0..1: the entropy of their mean
+    """Disagreement of the answers for an image's rotations and flips, (H, W) in 0..1: the entropy of their mean
     less their mean entropy, in units of the largest possible one.
 
     That is the mutual information of BALD (Houlsby et al. 2011, https://arxiv.org/abs/1112.5745), with views in place
@@ -122,12 +122,12 @@ def disagreement(predictor: Predictor, image: Array) -> FloatArray:
     """
     mean: Any = 0.0
     mean_entropy: Any = 0.0
-    for turns, flip in VIEWS:
+    for turns, flip in predictor.views:
         p = predictor(np.rot90(image, turns)[:, ::flip])  # (H', W') or (K, H', W')
         p = np.clip(np.stack([1 - p, p]) if predictor.binary else p, 0, 1)  # resizing may end beside 1
         p = np.rot90(p[:, :, ::flip], -turns, axes=(1, 2))  # (K, H, W)
-        mean += p / len(VIEWS)
-        mean_entropy += entr(p).sum(axis=0) / len(VIEWS)
+        mean += p / len(predictor.views)
+        mean_entropy += entr(p).sum(axis=0) / len(predictor.views)
     information = (entr(mean).sum(axis=0) - mean_entropy) / np.log(len(mean))
     return np.asarray(np.clip(information, 0, 1), np.float32)
 

@@ -49,6 +49,7 @@ class Preprocessing:
     standardise: bool = False  # zero mean and unit variance for each channel of each image
     size_multiple: int = STRIDE  # sides are mirrored to the right and below up to a multiple of this, at least 16
     scale: float = 1.0  # images are resized by this factor first, 1/32 to 32, and the probabilities back
+    upright: bool = False  # images have an up: they are flipped from left to right, but never turned
     channel: int | None = None  # the only channel that is taken of images with several, from 1
 
     def __post_init__(self) -> None:
@@ -58,6 +59,8 @@ class Preprocessing:
             raise ValueError(f"size_multiple: expected a whole number of 1 to 256, found {self.size_multiple!r}")
         if not isinstance(self.scale, int | float) or not 1 / 32 <= self.scale <= 32:
             raise ValueError(f"scale: expected a factor of 1/32 to 32, found {self.scale!r}")
+        if not isinstance(self.upright, bool):
+            raise ValueError(f"upright: expected true or false, found {self.upright!r}")
         if self.channel is not None and not (isinstance(self.channel, int) and self.channel >= 1):
             raise ValueError(f"channel: expected a number from 1 on, found {self.channel!r}")
 

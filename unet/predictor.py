@@ -38,10 +38,13 @@ View = tuple[int, int]
 
 TILE = {"cuda": 2048, "elsewhere": 896}
 """Side of the largest piece that is computed at once, by kind of device: at base 64 about 3 GiB and 1 GiB."""
+SURE, UNSURE = 0.9, 0.1
+"""A pixel is sure of its class above this probability; a model of an image below this share of sure pixels is not."""
+DOUBT = "the model is hardly sure of any pixel (was it trained long enough, and on such images?)"
 PAGES = 32
 """Pages of a stack that are compared with the training images, at most: evenly over the stack."""
 VIEWS: tuple[View, ...] = tuple((turns, flip) for turns in range(4) for flip in (1, -1))
-"""Test-time augmentation: the eight rotations and flips of an image."""
+"""Test-time augmentation: the eight rotations and flips of an image; the first two if it has an up."""
 
 
 class Predictor:
@@ -82,6 +85,7 @@ class Predictor:
         self.precision: Precision = precision
         self.device = next(network.parameters()).device
         self.tile = TILE.get(self.device.type, TILE["elsewhere"])  # lowered by the queue when memory runs out
+        self.views = VIEWS[:2] if preprocessing.upright else VIEWS
         self._engine: Engine = engine or network
 
     @classmethod
@@ -124,7 +128,8 @@ class Predictor:
         """Probabilities for an image (H, W) or (H, W, C) of any size, float32 in 0..1: (H, W) of the foreground for a
         binary network, (K, H, W) that sum to one for K classes. Raises PixelError.
 
-        `tta`, test-time augmentation: the mean over the image's eight rotations and flips, in eight times the time.
+        `tta`, test-time augmentation: the mean over the image's eight rotations and flips, in eight times the time; of
+        a model of images that have an up, over the image and its mirror image.
         """
         return self.predict(image, "probabilities", tta=tta)
 
@@ -178,6 +183,7 @@ class Predictor:
     def compute(self, pieces: Sequence["Piece"]) -> None:
         """Forward, threshold and stitch for pieces of one shape, which may belong to different predictions."""
         for piece, probabilities in zip(pieces, self.forward(pieces), strict=True):
+            piece.prediction.weigh(probabilities)
             answer = self.decide(probabilities, piece.prediction.per_piece)
             piece.prediction.stitch(piece, answer.numpy(force=True))
 
@@ -309,7 +315,7 @@ class Prediction:
         self.predictor = predictor
         self.prepared = prepared
         self._question = question
-        self._views = VIEWS if tta else VIEWS[:1]
+        self._views = predictor.views if tta else VIEWS[:1]
         # views are averaged, and resized, before the threshold: a mean of masks is no mask
         combined = question.wanted != "objects" and (tta or prepared.resized_from is not None)
         self.per_piece = question._replace(wanted="probabilities") if combined else question
@@ -320,6 +326,7 @@ class Prediction:
     def restart(self) -> None:
         """Starts again, in tiles of the predictor's `tile`, which may be smaller now."""
         self._answer = None
+        self._sure: list[float] = []  # share of sure pixels of each piece
         self._places = deque(place for view in self._views for place in self._tiles(view))
 
     @property
@@ -343,6 +350,17 @@ class Prediction:
             self._mirrored = view, mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
         pixels = self._mirrored[1][rows.start : rows.start + height, columns.start : columns.start + width]
         return Piece(self, view, rows, columns, np.ascontiguousarray(pixels))
+
+    def weigh(self, probabilities: Tensor) -> None:
+        """Notes how many pixels of a piece are sure, from the probabilities (K, h', w') of every fourth row and column."""
+        seen = probabilities[:, ::4, ::4]
+        sure = (seen[0] - 0.5).abs() > SURE - 0.5 if self.predictor.binary else seen.amax(dim=0) > SURE
+        self._sure.append(float(sure.float().mean()))
+
+    @property
+    def doubt(self) -> str:
+        """What is to be said of an image of which the model is not sure; else empty, and before `compute`."""
+        return DOUBT if self._sure and np.mean(self._sure) < UNSURE else ""
 
     def stitch(self, piece: Piece, answer: Array) -> None:
         """Writes the kept part of a piece's answer, (K or 1, h', w'), into the answer for the image."""

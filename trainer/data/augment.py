@@ -51,6 +51,8 @@ def draw(n: int, size: int, how: Augmentation, rng: torch.Generator) -> RandomVa
         angle = angle + torch.randint(4, (n,), generator=rng) * (math.pi / 2)
     zoom = torch.exp(uniform(math.log1p(how.scale)))
     sign = torch.randint(2, (n, 2), generator=rng) * 2.0 - 1 if how.flip else torch.ones(n, 2)
+    if how.upright:
+        sign[:, 1] = 1
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     return RandomValues(
         place=torch.rand(n, 2, generator=rng),

@@ -3,6 +3,7 @@
 Exit status: 0; 1 if images failed; 2 for a mistake that the user can mend; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -62,6 +63,8 @@ def _explain(error: Exception) -> str | None:
             return "expected Linux or macOS; on Windows: WSL or Docker"
         case ModuleNotFoundError() if not str(error.name).startswith(("batch", "unet")):
             return f"{error.name} is not installed; expected the extra: pip install '.[segment]', in the clone"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"{error.filename or '--out'}: {error.strerror}"
         case OSError() if error.filename:
             return f"{error.filename}: {error.strerror}"
     return None

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
 
 from batch.settings import SegmentSettings
@@ -56,7 +56,7 @@ def opened(settings: SegmentSettings, stop: Stop) -> Iterator[Engine]:
     if settings.url:
         from batch.remote import Remote
 
-        with Remote(settings, settings.url, stop) as engine:
+        with closing(Remote(settings, settings.url, stop)) as engine:
             yield engine
     else:
         from batch.local import Local

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from batch import table
-from batch.inputs import Item, is_current
+from batch.inputs import Item, unchanged
 from batch.manifest import STATE, Manifest, Record
 from unet.files import locked, write_temporary
 from unet.listing import natural_order
@@ -56,20 +56,31 @@ class OutFolder:
             new.mkdir()
             yield cls(root, Manifest(root), new)
 
-    def replaced(self, items: Sequence[Item], kinds: Sequence[str]) -> dict[Item, str]:
-        """Items whose answers would replace those of another image, or a file that is none, with the reason."""
+    def conflicts(self, items: Sequence[Item], kinds: Sequence[str], overwrite: bool) -> dict[Item, str]:
+        """Items whose answers would replace those of another one, with the reason; unless they may `overwrite`, also
+        answers of an image that is no longer asked for but there, and files that are no answers."""
         found: dict[Item, str] = {}
-        unknown = not self.manifest.records and any(path.name != STATE for path in self.root.iterdir())
+        records = self.manifest.records
+        owners = {item.stem: item.path for item in items if self._answered(item)}
+        unknown = not records and any(path.name != STATE for path in self.root.iterdir())
         for item in items:
-            record = self.manifest.records.get(item.stem)
-            if record and record.path != str(item.path) and Path(record.path).exists():
+            record = records.get(item.stem)
+            if (owner := owners.setdefault(item.stem, item.path)) != item.path:
+                found[item] = f"its answers would have the names of those of {owner}"
+            elif record and not overwrite and not self._answered(item) and Path(record.path).exists():
                 found[item] = f"its answers would replace those of {record.path} (--overwrite)"
-            elif unknown and (path := self._there(item, kinds)):
+            elif unknown and not overwrite and (path := self._there(item, kinds)):
                 found[item] = f"its answer would replace {path} (--overwrite)"
         return found
 
+    def _answered(self, item: Item) -> bool:
+        """Whether the newest answers of that name are this image's, as it is or was."""
+        record = self.manifest.records.get(item.stem)
+        return record is not None and record.path == str(item.path)
+
     def _there(self, item: Item, kinds: Sequence[str]) -> Path | None:
-        names = (self._name(item.stem, kind, ending) for kind in kinds for ending in SUFFIXES.values())
+        endings = SUFFIXES.values()
+        names = (TABLE if k == "table" else self._name(item.stem, k, ending) for k in kinds for ending in endings)
         return next((self.root / name for name in names if (self.root / name).exists()), None)
 
     def missing(self, item: Item, kinds: Sequence[str], asked: Asked) -> list[str]:
@@ -120,10 +131,10 @@ class OutFolder:
                 continue
             if Asked(record.model, record.options) != asked:
                 n_other += 1
-            elif not (is_current(record) or (keep_gone and not Path(record.path).exists())):
-                n_gone += 1
-            else:
+            elif unchanged(record.path, record.size, record.mtime_ns) or (keep_gone and not Path(record.path).exists()):
                 parts.append(part)
+            else:
+                n_gone += 1
         if not parts:
             (self.root / TABLE).unlink(missing_ok=True)
             return Joined(0, 0, n_other, n_gone)

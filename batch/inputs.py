@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
 
 from batch.manifest import answers_in
 from unet.errors import UserError
@@ -129,34 +128,13 @@ class Look:
         return f" (skipped: {'; '.join(said)})" if said else ""
 
 
-def in_conflict(items: Sequence[Item]) -> dict[Item, str]:
-    """Items whose answers would have the names of those of an earlier one, with the reason."""
-    first: dict[str, Item] = {}
-    return {
-        item: f"its answers would have the names of those of {other.path}"
-        for item in items
-        if (other := first.setdefault(item.stem, item)) is not item
-    }
-
-
-class Seen(Protocol):
-    """An image file as it once was."""
-
-    @property
-    def path(self) -> str | Path: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def mtime_ns(self) -> int: ...
-
-
-def is_current(seen: Seen) -> bool:
-    """Whether the file is still as it was."""
+def unchanged(path: str | Path, size: int, mtime_ns: int) -> bool:
+    """Whether a file is there, as it was."""
     try:
-        now = Path(seen.path).stat()
+        now = Path(path).stat()
     except OSError:
         return False
-    return (now.st_size, now.st_mtime_ns) == (seen.size, seen.mtime_ns)
+    return (now.st_size, now.st_mtime_ns) == (size, mtime_ns)
 
 
 def arriving(look: Callable[[], Look], sleep: Callable[[float], object]) -> Iterator[list[Item]]:

@@ -4,8 +4,7 @@ import itertools
 import random
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -42,12 +41,7 @@ class Remote:
         self._answered = time.monotonic()  # time of the last answer, or of the start
         self._told = False  # that it is waited for
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._client.close()
 
     def model(self) -> str:

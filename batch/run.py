@@ -8,7 +8,7 @@ from pathlib import Path
 
 from batch.engine import Engine, Stop, opened
 from batch.folder import TABLE, Asked, Joined, OutFolder
-from batch.inputs import Item, Look, arriving, in_conflict, is_current
+from batch.inputs import Item, Look, arriving, unchanged
 from batch.manifest import Manifest
 from batch.progress import list_some, say, shown
 from batch.settings import SegmentSettings
@@ -60,8 +60,7 @@ class Segmentation:
 
     def conflicts(self, items: Sequence[Item]) -> Mapping[Item, str]:
         """Items whose answers would replace those of others, or other files, with the reason."""
-        replaced = {} if self._settings.overwrite else self._folder.replaced(items, self._settings.output)
-        return {**replaced, **in_conflict(items)}
+        return self._folder.conflicts(items, self._settings.output, self._settings.overwrite)
 
     def segment(self, items: Sequence[Item]) -> None:
         """Segments what is not done, until all is done by one model."""
@@ -74,9 +73,9 @@ class Segmentation:
             with closing(in_threads(worker, jobs, self._engine.concurrency, self._stop)) as outcomes:
                 for outcome in shown(outcomes, len(jobs)):
                     self._take(outcome)
-        for job in self._jobs(items):
-            self.failed[job.item.path] = job.item, "was answered by a model that the service does not have any more"
         self._busy = False
+        for job in self._jobs(items):
+            self._fail(job.item, "is answered by a model that the service does not have any more: it has changed often")
 
     def watch(self) -> None:
         """Segments what is there and what comes, until Ctrl-C."""
@@ -153,7 +152,7 @@ class Segmentation:
 
     def _fail(self, item: Item, reason: str) -> None:
         if self._settings.watch:
-            if not is_current(item):  # it is still being written, or was taken away
+            if not unchanged(item.path, item.size, item.mtime_ns):  # it is still being written, or was taken away
                 return
             if self.failed.get(item.path) != (item, reason):
                 say(f"failed    {item.path}: {reason}")

@@ -27,6 +27,12 @@ def _base(url: str) -> str:
     return url.rstrip("/").removesuffix("/segment")
 
 
+def _sendable(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
+        raise ValueError("expected printable ASCII characters")
+    return key
+
+
 class SegmentSettings(ProgramSettings):
     """Segments image files: cell.tif -> masks/cell_mask.tif. Folders are searched with their subfolders, which --out
     then has, too. What is done is skipped: the same command goes on where it was interrupted. With a model file in this
@@ -73,7 +79,7 @@ class SegmentSettings(ProgramSettings):
     concurrency: int | None = Field(
         None, ge=1, le=256, description="files in work at a time (default: as the device needs; with --url 8)"
     )
-    api_key: SecretStr | None = Field(
+    api_key: Annotated[SecretStr, AfterValidator(_sendable)] | None = Field(
         None,
         repr=False,
         description="key of the service; safer in SEGMENT_API_KEY",

@@ -25,9 +25,7 @@ class Job(NamedTuple):
 @dataclass(frozen=True)
 class Outcome:
     item: Item
-    staged: dict[str, tuple[str, Path]] = field(
-        default_factory=dict
-    )  # answers by kind, as `OutFolder.commit` takes them
+    staged: dict[str, tuple[str, Path]] = field(default_factory=dict)  # answers by kind, for `OutFolder.commit`
     model: str = ""  # id
     warning: str = ""
     failure: str = ""  # why there are no answers
@@ -45,8 +43,7 @@ class Worker:
         item = job.item
         name = os.fsencode(item.name).decode(errors="replace")
         try:
-            data = _read(item, self.engine.max_bytes)
-            answers = self.engine.segment(name, data, job.kinds)
+            answers = self.engine.segment(name, _read(item, self.engine.max_bytes), job.kinds)
         except FileError as error:
             return Outcome(item, failure=str(error))
         except UserError:

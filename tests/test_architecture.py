@@ -72,6 +72,7 @@ def test_engines_are_reached_through_prepare() -> None:
         (("unet", "trainer", "service"), 10_600),
         (("service",), 1900),
         (("unet/engines",), 500),
+        (("batch",), 1250),
     ],
 )
 def test_line_budgets(folders: tuple[str, ...], budget: int) -> None:
@@ -84,9 +85,9 @@ def test_no_file_is_long() -> None:
 
 
 def test_the_programs_are_installed() -> None:
-    programs = {each.name: each.load() for each in entry_points(group="console_scripts", module="trainer.__main__")}
-    programs |= {each.name: each.load() for each in entry_points(group="console_scripts", module="service.__main__")}
-    assert programs.keys() == {"unet-train", "unet-serve"}
+    scripts = [each for each in entry_points(group="console_scripts") if each.module.partition(".")[0] in ARROWS]
+    programs = {each.name: each.load() for each in scripts}
+    assert programs.keys() == {"unet-train", "unet-serve", "unet-segment"}
     assert all(map(callable, programs.values()))
 
 
@@ -98,7 +99,10 @@ def test_the_programs_are_installed() -> None:
         ("unet.imaging", {"torch"}),
         ("unet.outputs", {"torch"}),
         ("unet.settings", {"torch"}),
-        ("batch", {"torch"}),
+        ("batch.__main__", {"pydantic", "numpy"}),
+        ("batch.settings", {"numpy", "cv2", "torch", "httpx", "tqdm"}),
+        ("batch.run", {"torch", "httpx"}),
+        ("batch.remote", {"torch"}),
         ("trainer.run", {"fastapi", "uvicorn", "starlette", "service"}),
         ("service.app", {"trainer", "skimage", "scipy", "matplotlib", "pooch"}),
     ],

@@ -153,6 +153,7 @@ def test_two_images_never_have_the_same_answer(images: Path, capsys: pytest.Capt
     (images / "cell2.tif").write_bytes(write_tiff([GREY]))
     said = fails(["images"], capsys)
     assert said.startswith(f"{images}/cell2.tif: its answers would have the names of those of {images}/cell2.jpg; ")
+    assert not Path("masks/cell10_mask.png").exists()
     assert main(["images/*.tif", "images/day 2"]) == 0
     said = fails(["images/cell2.jpg"], capsys)  # another run
     assert f"{images}/cell2.jpg: its answers would replace those of {images}/cell2.tif (--overwrite)" in said

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import unet
+from batch.settings import SegmentSettings
 from service.settings import ServeSettings
 from trainer.settings import TrainSettings
 from unet.settings import parse
@@ -86,6 +87,48 @@ def test_wrong_flags_of_the_service(arguments: list[str], said: str, capsys: pyt
     with pytest.raises(SystemExit):
         parse(ServeSettings, arguments)
     assert said in capsys.readouterr().err
+
+
+def test_arguments_without_flags_and_lists_by_several_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse(SegmentSettings, ["a,b.tif", "--output", "mask", "--output", "labels,table", "c", "--tta"])
+    assert settings.paths == ["a,b.tif", "c"]
+    assert settings.output == ["mask", "labels", "table"]
+    monkeypatch.setenv("SEGMENT_PATHS", "a, b")
+    monkeypatch.setenv("SEGMENT_OUTPUT", "probability,mask,mask")
+    monkeypatch.setenv("SEGMENT_CLASS", "cell")  # `class` is no name for a field
+    settings = parse(SegmentSettings, [])
+    assert (settings.paths, settings.output, settings.class_) == (["a", "b"], ["probability", "mask"], "cell")
+    assert parse(SegmentSettings, ["--class", "nucleus", "c"]).class_ == "nucleus"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "expected PATH, found none"),
+        (["a", "--output", "mask,masks"], "--output (or SEGMENT_OUTPUT): expected mask, probability, labels, "),
+        (["a", "--url", "localhost:8000"], "--url (or SEGMENT_URL): expected http://HOST:PORT, or https, found"),
+        (
+            ["a", "--model", "m", "--url", "http://h"],
+            "expected --model or --url (or SEGMENT_MODEL or SEGMENT_URL), found",
+        ),
+        (
+            ["a", "--device", "cpu", "--url", "http://h"],
+            "--device: expected with --model only, as a service has its own",
+        ),
+        (["a", "--wait-s", "3"], "--wait-s: expected with --url only"),
+        (["a", "--class", "cell"], "--class: expected with --output probability only"),
+        (["a", "--api-key", "clé", "--url", "http://h"], "--api-key (or SEGMENT_API_KEY): expected printable ASCII"),
+        (["a", "--out", "b", "--out", "c"], "--out: expected once, found twice: b and c"),
+        (["a", "--output="], "--output: expected a value, found an empty one"),
+    ],
+)
+def test_wrong_flags_of_unet_segment(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(SegmentSettings, arguments)
+    printed = capsys.readouterr().err
+    assert (stopped.value.code, printed.count("\n")) == (2, 1)
+    assert printed.startswith(f"unet-segment: error: {said}")
+    assert "clé" not in printed
 
 
 @pytest.mark.parametrize("settings", [TrainSettings, ServeSettings])

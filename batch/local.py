@@ -19,7 +19,7 @@ from unet.imaging import Array, ImageError, Limits
 from unet.network import STRIDE
 from unet.outputs import KINDS, Legend, Results
 from unet.pixels import PixelError
-from unet.predictor import Prediction, Wanted
+from unet.predictor import Prediction, Wanted, joined
 
 MAX_TURNS = 4  # images that a CPU computes at a time: each takes the memory of a forward pass
 CUDA_TURNS = 2  # one is fetched while the GPU computes the other
@@ -69,14 +69,16 @@ class Local:
     def _answers(self, name: str, picture: imaging.Picture, kinds: Sequence[str]) -> Answers:
         """One pass of each page through the network, for all kinds."""
         settings, predictor = self._settings, self._predictor
-        warning = predictor.warning(picture.pages)
+        said = [predictor.warning(picture.pages)]
         legend = Legend.of(predictor, settings.threshold)
         results: dict[Wanted, list[Array]] = {KINDS[kind].wants: [] for kind in kinds}
         computed: Wanted = next(iter(results)) if len(results) == 1 else "objects"
         for page in picture.pages:
-            result = self._predict(page, computed)
+            result, doubt = self._predict(page, computed)
+            said.append(doubt)
             for wanted, of_pages in results.items():
                 of_pages.append(result if wanted == computed else predictor.derive(result, wanted, **self._how(wanted)))
+        warning = joined(said)
         answers = {
             kind: KINDS[kind].encode(Results(results[KINDS[kind].wants], picture, legend, name, warning))
             for kind in kinds
@@ -87,8 +89,8 @@ class Local:
         class_name = self._settings.class_ if wanted == "probability" else None
         return {"threshold": self._settings.threshold, "class_name": class_name}
 
-    def _predict(self, page: Array, wanted: Wanted) -> Array:
-        """As `Predictor.predict`, by turns with other images, which share the cores."""
+    def _predict(self, page: Array, wanted: Wanted) -> tuple[Array, str]:
+        """As `Predictor.predict`, by turns with other images, which share the cores; and what the model doubts."""
         prediction = self._predictor.start(page, wanted, tta=self._settings.tta, **self._how(wanted))
         self._waiting.add(prediction)
         try:
@@ -96,7 +98,7 @@ class Local:
                 self._stop.sleep()
                 with self._turns:
                     self._compute(prediction)
-            return prediction.result
+            return prediction.result, prediction.doubt
         finally:
             self._waiting.discard(prediction)
 

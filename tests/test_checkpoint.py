@@ -212,6 +212,8 @@ def edit_weight(path: Path, change: Callable[[torch.Tensor], object]) -> None:
         (lambda p: edit(p, threshold=torch.tensor([0.5, 0.5])), "ambiguous"),
         (lambda p: edit(p, class_values=[0.5, 255.0]), "class_values: expected 2 whole numbers"),
         (lambda p: edit(p, training={"epoch": "three"}), "training: expected a number as epoch, found 'three'"),
+        (lambda p: edit(p, training={"time": 3}), "training: expected text as time, found 3"),
+        (lambda p: edit(p, training={"data": {"images": "4"}}), "training: expected a number of images, found '4'"),
         (lambda p: edit(p, training=[1]), "get"),
         (lambda p: edit(p, network={"base_channels": 2**40}), "overflow|too large|Storage|size"),
     ],

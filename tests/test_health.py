@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -40,6 +41,16 @@ def test_health_of_a_service_with_a_model(client: TestClient, trained: Path) -> 
     assert 0 < model["threshold"] < 1
     assert model["score"] > 0.9
     assert model["epoch"] in (1, 2, 3, 4)
+    assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(model["trained_at"]) < timedelta(hours=1)
+    assert model["n_images"] == 16
+
+
+def test_health_of_a_bare_state_dict(make_checkpoint: Make, tmp_path: Path, serve: Serve) -> None:
+    content = torch.load(make_checkpoint(), weights_only=True)
+    torch.save(content["state_dict"], tmp_path / "bare.pth")
+    with serve(model=tmp_path / "bare.pth") as client:
+        model = client.get("/health").json()["model"]
+    assert [model[name] for name in ("epoch", "score", "trained_at", "n_images")] == [None] * 4
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/metrics"])

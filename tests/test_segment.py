@@ -9,9 +9,11 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import Serve, picture, png
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -27,7 +29,7 @@ from unet.imaging import write_tiff
 from unet.outputs import Legend
 from unet.outputs.labels import find_objects
 from unet.pixels import Preprocessing
-from unet.predictor import Prediction
+from unet.predictor import DOUBT, Prediction
 
 Make = Callable[..., Path]
 IMAGE, LABEL = sample.generate(np.random.default_rng(99), size=100)
@@ -203,7 +205,7 @@ def test_a_model_of_one_channel_takes_it(make_checkpoint: Make, serve: Serve, rn
 def test_a_warning_of_values_that_do_not_fit(make_checkpoint: Make, trained: Path, serve: Serve) -> None:
     """12 bits in 16, and floats of 0..255; not for a model that standardises."""
     full, deep, bright = IMAGE.astype(np.uint16) * 257, IMAGE.astype(np.uint16) * 16, IMAGE.astype(np.float32)
-    with serve(model=make_checkpoint()) as client:
+    with serve(model=sure(make_checkpoint())) as client:
 
         def warning(pages: np.ndarray | list[np.ndarray]) -> str | None:
             answer = client.post("/segment", content=write_tiff(pages) if isinstance(pages, list) else tiff(pages))
@@ -218,9 +220,39 @@ def test_a_warning_of_values_that_do_not_fit(make_checkpoint: Make, trained: Pat
         assert (warning(IMAGE), warning(full), warning(IMAGE / np.float32(255))) == (None, None, None)
         said = warning([full, full[:50], deep, deep[:9]]) or ""
         assert said.startswith("page 3: expected uint16")
-        assert said.endswith(" (of the 4 pages looked at, 1 more differ)")
+        assert said.endswith(" (of the 4 pages looked at, 2 differ)")
     with serve(model=trained / "best_model.pth") as client:
         assert warning(deep) is None
+
+
+def sure(path: Path) -> Path:
+    """The same binary model, sure that all is foreground."""
+    checkpoint = checkpoints.load(path)
+    weights = {**checkpoint.state_dict, "outc.conv.bias": torch.tensor([9.0])}
+    checkpoints.save(replace(checkpoint, state_dict=weights), path)
+    return path
+
+
+def test_a_warning_of_images_unlike_the_training_images(client: TestClient) -> None:
+    def warning(*pages: np.ndarray) -> str:
+        return client.post("/segment", content=write_tiff(pages)).headers.get("x-input-warning", "")  # type: ignore[no-any-return]
+
+    blurred = cv2.GaussianBlur(IMAGE, (0, 0), 4)
+    assert warning(IMAGE) == ""
+    assert warning(blurred).startswith("unlike the training images: blurrier (out of focus")
+    said = warning(IMAGE, blurred, IMAGE, blurred)
+    assert said.startswith("page 2: unlike the training images: blurrier")
+    assert said.endswith(" (of the 4 pages looked at, 2 differ)")
+
+
+@pytest.mark.parametrize("output", ["mask", "labels"])
+def test_a_warning_that_the_model_is_never_sure(make_checkpoint: Make, serve: Serve, output: str) -> None:
+    for n_classes in (1, 3):  # random weights
+        with serve(model=make_checkpoint(n_classes=n_classes)) as client:
+            answer = client.post(f"/segment?output={output}", content=write_tiff([IMAGE, IMAGE]))
+            assert answer.headers["x-input-warning"] == DOUBT
+    with serve(model=sure(make_checkpoint())) as client:
+        assert "x-input-warning" not in client.post(f"/segment?output={output}", content=png(IMAGE)).headers
 
 
 @pytest.mark.parametrize(

@@ -92,15 +92,24 @@ class Checkpoint:
             raise ValueError(f"min_area: expected a whole number of pixels, found {self.min_area!r}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {self.threshold}")
-        for name, kind in (("epoch", int), ("score", int | float)):
+        for name, kind in (("epoch", int), ("score", int | float), ("time", str)):
             if not isinstance(self.training.get(name), kind | None):
-                raise ValueError(f"training: expected a number as {name}, found {self.training[name]!r}")
+                wanted = "text" if kind is str else "a number"
+                raise ValueError(f"training: expected {wanted} as {name}, found {self.training[name]!r}")
+        if not isinstance(self.n_images, int | None):
+            raise ValueError(f"training: expected a number of images, found {self.n_images!r}")
         expected, found = (
             {name: _kind(tensor) for name, tensor in weights.items()}
             for weights in (self._unfilled().state_dict(), self.state_dict)
         )
         if expected != found:
             raise ValueError(_difference(expected, found))
+
+    @property
+    def n_images(self) -> int | None:
+        """Number of annotated images that the training was given; None for a file of another U-Net."""
+        data = self.training.get("data", {})
+        return data.get("images") if isinstance(data, Mapping) else data
 
     def build(self) -> UNet:
         """The network with its weights, float32, in evaluation mode. The weights are shared, not copied."""

@@ -49,7 +49,7 @@ LESS_MORE = {
     ),
     ("first", "last"): ("other colours (another stain or white balance?)",) * 2,
 }
-"""Words for a difference of these features."""
+"""Words for a difference of these features, less or more of the first two."""
 NAMED = 2
 """Differences that are named at most: the largest, and the next if it is at least half as large."""
 GRID, WINDOW, SMALLEST = 4, 256, 32
@@ -60,6 +60,8 @@ TOLERANCE, STRANGE = 1.5, 3.0
 """Tolerated distance, as a multiple of that at which 4 of 5 training images and parts see another: 1 to STRANGE."""
 GREY = 0.004
 """Largest mean difference of the channels of a grey image that is stored in colour, as a share of the values in use."""
+NOTHING = float(np.log2(1e-5))
+"""Level of details that are absent."""
 UNUSED = 1e9
 """Scale of a feature that does not matter."""
 
@@ -127,10 +129,12 @@ class Likeness:
             return [f"{row[0]:.0f} channel{'' if row[0] == 1 else 's'} instead of {known}"]
         if np.linalg.norm(step) <= self.tolerance:
             return []
+        if row[1 + list(FEATURES).index("octave 3")] <= NOTHING:
+            return ["hardly anything to be seen (is it blank?)"]
         part = {names: step[[list(FEATURES).index(name) for name in names]] for names in LESS_MORE}
         size = {names: float((part[names] ** 2).sum()) for names in part}
         largest = sorted(size, key=size.__getitem__, reverse=True)[:NAMED]
-        return [LESS_MORE[k][int(part[k].sum() > 0)] for k in largest if size[k] >= size[largest[0]] / 2]
+        return [LESS_MORE[k][int(part[k][:2].sum() > 0)] for k in largest if size[k] >= size[largest[0]] / 2]
 
 
 def _nearest(row: Floats, rows: Floats, scale: Floats) -> Floats | None:
@@ -186,8 +190,7 @@ def _windows(image: Array) -> Iterator[npt.NDArray[np.float32]]:
     framed = without_data(image[::step, ::step])
     if framed is not None:
         rows, columns = (np.flatnonzero(~framed.all(axis=axis)) * step for axis in (1, 0))
-        (top, bottom), (left, right) = ((i.min(initial=0), i.max(initial=0) + step) for i in (rows, columns))
-        image = image[top:bottom, left:right]
+        image = image[rows[0] : rows[-1] + step, columns[0] : columns[-1] + step] if rows.size else image[:0]
     if min(image.shape[:2]) < SMALLEST:
         return
     for top, height in _spans(image.shape[0]):

@@ -9,7 +9,7 @@ pixels; h and w those of a piece, the network's margin included; h' and w' witho
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -198,15 +198,14 @@ class Predictor:
         found = [(i + 1, said) for i in seen if (said := self._differences(pages[i]))]
         if not found:
             return ""
-        (page, first), others = found[0], len(found) - 1
-        too = f" (of the {len(seen)} pages looked at, {others} more differ)" if others else ""
+        page, first = found[0]
+        too = f" (of the {len(seen)} pages looked at, {len(found)} differ)" if len(found) > 1 else ""
         return f"page {page}: {first}{too}" if len(pages) > 1 else first
 
     def _differences(self, image: Array) -> str:
-        found = [misfit] if (misfit := self.preprocessing.misfit(image)) else []
-        if self.likeness and (differences := self.likeness.differences(self.preprocessing.selected(image))):
-            found.append(f"unlike the training images: {', '.join(differences)}")
-        return "; ".join(found)
+        differences = self.likeness.differences(self.preprocessing.selected(image)) if self.likeness else []
+        unlike = f"unlike the training images: {', '.join(differences)}" if differences else ""
+        return joined([self.preprocessing.misfit(image) or "", unlike])
 
     def planes_kept(self, wanted: Wanted, tta: bool) -> int:
         """Numbers that are kept of each pixel until the answer for the whole image is decided."""
@@ -287,6 +286,11 @@ class Predictor:
         return self.class_names.index(name)
 
 
+def joined(warnings: Iterable[str]) -> str:
+    """Warnings as one, those that are empty or the same left out."""
+    return "; ".join(dict.fromkeys(filter(None, warnings)))
+
+
 class Question(NamedTuple):
     """What is asked of the probabilities of a pixel."""
 
@@ -352,7 +356,7 @@ class Prediction:
         return Piece(self, view, rows, columns, np.ascontiguousarray(pixels))
 
     def weigh(self, probabilities: Tensor) -> None:
-        """Notes how many pixels of a piece are sure, from the probabilities (K, h', w') of every fourth row and column."""
+        """Note the share of sure pixels of a piece: of every fourth row and column of probabilities (K, h', w')."""
         seen = probabilities[:, ::4, ::4]
         sure = (seen[0] - 0.5).abs() > SURE - 0.5 if self.predictor.binary else seen.amax(dim=0) > SURE
         self._sure.append(float(sure.float().mean()))

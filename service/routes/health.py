@@ -28,6 +28,8 @@ class ModelInfo(BaseModel):
     loaded_at: datetime
     epoch: int | None = Field(description="the epoch it was saved after; null for a bare state_dict")
     score: float | None = Field(description="mean Dice of the classes on the validation images, 0..1; null likewise")
+    trained_at: str | None = Field(description="when it was saved in training, ISO 8601; null likewise")
+    n_images: int | None = Field(description="annotated images that it was trained and validated on; null likewise")
     threshold: float = Field(description="foreground is above it, unless a request says otherwise; binary models only")
     n_channels: int = Field(description="1: images are made grey; 3: RGB")
     channel: int | None = Field(description="the only one that is taken of images with several, from 1; null: all")
@@ -71,6 +73,8 @@ async def health(request: Request, response: Response) -> Health:
             loaded_at=model.loaded_at,
             epoch=model.training.get("epoch"),
             score=model.training.get("score"),
+            trained_at=model.training.get("time"),
+            n_images=model.n_images,
             threshold=predictor.threshold,
             n_channels=predictor.n_channels,
             channel=predictor.preprocessing.channel,

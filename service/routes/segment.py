@@ -21,7 +21,7 @@ from service.upload import BINARY, openapi, read_upload
 from unet import Predictor, imaging
 from unet.imaging import Limits, Picture
 from unet.outputs import KINDS, SUFFIXES, Answer, Legend, Results
-from unet.predictor import Array, Prediction
+from unet.predictor import Array, Prediction, joined
 
 PATH = "/segment"
 HEADERS = {
@@ -105,11 +105,15 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
                 del data  # large, and not needed while the prediction waits for its turn
                 picture, predictions, warning = await decoded
                 results: list[Array] = []
+                said = [warning]
                 while predictions:  # each is freed when it is computed
-                    results.append(await compute(state.queue, predictions.pop(0), notes))
+                    result, doubt = await compute(state.queue, predictions.pop(0), notes)
+                    results.append(result)
+                    said.append(doubt)
+                warning = joined(said)
                 legend = Legend.of(predictor, options.threshold)
-                said = Results(results, picture, legend, name, warning)
-                answer: Answer = await notes.run("encode", state.codecs, kind.encode, said)
+                told = Results(results, picture, legend, name, warning)
+                answer: Answer = await notes.run("encode", state.codecs, kind.encode, told)
     notes.pixels = pixels
     headers = {"X-Model-Id": model.id, "Server-Timing": notes.server_timing()}
     if warning:
@@ -130,11 +134,12 @@ def decode(
     return picture if kind.draws else replace(picture, pages=[]), predictions, warning  # pages may be large
 
 
-async def compute(queue: Queue, prediction: Prediction, notes: Notes) -> Array:
-    """The result of a prediction, computed by turns with those of other requests. Raises HTTPException, 503."""
+async def compute(queue: Queue, prediction: Prediction, notes: Notes) -> tuple[Array, str]:
+    """The result of a prediction, computed by turns with those of other requests, and whether the model is unsure of
+    it. Raises HTTPException, 503."""
     job = queue.submit(prediction, request_id.get())
     try:
-        return await asyncio.wrap_future(job)
+        return await asyncio.wrap_future(job), prediction.doubt
     finally:
         notes.stages["infer"] += job.seconds
 

@@ -58,7 +58,9 @@ class Local:
             n_pixels = imaging.measure(data, limits)
             # one large image at a time, so that all in work together fit into memory
             with self._large if n_pixels > self._max_pixels // (2 * self.concurrency) else nullcontext():
-                return self._answers(name, imaging.read(data, limits), kinds)
+                picture = imaging.read(data, limits)
+                del data  # large
+                return self._answers(name, picture, kinds)
         except (ImageError, PixelError) as error:
             raise FileError(str(error)) from error
         except Exception as error:

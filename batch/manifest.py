@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,12 @@ class Manifest:
         self.answers.update(self._out / name for name in record.outputs.values())
 
 
-@functools.cache
-def answers_in(folder: Path) -> set[Path]:
-    """Answers that a former run has written to this folder and its subfolders."""
+def answers_in(folder: Path) -> Set[Path]:
+    """Answers that a run has written to this folder and its subfolders."""
+    path = folder / MANIFEST
+    return _answers(folder, path.stat().st_size) if path.exists() else frozenset()
+
+
+@functools.lru_cache(maxsize=8)
+def _answers(folder: Path, _n_bytes: int) -> Set[Path]:
     return Manifest(folder).answers

@@ -160,6 +160,8 @@ def test_statistics_of_another_version_are_not_used() -> None:
     assert Likeness.from_plain({**entry, "features": [*FEATURES][1:]}) is None
     assert Likeness.from_plain({"channels": (1,)}) is None
     assert Likeness.from_plain(None) is None
+    with pytest.raises(ValueError, match="reshape"):
+        Likeness.from_plain({**entry, "scale": [1.0]})
 
 
 def test_32_pages_of_a_long_stack_are_looked_at(make_checkpoint: Make) -> None:

@@ -105,10 +105,11 @@ class Likeness:
 
     @classmethod
     def from_plain(cls, entry: Mapping[str, Any] | None) -> Self | None:
-        """From the entry of a checkpoint; None if there is none, or one of other features."""
+        """From the entry of a checkpoint; None if there is none, or one of other features. Raises ValueError."""
         if not entry or entry.get("features") != list(FEATURES):
             return None
-        return cls(np.array(entry["rows"], float), np.array(entry["scale"], float), float(entry["tolerance"]))
+        n, rows, scale = len(FEATURES), np.array(entry["rows"], float), np.array(entry["scale"], float)
+        return cls(rows.reshape(-1, n + 1), scale.reshape(n), float(entry["tolerance"]))
 
     def to_plain(self) -> dict[str, Any]:
         """The entry of a checkpoint, in plain builtins."""

@@ -1,6 +1,7 @@
 """`unet-segment` with a model in this process: names, what is done and what again, the table, mistakes, ends."""
 
 import csv
+import os
 import signal
 import zlib
 from collections.abc import Sequence
@@ -148,8 +149,11 @@ def test_what_is_no_image_or_an_answer_is_skipped_and_counted(images: Path, caps
     assert main(["images", "--out", "images"]) == 0  # beside the images
     assert "images    3 (skipped: 1 .txt: no images)\n" in capsys.readouterr().err
     beside = files(images)
+    (images / "masks").mkdir()
+    (images / "masks" / "by_curl.png").write_bytes(png(GREY))
     assert main(["images/../", "--out", "images/masks", "--output", "labels"]) == 0
-    assert "images    3 (skipped: 1 .txt, 1 .pth: no images; 3 answers or others in --out)\n" in capsys.readouterr().err
+    assert "images    3 (skipped: 1 .txt, 1 .pth: no images; 4 answers or others in --out)\n" in capsys.readouterr().err
+    (images / "masks" / "by_curl.png").unlink()
     assert main(["images", "--out", "images"]) == 0
     assert "(skipped: 1 .txt: no images; 6 answers or others in --out)\n" in capsys.readouterr().err
     assert beside.items() <= files(images).items()
@@ -163,6 +167,8 @@ def test_two_images_never_have_the_same_answer(images: Path, capsys: pytest.Capt
     assert main(["images/*.tif", "images/day 2"]) == 0
     said = fails(["images/cell2.jpg"], capsys)  # another run
     assert f"{images}/cell2.jpg: its answers would replace those of {images}/cell2.tif (--overwrite)" in said
+    said = fails(["images"], capsys)
+    assert f"{images}/cell2.jpg: its answers would have the names of those of {images}/cell2.tif" in said
     (images / "cell2.tif").unlink()
     assert main(["images"]) == 0
 
@@ -209,10 +215,12 @@ def test_the_same_command_goes_on(
 ) -> None:
     arguments = ["images", "--output", "mask", "--output", "table", "--concurrency", "1"]
     assert main([*arguments, "--out", "whole"]) == 0
+    assert main([*arguments, "--tta"]) == 0  # other answers, which are to be replaced
+    capsys.readouterr()
     append, commit, n = Manifest.append, OutFolder.commit, 0
 
     def interrupted(manifest: Manifest, record: Record) -> None:
-        if moment == "before the line" and manifest.records:
+        if moment == "before the line" and not next(iter(manifest.records.values())).options["tta"]:
             signal.raise_signal(signal.SIGINT)
         append(manifest, record)
         if moment == "after the line":
@@ -228,9 +236,6 @@ def test_the_same_command_goes_on(
         patch.setattr(OutFolder, "commit", between)
         assert main(arguments) == 130
     assert "unet-segment: stopped by SIGINT; the same command goes on\n" in capsys.readouterr().err
-    for name, data in files(Path("masks")).items():
-        assert Path("masks") / name in Manifest(Path("masks")).answers or name == "objects.csv"
-        assert files(Path("whole"))[name] == data or name == "objects.csv"
     with (Path("masks") / MANIFEST).open("a") as file:
         file.write('{"stem": "cell10", "pa')  # a line that a crash has torn
     assert main(arguments) == 0
@@ -313,6 +318,23 @@ def test_out_of_memory_smaller_tiles_are_computed(images: Path, monkeypatch: pyt
     assert main(["images/large.png"]) == 0
     assert sides[0] == 608
     assert max(sides[1:]) == 304
+
+
+def test_a_large_image_is_given_up_between_two_tiles(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images / "large.png").write_bytes(png(np.zeros((2000, 2000), np.uint8)))
+    compute, n_pieces = Predictor.compute, 0
+
+    def interrupted(predictor: Predictor, pieces: Sequence[Piece]) -> None:
+        nonlocal n_pieces
+        n_pieces += len(pieces)
+        if n_pieces == 1:
+            os.kill(os.getpid(), signal.SIGINT)  # to the main thread, as Ctrl-C
+        compute(predictor, pieces)
+
+    monkeypatch.setattr(Predictor, "compute", interrupted)
+    assert main(["images/large.png"]) == 130
+    assert 1 <= n_pieces < 9
+    assert files(Path("masks")) == {}
 
 
 def test_a_model_of_other_channels_and_a_warning(

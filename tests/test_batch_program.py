@@ -85,6 +85,18 @@ def test_whatever_ends_the_program_the_same_command_goes_on(number: signal.Signa
     assert not list(Path("masks/.unet-segment/new").iterdir())
 
 
+def test_files_are_taken_when_they_do_not_change_between_two_looks() -> None:
+    def item(name: str, size: int) -> inputs.Item:
+        return inputs.Item(Path(name), name, size, mtime_ns=size)
+
+    seen = [[item("a", 1)], [item("a", 2), item("b", 0)], [item("a", 2), item("b", 0), item("c", 1)], [item("c", 1)]]
+    looks = iter([inputs.Look(Path("masks"), set(), {each.path: each for each in items}) for items in seen])
+    pauses: list[float] = []
+    taken = inputs.arriving(lambda: next(looks), pauses.append)
+    assert [next(taken) for _ in seen] == [[], [], [item("a", 2)], [item("c", 1)]]
+    assert pauses == [inputs.LOOK_S] * 3
+
+
 def test_a_watched_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Files that grow, are damaged, or vanish again; a folder that comes later."""
     monkeypatch.setattr(inputs, "LOOK_S", 0.02)

@@ -85,7 +85,9 @@ class ModelSlot:
         except Exception as error:  # no file may stop the service, whatever is wrong with it
             self._refuse(error)
         else:
-            self.current = Model(checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training), checkpoint.n_images)
+            self.current = Model(
+                checkpoint.id, predictor, datetime.now(UTC), dict(checkpoint.training), checkpoint.n_images
+            )
             self.refusal = None
             self.on_outcome("loaded")
             log.info("serving model %s from %s", self.current.id, self.path)

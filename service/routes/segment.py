@@ -73,7 +73,7 @@ class SegmentOptions(BaseModel):
     responses={
         200: {
             "description": "Images have the size of the upload (EXIF orientation applied), and are TIFFs for a TIFF",
-            "content": dict.fromkeys(SUFFIXES, BINARY),
+            "content": dict.fromkeys(SUFFIXES, BINARY) | {"application/geo+json": {"schema": {"type": "object"}}},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
         **declare(400, 401, 408, 415, 422, 503, 504),

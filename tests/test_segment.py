@@ -93,7 +93,7 @@ def test_labels(make_checkpoint: Make, serve: Serve, n_classes: int) -> None:
     checkpoints.save(replace(checkpoint, min_area=5, **told), path)
     predictor = Predictor.load(path, device="cpu")
     probabilities = predictor.predict(IMAGE, "objects")
-    threshold = round(float(np.median(predictor(IMAGE))), 3)
+    threshold = round(float(np.quantile(predictor(IMAGE), 0.7)), 4)  # few pixels: several objects
     with serve(model=path) as client:
         for query, value in (("", None), (f"&threshold={threshold}", threshold)):
             ids = picture(client.post(f"/segment?output=labels{query}", content=png(IMAGE)).content)

@@ -19,7 +19,8 @@ from unet.imaging import Array, ImageError, Limits
 from unet.network import STRIDE
 from unet.outputs import KINDS, Legend, Results
 from unet.pixels import PixelError
-from unet.predictor import Prediction, Wanted, joined
+from unet.prediction import Prediction, Wanted
+from unet.predictor import joined
 
 MAX_TURNS = 4  # images that a CPU computes at a time: each takes the memory of a forward pass
 CUDA_TURNS = 2  # one is fetched while the GPU computes the other

@@ -18,7 +18,7 @@ from unet import checkpoint as checkpoints
 from unet.checkpoint import CheckpointError, NotReadError
 from unet.device import DeviceChoice, PrecisionChoice
 from unet.pixels import InputRange
-from unet.predictor import Prediction
+from unet.prediction import Prediction
 
 log = logging.getLogger(__name__)
 

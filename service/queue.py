@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from unet import Predictor
 from unet.device import out_of_memory
 from unet.network import STRIDE
-from unet.predictor import Prediction
+from unet.prediction import Prediction
 
 log = logging.getLogger(__name__)
 

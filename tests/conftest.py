@@ -26,7 +26,7 @@ from unet import NetworkConfig, Predictor
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.pixels import Preprocessing
-from unet.predictor import Piece, Prediction
+from unet.prediction import Piece, Prediction
 
 if TYPE_CHECKING:  # imported where used: the trainer's tests need none of it
     from fastapi.testclient import TestClient

@@ -24,7 +24,7 @@ from unet import Predictor, imaging
 from unet import checkpoint as checkpoints
 from unet.imaging import Array, write_tiff
 from unet.outputs import KINDS, Legend, Results
-from unet.predictor import Piece
+from unet.prediction import Piece
 
 THRESHOLD = 0.4319
 """At which the model finds objects in the images: half of its probabilities are above."""

@@ -19,7 +19,7 @@ from service.settings import ServeSettings
 from trainer.data import sample
 from unet import Predictor
 from unet.imaging import Limits, measure, write_tiff
-from unet.predictor import Piece
+from unet.prediction import Piece
 
 Make = Callable[..., Path]
 IMAGE, _ = sample.generate(np.random.default_rng(99), size=64)

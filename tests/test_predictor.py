@@ -13,7 +13,7 @@ from trainer.data import sample
 from unet import NetworkConfig, Predictor
 from unet import checkpoint as checkpoints
 from unet.pixels import PixelError, Preprocessing
-from unet.predictor import Prediction
+from unet.prediction import Prediction
 
 Make = Callable[..., Path]
 

@@ -15,7 +15,7 @@ from conftest import CPU, Spy, start
 
 from service.queue import Queue, usable_cores
 from unet import Predictor
-from unet.predictor import Piece
+from unet.prediction import Piece
 
 Make = Callable[..., Path]
 needs_two_cores = pytest.mark.skipif(usable_cores() == 1, reason="needs two cores")

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.queue import Queue
 from unet import Predictor
-from unet.predictor import Piece
+from unet.prediction import Piece
 
 Make = Callable[..., Path]
 

@@ -24,7 +24,7 @@ from unet import NetworkConfig
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.pixels import Preprocessing
-from unet.predictor import Prediction
+from unet.prediction import Prediction
 
 Make = Callable[..., Path]
 

@@ -29,7 +29,7 @@ from unet.imaging import write_tiff
 from unet.outputs import Legend
 from unet.outputs.labels import find_objects
 from unet.pixels import Preprocessing
-from unet.predictor import DOUBT, Prediction
+from unet.prediction import DOUBT, Prediction
 
 Make = Callable[..., Path]
 IMAGE, LABEL = sample.generate(np.random.default_rng(99), size=100)

@@ -104,7 +104,7 @@ def smallest_object(samples: Sequence[Sample]) -> int:
     nuclei, AP at IoU 0.5 on 14 others was 0.63 with objects of 10 pixels and more, 0.67 of 30 and more.) Without ids
     they are the connected regions of all classes but the first. Objects that a side of the image cuts do not count."""
     areas = [np.zeros(0, np.int64)]
-    for objects in (each for sample in samples for each in _objects(sample)):
+    for objects in (ids for each in samples for ids in _objects(each)):
         area = np.bincount(objects.ravel())
         area[np.concatenate([[0], objects[0], objects[-1], objects[:, 0], objects[:, -1]])] = 0
         areas.append(area[area > 0])

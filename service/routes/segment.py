@@ -21,7 +21,8 @@ from service.upload import BINARY, openapi, read_upload
 from unet import Predictor, imaging
 from unet.imaging import Limits, Picture
 from unet.outputs import KINDS, SUFFIXES, Answer, Legend, Results
-from unet.predictor import Array, Prediction, joined
+from unet.prediction import Array, Prediction
+from unet.predictor import joined
 
 PATH = "/segment"
 HEADERS = {

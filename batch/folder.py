@@ -14,12 +14,10 @@ from typing import Any, NamedTuple, Self
 
 from batch import table
 from batch.inputs import Item, unchanged
-from batch.manifest import STATE, Manifest, Record
+from batch.manifest import STATE, TABLE, Manifest, Record
 from unet.files import locked, write_temporary
 from unet.listing import natural_order
 from unet.outputs import SUFFIXES, Answer
-
-TABLE = "objects.csv"
 
 
 class Asked(NamedTuple):
@@ -62,14 +60,13 @@ class OutFolder:
         found: dict[Item, str] = {}
         records = self.manifest.records
         owners = {item.stem: item.path for item in items if self._answered(item)}
-        unknown = not records and any(path.name != STATE for path in self.root.iterdir())
         for item in items:
             record = records.get(item.stem)
             if (owner := owners.setdefault(item.stem, item.path)) != item.path:
                 found[item] = f"its answers would have the names of those of {owner}"
             elif record and not overwrite and not self._answered(item) and Path(record.path).exists():
                 found[item] = f"its answers would replace those of {record.path} (--overwrite)"
-            elif unknown and not overwrite and (path := self._there(item, kinds)):
+            elif not overwrite and (path := self._foreign(item, kinds)):
                 found[item] = f"its answer would replace {path} (--overwrite)"
         return found
 
@@ -78,10 +75,13 @@ class OutFolder:
         record = self.manifest.records.get(item.stem)
         return record is not None and record.path == str(item.path)
 
-    def _there(self, item: Item, kinds: Sequence[str]) -> Path | None:
-        endings = SUFFIXES.values()
-        names = (TABLE if k == "table" else self._name(item.stem, k, ending) for k in kinds for ending in endings)
-        return next((self.root / name for name in names if (self.root / name).exists()), None)
+    def _foreign(self, item: Item, kinds: Sequence[str]) -> Path | None:
+        """A file in the place of an answer that no run has written."""
+        record, endings = self.manifest.records.get(item.stem), SUFFIXES.values()
+        new = [kind for kind in kinds if not record or kind not in record.outputs]
+        names = (TABLE if k == "table" else self._name(item.stem, k, ending) for k in new for ending in endings)
+        paths = (self.root / name for name in names)
+        return next((path for path in paths if path not in self.manifest.answers and path.exists()), None)
 
     def missing(self, item: Item, kinds: Sequence[str], asked: Asked) -> list[str]:
         """Kinds of answers that are not there yet."""

@@ -143,6 +143,7 @@ def arriving(look: Callable[[], Look], sleep: Callable[[float], object]) -> Iter
     while True:
         started = time.monotonic()
         now = look().items.values()
+        pause = max(LOOK_S, 4 * (time.monotonic() - started))
         yield [item for item in now if item in before and item.size]
         before = set(now)
-        sleep(max(LOOK_S, 4 * (time.monotonic() - started)))
+        sleep(pause)

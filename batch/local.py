@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Local:
         self._waiting: set[Prediction] = set()
         self.concurrency = settings.concurrency or self._n_turns + (2 if device.type == "cpu" else 6)
         self.max_bytes = memory() // 4
-        planes = max(self._predictor.planes_kept(KINDS[kind].wants, settings.tta) for kind in settings.output)
+        planes = self._predictor.planes_kept(_for_all(settings.output), settings.tta)
         self._max_pixels = settings.max_pixels or memory() // (BYTES_PER_PIXEL + 8 * planes)
         self._large = threading.Lock()
 
@@ -75,7 +75,7 @@ class Local:
         said = [predictor.warning(picture.pages)]
         legend = Legend.of(predictor, settings.threshold)
         results: dict[Wanted, list[Array]] = {KINDS[kind].wants: [] for kind in kinds}
-        computed: Wanted = next(iter(results)) if len(results) == 1 else "objects"
+        computed = _for_all(kinds)
         for page in picture.pages:
             result, doubt = self._predict(page, computed)
             said.append(doubt)
@@ -117,6 +117,12 @@ class Local:
                 raise
             self._predictor.tile = side // 2 // STRIDE * STRIDE
             prediction.restart()
+
+
+def _for_all(kinds: Iterable[str]) -> Wanted:
+    """The result to compute, from which those of all kinds derive."""
+    wants = {KINDS[kind].wants for kind in kinds}
+    return wants.pop() if len(wants) == 1 else "objects"
 
 
 def memory() -> int:

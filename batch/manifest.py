@@ -9,6 +9,7 @@ from typing import Any
 
 STATE = ".unet-segment"
 MANIFEST = f"{STATE}/manifest.jsonl"
+TABLE = "objects.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Manifest:
 
     def _add(self, record: Record) -> None:
         self.records[record.stem] = record
-        self.answers.update(self._out / name for name in record.outputs.values())
+        self.answers.update(self._out / (TABLE if kind == "table" else name) for kind, name in record.outputs.items())
 
 
 def answers_in(folder: Path) -> Set[Path]:

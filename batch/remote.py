@@ -96,7 +96,7 @@ class Remote:
             try:
                 response = self._client.request(method, self._url + path, **request)
             except httpx.TransportError as error:
-                reason, pause = str(error) or type(error).__name__, min(LONGEST_PAUSE_S, 0.2 * 2**attempt)
+                reason, pause = str(error) or type(error).__name__, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(attempt, 9))
             except httpx.InvalidURL as error:
                 raise UserError(f"--url: {error}") from error
             else:

@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 from batch.engine import Engine, Stop, opened
-from batch.folder import TABLE, Asked, Joined, OutFolder
+from batch.folder import Asked, Joined, OutFolder
 from batch.inputs import Item, Look, arriving, unchanged
-from batch.manifest import Manifest
+from batch.manifest import TABLE, Manifest
 from batch.progress import list_some, say, shown
 from batch.settings import SegmentSettings
 from batch.work import Job, Outcome, Worker, in_threads
@@ -148,6 +148,7 @@ class Segmentation:
             return
         self._folder.commit(item, outcome.staged, self._asked._replace(model=outcome.model), outcome.warning)
         self._done.add(item)
+        self._skipped.discard(item)  # when the model changed meanwhile
         self.failed.pop(item.path, None)
 
     def _fail(self, item: Item, reason: str) -> None:

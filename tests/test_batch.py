@@ -180,6 +180,12 @@ def test_files_of_others_are_not_replaced(images: Path, capsys: pytest.CaptureFi
     assert mine.read_bytes() == png(GREY)
     assert main(["images/*0.png", "--out", "images", "--overwrite"]) == 0
     assert mine.read_bytes() != png(GREY)
+    (images / "cell2_labels.png").write_bytes(png(GREY))
+    assert main(["images/cell2.jpg", "--out", "images"]) == 0
+    said = fails(["images/cell2.jpg", "--out", "images", "--output", "mask,labels"], capsys)
+    assert f"its answer would replace {images}/cell2_labels.png (--overwrite)" in said
+    assert main(["images/cell2.jpg", "--out", "images", "--output", "mask,table"]) == 0
+    assert main(["images/cell10.png", "--out", "images", "--output", "mask,table"]) == 0
 
 
 def test_the_table_has_the_objects_of_all_images(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
 """`unet-segment` as a program: its start, signals, `kill -9`, and folders that are watched."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,7 +87,7 @@ def test_whatever_ends_the_program_the_same_command_goes_on(number: signal.Signa
     assert not list(Path("masks/.unet-segment/new").iterdir())
 
 
-def test_files_are_taken_when_they_do_not_change_between_two_looks() -> None:
+def test_files_are_taken_when_they_do_not_change_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     def item(name: str, size: int) -> inputs.Item:
         return inputs.Item(Path(name), name, size, mtime_ns=size)
 
@@ -93,8 +95,15 @@ def test_files_are_taken_when_they_do_not_change_between_two_looks() -> None:
     looks = iter([inputs.Look(Path("masks"), set(), {each.path: each for each in items}) for items in seen])
     pauses: list[float] = []
     taken = inputs.arriving(lambda: next(looks), pauses.append)
-    assert [next(taken) for _ in seen] == [[], [], [item("a", 2)], [item("c", 1)]]
-    assert pauses == [inputs.LOOK_S] * 3
+    clock = itertools.count()  # segmenting takes long, which does not delay the next look
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert [(next(taken), [next(clock) for _ in range(99)])[0] for _ in seen] == [
+        [],
+        [],
+        [item("a", 2)],
+        [item("c", 1)],
+    ]
+    assert pauses == [4] * 3
 
 
 def test_a_watched_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,55 +6,44 @@ manifest does not know is somebody else's.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from batch import table
 from batch.inputs import Item, unchanged
 from batch.manifest import STATE, TABLE, Manifest, Record
+from batch.settings import SegmentSettings
 from unet.files import locked, write_temporary
-from unet.listing import natural_order
+from unet.listing import natural_order, plural
 from unet.outputs import SUFFIXES, Answer
-
-
-class Asked(NamedTuple):
-    """What makes two answers comparable: an image that was answered by another model, or with other options, is not
-    done."""
-
-    model: str
-    options: Mapping[str, Any]
-
-
-class Joined(NamedTuple):
-    """What the table of all images holds, and images whose rows it leaves out."""
-
-    n_rows: int
-    n_images: int
-    n_other: int  # of another model or with other options
-    n_gone: int  # or changed
 
 
 @dataclass(frozen=True)
 class OutFolder:
     root: Path  # absolute
+    kinds: Sequence[str]  # of answers
+    options: Mapping[str, Any]  # an image that was answered with others is not done
+    overwrite: bool
     manifest: Manifest
     new: Path  # folder of answers that have no line in the manifest yet
 
     @classmethod
     @contextmanager
-    def claim(cls, root: Path) -> Iterator[Self]:
+    def claim(cls, settings: SegmentSettings) -> Iterator[Self]:
         """Creates the folder, locks it against other processes, and removes what a killed one has left. Raises
         UserError."""
+        root = settings.out.resolve()
+        options = {"threshold": settings.threshold, "tta": settings.tta, "class": settings.class_}
         with locked(root, f"{STATE}/lock", "unet-segment"):
             new = root / STATE / "new"
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
-            yield cls(root, Manifest(root), new)
+            yield cls(root, settings.output, options, settings.overwrite, Manifest(root), new)
 
-    def conflicts(self, items: Sequence[Item], kinds: Sequence[str], overwrite: bool) -> dict[Item, str]:
+    def conflicts(self, items: Iterable[Item]) -> dict[Item, str]:
         """Items whose answers would replace those of another one, with the reason; unless they may `overwrite`, also
         answers of an image that is no longer asked for but there, and files that are no answers."""
         found: dict[Item, str] = {}
@@ -64,9 +53,9 @@ class OutFolder:
             record = records.get(item.stem)
             if (owner := owners.setdefault(item.stem, item.path)) != item.path:
                 found[item] = f"its answers would have the names of those of {owner}"
-            elif record and not overwrite and not self._answered(item) and Path(record.path).exists():
+            elif record and not self.overwrite and not self._answered(item) and Path(record.path).exists():
                 found[item] = f"its answers would replace those of {record.path} (--overwrite)"
-            elif not overwrite and (path := self._foreign(item, kinds)):
+            elif not self.overwrite and (path := self._foreign(item)):
                 found[item] = f"its answer would replace {path} (--overwrite)"
         return found
 
@@ -75,72 +64,70 @@ class OutFolder:
         record = self.manifest.records.get(item.stem)
         return record is not None and record.path == str(item.path)
 
-    def _foreign(self, item: Item, kinds: Sequence[str]) -> Path | None:
+    def _foreign(self, item: Item) -> Path | None:
         """A file in the place of an answer that no run has written."""
         record, endings = self.manifest.records.get(item.stem), SUFFIXES.values()
-        new = [kind for kind in kinds if not record or kind not in record.outputs]
+        new = [kind for kind in self.kinds if not record or kind not in record.outputs]
         names = (TABLE if k == "table" else self._name(item.stem, k, ending) for k in new for ending in endings)
         paths = (self.root / name for name in names)
         return next((path for path in paths if path not in self.manifest.answers and path.exists()), None)
 
-    def missing(self, item: Item, kinds: Sequence[str], asked: Asked) -> list[str]:
-        """Kinds of answers that are not there yet."""
+    def missing(self, item: Item, model: str) -> list[str]:
+        """Kinds of answers by this model that are not there yet."""
+        record = self._current(item, model)
+        outputs = record.outputs if record else {}
+        return [kind for kind in self.kinds if kind not in outputs or not (self.root / outputs[kind]).exists()]
+
+    def _current(self, item: Item, model: str) -> Record | None:
+        """The record of the image as it is, if this model answered with these options."""
         record = self.manifest.records.get(item.stem)
-        if not record or not _same(record, item, asked):
-            return list(kinds)
-        there = {kind for kind, name in record.outputs.items() if (self.root / name).exists()}
-        return [kind for kind in kinds if kind not in there]
+        if not record or (record.model, record.options) != (model, self.options):
+            return None
+        same = (record.path, record.size, record.mtime_ns) == (str(item.path), item.size, item.mtime_ns)
+        return record if same else None
 
     def stage(self, item: Item, kind: str, answer: Answer) -> tuple[str, Path]:
         """The name of an answer, and the file where it waits for `commit`. Raises OSError."""
         name = self._name(item.stem, kind, SUFFIXES[answer.media_type])
         return name, write_temporary(self.root / name, answer.body, self.new)
 
-    def commit(self, item: Item, staged: Mapping[str, tuple[str, Path]], asked: Asked, warning: str) -> None:
+    def commit(self, item: Item, staged: Mapping[str, tuple[str, Path]], model: str, warning: str) -> None:
         """Puts answers in their places, by kind. Raises OSError."""
-        before = self.manifest.records.get(item.stem)
+        before, current = self.manifest.records.get(item.stem), self._current(item, model)
         outputs = {kind: name for kind, (name, _) in staged.items()}
         for kind, name in outputs.items():
             for old in {name, before.outputs.get(kind, name) if before else name}:
                 (self.root / old).unlink(missing_ok=True)
-        kept = before.outputs if before and _same(before, item, asked) else {}
-        self.manifest.append(
-            Record(
-                stem=item.stem,
-                path=str(item.path),
-                size=item.size,
-                mtime_ns=item.mtime_ns,
-                model=asked.model,
-                options=asked.options,
-                outputs={**kept, **outputs},
-                warning=warning,
-            )
-        )
+        outputs = {**(current.outputs if current else {}), **outputs}
+        found = item.stem, str(item.path), item.size, item.mtime_ns
+        self.manifest.append(Record(*found, model, self.options, outputs, warning))
         for name, temporary in staged.values():
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(self.root / name)
 
-    def join_tables(self, asked: Asked, keep_gone: bool) -> Joined:
+    def join_tables(self, model: str, keep_gone: bool) -> str:
         """Writes the table of all images that were answered by this model with these options, in natural order of their
-        names, and that have not changed since; or are gone, with `keep_gone`."""
+        names, and that have not changed since; or are gone, with `keep_gone`. Returns what it holds and leaves out."""
         parts: list[Path] = []
         n_other = n_gone = 0
-        records = self.manifest.records
-        for record in sorted(records.values(), key=lambda each: natural_order(each.stem)):
+        for record in sorted(self.manifest.records.values(), key=lambda each: natural_order(each.stem)):
             if "table" not in record.outputs or not (part := self.root / record.outputs["table"]).exists():
                 continue
-            if Asked(record.model, record.options) != asked:
+            if (record.model, record.options) != (model, self.options):
                 n_other += 1
             elif unchanged(record.path, record.size, record.mtime_ns) or (keep_gone and not Path(record.path).exists()):
                 parts.append(part)
             else:
                 n_gone += 1
-        if not parts:
+        n_rows = 0
+        if parts:
+            n_rows = table.join(parts, self.new / TABLE)
+            (self.new / TABLE).replace(self.root / TABLE)
+        else:
             (self.root / TABLE).unlink(missing_ok=True)
-            return Joined(0, 0, n_other, n_gone)
-        n_rows = table.join(parts, self.new / TABLE)
-        (self.new / TABLE).replace(self.root / TABLE)
-        return Joined(n_rows, len(parts), n_other, n_gone)
+        said = f"{plural(n_rows, 'object')} of {plural(len(parts), 'image')} in {TABLE}"
+        said += f", without {n_other} of another model or other options" if n_other else ""
+        return said + (f", without {n_gone} that are gone or have changed" if n_gone else "")
 
     @staticmethod
     def _name(stem: str, kind: str, ending: str) -> str:
@@ -148,8 +135,3 @@ class OutFolder:
         if kind == "table":
             return f"{STATE}/tables/{stem}.csv"
         return f"{stem}{ending}" if ending == f".{kind}" else f"{stem}_{kind}{ending}"
-
-
-def _same(record: Record, item: Item, asked: Asked) -> bool:
-    same_file = (record.path, record.size, record.mtime_ns) == (str(item.path), item.size, item.mtime_ns)
-    return same_file and Asked(record.model, record.options) == asked

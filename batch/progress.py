@@ -1,18 +1,14 @@
 """What a run says on stderr: lines, and how far it has come."""
 
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from unet.listing import natural_order, plural
+from unet.listing import natural_order
 
 T = TypeVar("T")
-
-EVERY_S = 10.0
-"""Seconds between two lines where there is no terminal for a bar."""
 
 
 def say(text: str) -> None:
@@ -29,13 +25,5 @@ def list_some(title: str, reasons: Mapping[str, str], most: int | None = 10) -> 
 
 
 def shown(outcomes: Iterable[T], total: int) -> Iterator[T]:
-    """The outcomes, while a bar or lines tell how many have come."""
-    if sys.stderr.isatty():
-        yield from tqdm(outcomes, total=total, unit=" images")
-        return
-    started = told = time.monotonic()
-    for n, outcome in enumerate(outcomes, 1):
-        yield outcome
-        if (now := time.monotonic()) - told > EVERY_S:
-            told = now
-            say(f"{n} of {plural(total, 'image')}, {n / (now - started):.3g} per second")
+    """The outcomes, while a bar tells how many have come; in a log it is drawn every ten seconds."""
+    yield from tqdm(outcomes, total=total, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 10)

@@ -33,9 +33,7 @@ class Remote:
         limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
         self._client = httpx.Client(headers={"X-API-Key": key} if key else {}, timeout=TIMEOUT, limits=limits)
         self._url, self._wait_s, self._stop = url, settings.wait_s, stop
-        given = {"threshold": settings.threshold, "tta": True if settings.tta else None}
-        self._options = {name: value for name, value in given.items() if value is not None}
-        self._class = {"class": settings.class_} if settings.class_ else {}
+        self._threshold, self._tta, self._class = settings.threshold, settings.tta, settings.class_
         self._id = ""
         self._changed = True  # the model, as far as answers tell
         self._answered = time.monotonic()  # time of the last answer, or of the start
@@ -76,8 +74,10 @@ class Remote:
 
     def _post(self, kind: str, name: str, data: bytes) -> httpx.Response:
         """An answer of the service. Raises FileError; UserError for what will be the same for every image."""
-        options = {"output": kind, **self._options, **(self._class if kind == "probability" else {})}
-        response = self._ask("POST", "/segment", params=options, files={"file": (name, data)})
+        class_name = self._class if kind == "probability" else None
+        options = {"output": kind, "threshold": self._threshold, "tta": self._tta, "class": class_name}
+        given = {name: value for name, value in options.items() if value is not None}
+        response = self._ask("POST", "/segment", params=given, files={"file": (name, data)})
         if response.status_code == 200 and "x-model-id" in response.headers:
             return response
         reason, of_service = _reason(response), response.headers.get("content-type") == PROBLEM

@@ -2,14 +2,15 @@
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from batch.engine import Engine, Stop, opened
-from batch.folder import Asked, Joined, OutFolder
+from batch.folder import OutFolder
 from batch.inputs import Item, Look, arriving, unchanged
-from batch.manifest import TABLE, Manifest
+from batch.manifest import Manifest
 from batch.progress import list_some, say, shown
 from batch.settings import SegmentSettings
 from batch.work import Job, Outcome, Worker, in_threads
@@ -29,9 +30,9 @@ def run(settings: SegmentSettings) -> int:
     look.check(settings.paths, settings.watch)
     items = list(look.items.values())
     say(f"images    {len(items)}{look.skipped}")
-    with opened(settings, stop) as engine, OutFolder.claim(out) as folder:
+    with opened(settings, stop) as engine, OutFolder.claim(settings) as folder:
         segmentation = Segmentation(settings, engine, folder, stop)
-        if conflicts := segmentation.conflicts(items):
+        if conflicts := folder.conflicts(items):
             first = some([f"{item.path}: {reason}" for item, reason in conflicts.items()])
             raise UserError(f"{first}; choose another --out, or images by a pattern, such as '*.tif'")
         try:
@@ -50,17 +51,13 @@ class Segmentation:
     def __init__(self, settings: SegmentSettings, engine: Engine, folder: OutFolder, stop: Stop) -> None:
         self.failed: dict[Path, tuple[Item, str]] = {}  # with the reason
         self._settings, self._engine, self._folder, self._stop = settings, engine, folder, stop
-        self._asked = Asked("", {"threshold": settings.threshold, "tta": settings.tta, "class": settings.class_})
+        self._model = ""  # id
         self._done: set[Item] = set()  # in this run
         self._skipped: set[Item] = set()  # as their answers were there
         self._busy = False
-        self._joined: Joined | None = None  # since the last image was done
-        self._told: set[str] = set()  # problems with paths
+        self._joined = ""  # what the table holds since the last image was done
+        self._say_once = cache(say)
         self._started = time.monotonic()
-
-    def conflicts(self, items: Sequence[Item]) -> Mapping[Item, str]:
-        """Items whose answers would replace those of others, or other files, with the reason."""
-        return self._folder.conflicts(items, self._settings.output, self._settings.overwrite)
 
     def segment(self, items: Sequence[Item]) -> None:
         """Segments what is not done, until all is done by one model."""
@@ -83,14 +80,14 @@ class Segmentation:
         due = 0.0
         try:
             for items in arriving(self._look, self._stop.sleep):
-                for item, reason in self.conflicts(items).items():
+                for item, reason in self._folder.conflicts(items).items():
                     self._fail(item, reason)
                 n_before = len(self._done)
                 self.segment(items)
                 if n := len(self._done) - n_before:
                     say(f"{plural(n, 'image')} segmented, {len(self._done)} in all")
-                    self._joined = None
-                if self._joined is None and time.monotonic() > due:
+                    self._joined = ""
+                if not self._joined and time.monotonic() > due:
                     started = time.monotonic()
                     self._join()
                     due = started + REST * (time.monotonic() - started)
@@ -102,7 +99,7 @@ class Segmentation:
         """Joins the tables, and tells what was done, what failed, and what may be wrong."""
         if not (self._done or self._skipped or self.failed):
             return
-        joined = self._join()
+        self._join()
         records = (self._folder.manifest.records[item.stem] for item in (*self._done, *self._skipped))
         list_some("warning", {record.path: record.warning for record in records if record.warning})
         if not self._settings.watch:  # there they were listed when they came
@@ -111,30 +108,22 @@ class Segmentation:
         said = [f"{plural(n, 'image')} segmented in {seconds:.3g} s ({n / seconds:.3g} per second)"]
         said += [f"{len(self._skipped)} skipped as done"] if self._skipped else []
         said += [f"{len(self.failed)} failed"] if self.failed else []
-        if joined:
-            said += [f"{plural(joined.n_rows, 'object')} of {plural(joined.n_images, 'image')} in {TABLE}"]
-            said += [f"without {joined.n_other} of another model or other options"] if joined.n_other else []
-            said += [f"without {joined.n_gone} that are gone or have changed"] if joined.n_gone else []
-        print(", ".join(said), flush=True)
+        print(", ".join([*said, *filter(None, [self._joined])]), flush=True)
 
     def _look(self) -> Look:
         look = Look.at(self._settings.paths, self._folder.root, self._folder.manifest.answers)
         for problem in look.problems:
-            if problem not in self._told:
-                self._told.add(problem)
-                say(f"warning   {problem}")
+            self._say_once(f"warning   {problem}")
         return look
 
     def _jobs(self, items: Sequence[Item]) -> list[Job]:
-        self._asked = self._asked._replace(model=self._engine.model())
+        self._model = self._engine.model()
         jobs: list[Job] = []
         for item in items:
             if self.failed.get(item.path, (None,))[0] == item:
                 continue
             again = self._settings.overwrite and item not in self._done
-            wanted = self._settings.output
-            kinds = list(wanted) if again else self._folder.missing(item, wanted, self._asked)
-            if kinds:
+            if kinds := list(self._settings.output) if again else self._folder.missing(item, self._model):
                 jobs.append(Job(item, kinds))
             elif item not in self._done:
                 self._skipped.add(item)
@@ -146,7 +135,7 @@ class Segmentation:
         if outcome.failure:
             self._fail(item, outcome.failure)
             return
-        self._folder.commit(item, outcome.staged, self._asked._replace(model=outcome.model), outcome.warning)
+        self._folder.commit(item, outcome.staged, outcome.model, outcome.warning)
         self._done.add(item)
         self._skipped.discard(item)  # when the model changed meanwhile
         self.failed.pop(item.path, None)
@@ -159,7 +148,6 @@ class Segmentation:
                 say(f"failed    {item.path}: {reason}")
         self.failed[item.path] = item, reason
 
-    def _join(self) -> Joined | None:
+    def _join(self) -> None:
         if "table" in self._settings.output:
-            self._joined = self._folder.join_tables(self._asked, keep_gone=self._settings.watch)
-        return self._joined
+            self._joined = self._folder.join_tables(self._model, keep_gone=self._settings.watch)

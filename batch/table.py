@@ -4,8 +4,8 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Literal
 
 
 def join(parts: Sequence[Path], target: Path) -> int:
@@ -14,14 +14,11 @@ def join(parts: Sequence[Path], target: Path) -> int:
     Columns that only some images have, such as intensities of further channels, are empty for the others. There may be
     100,000 parts: one at a time is in memory.
     """
-    columns: list[str] = []
-    of_header = dict.fromkeys(map(_header, parts), columns)
-    for header in of_header:
-        of_header[header] = next(csv.reader([header.decode()]))
-        columns = _merged(columns, of_header[header])
+    of_header = {header: next(csv.reader([header.decode()])) for header in dict.fromkeys(map(_header, parts))}
+    columns = reduce(_merged, of_header.values())
     n_rows = 0
     with target.open("wb") as file:
-        file.write(_text([columns], csv.QUOTE_NONNUMERIC))
+        file.write(_text([columns]))
         for part in parts:
             header, _, rows = part.read_bytes().partition(b"\r\n")
             if of_header[header] != columns:
@@ -39,7 +36,7 @@ def _header(part: Path) -> bytes:
         return file.readline().removesuffix(b"\r\n")
 
 
-def _merged(columns: Sequence[str], header: Sequence[str]) -> list[str]:
+def _merged(columns: list[str], header: list[str]) -> list[str]:
     """The columns, and those that only the header has, each before the one that it is followed by there."""
     merged = list(columns)
     for name, following in reversed(list(zip(header, [*header[1:], None], strict=True))):
@@ -48,7 +45,7 @@ def _merged(columns: Sequence[str], header: Sequence[str]) -> list[str]:
     return merged
 
 
-def _text(rows: Sequence[Sequence[str]], quoting: Literal[0, 2] = csv.QUOTE_MINIMAL) -> bytes:
+def _text(rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, quoting=quoting).writerows(rows)
+    csv.writer(text).writerows(rows)
     return text.getvalue().encode()

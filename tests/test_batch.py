@@ -287,7 +287,7 @@ def test_an_image_that_memory_has_no_room_for_is_refused(images: Path, capsys: p
 def test_an_image_that_has_changed_since_it_was_found_gets_no_answer(images: Path) -> None:
     settings = SegmentSettings(paths=["images"])
     item = inputs.Item(images / "cell10.png", "cell10.png", size=1, mtime_ns=1)
-    with opened(settings, Stop()) as engine, OutFolder.claim(Path("masks")) as folder:
+    with opened(settings, Stop()) as engine, OutFolder.claim(settings) as folder:
         outcome = Worker(engine, folder)(Job(item, ["mask"]))
     assert outcome.failure == "has changed since it was found: the same command segments it"
     assert not outcome.staged
@@ -376,7 +376,7 @@ def test_mistakes_are_one_line(images: Path, make_checkpoint: Make, capsys: pyte
 
 
 def test_one_run_at_a_time_writes_to_a_folder(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with OutFolder.claim(Path("masks")):
+    with OutFolder.claim(SegmentSettings(paths=["images"])):
         assert fails(["images"], capsys).endswith(
             "masks: another unet-segment is writing there: wait for it, or choose another --out"
         )

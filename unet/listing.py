@@ -16,10 +16,10 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files and folders in a folder, in natural order, without hidden ones and those that operating systems add."""
     files: list[Path] = []
     folders: list[Path] = []
-    with os.scandir(folder) as entries:
+    with os.scandir(folder) as entries:  # (`entry.is_dir()` raises for a link to itself)
         for entry in entries:
             if not entry.name.startswith(".") and entry.name.lower() not in _OF_SYSTEMS:
-                (folders if entry.is_dir() else files).append(Path(entry.path))
+                (folders if Path(entry.path).is_dir() else files).append(Path(entry.path))
     return sorted(files, key=_order), sorted(folders, key=_order)
 
 

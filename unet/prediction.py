@@ -27,7 +27,7 @@ float32, (2, H, W) of objects and of their insides for a model that has learned 
 View = tuple[int, int]
 """Number of quarter turns, and the step along a row: 1, or -1 for an image flipped left to right."""
 
-SURE, UNSURE = 0.9, 0.1
+SURE, UNSURE = 0.75, 0.1
 """A pixel is sure of its class above this probability; a model of an image below this share of sure pixels is not."""
 DOUBT = "the model is hardly sure of any pixel (was it trained long enough, and on such images?)"
 VIEWS: tuple[View, ...] = tuple((turns, flip) for turns in range(4) for flip in (1, -1))

@@ -98,7 +98,7 @@ class RasterImage:
                 self.size = self.lazy.size
         else:
             kinds = "PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000"
-            raise ImageError(f"expected an image ({kinds}), found {len(data)} other bytes")
+            raise ImageError(f"expected an image ({kinds}), found {len(data) or 'no'} other bytes")
         self.claims = [(*self.size, self.size[0] * self.size[1] * weight)]  # width, height, pixels to be allocated
 
     def decode(self, as_stored: bool) -> Picture:

@@ -9,7 +9,6 @@ from trainer.losses import (
     border_weights,
     by_class,
     centre_line_dice_loss,
-    class_weights,
     loss_of,
     soft_dice_loss,
     two_nearest_objects,
@@ -27,19 +26,6 @@ def test_cross_entropy() -> None:
     three = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
     expected = np.log(np.exp([1, 2, 3]).sum()) - 3
     assert loss_of(three, torch.tensor([[[2]]]), None, "ce").item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_rare_classes_weigh_more() -> None:
-    """Of five pixels one is ignored, three are of class 0 and one of class 2: sqrt(4 / (3 * 2)), sqrt(4 / (1 * 2))."""
-    labels, known = torch.tensor([[[0, 0, 0, 2, 0]]]), torch.tensor([[[1.0, 1, 1, 1, 0]]])
-    weights = class_weights(labels, known, 3)
-    assert weights[[0, 2]].tolist() == pytest.approx([np.sqrt(2 / 3), np.sqrt(2)])
-    logits = torch.randn((1, 3, 1, 5), generator=torch.Generator().manual_seed(0))
-    labels[0, 0, 4] = IGNORED
-    single = [loss_of(logits[..., i : i + 1], labels[..., i : i + 1], None, "ce").item() for i in range(4)]
-    expected = np.average(single, weights=np.sqrt([2 / 3, 2 / 3, 2 / 3, 2]))
-    dice = loss_of(logits, labels, None, "ce+dice") - loss_of(logits, labels, None, "ce")
-    assert loss_of(logits, labels, None, "rare ce+dice").item() == pytest.approx(expected + dice.item(), rel=1e-5)
 
 
 def test_soft_dice() -> None:

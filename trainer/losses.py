@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer import world
 
-LossName = Literal["ce", "ce+dice", "ce+dice+cldice", "rare ce+dice"]
+LossName = Literal["ce", "ce+dice", "ce+dice+cldice"]
 
 IGNORED = 255  # class index of pixels without an opinion: they count in no loss and no score
 BORDER_WEIGHT = 10.0  # w_0 of the paper's equation 2
@@ -32,9 +32,8 @@ FloatArray = npt.NDArray[np.float32]
 def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossName) -> Tensor:
     """Logits (B, K, H, W), class indices or IGNORED (B, H, W), weights (B, H, W) or None -> scalar loss.
     Cross-entropy (binary for K = 1) averaged by weight; `ce+dice` adds soft Dice, `ce+dice+cldice` also a share of
-    centre line Dice; `rare ce+dice` weights the classes by `class_weights` in the cross-entropy. With several processes
-    the mean of their losses is the loss of the whole batch, because sums in a denominator are taken over all of them.
-    """
+    centre line Dice. With several processes the mean of their losses is the loss of the whole batch, because sums in
+    a denominator are taken over all of them."""
     logits = logits.float()
     known = (labels != IGNORED).float()  # (B, H, W)
     weights = known if weights is None else known * weights
@@ -43,8 +42,6 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossNa
         ce = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), reduction="none")  # (B, H, W)
     else:
         ce = F.cross_entropy(logits, labels, reduction="none")  # (B, H, W)
-    if name == "rare ce+dice":
-        weights = weights * class_weights(labels, known, logits.shape[1])[labels]
     loss = world.size() * (ce * weights).sum() / world.sum(weights.sum()).clamp(min=1)
     if name != "ce":
         p, y = (each * known[:, None] for each in by_class(logits, labels))
@@ -52,13 +49,6 @@ def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, name: LossNa
         if name == "ce+dice+cldice":
             loss = loss + CENTRE_LINE_WEIGHT * centre_line_dice_loss(p, y)
     return loss
-
-
-def class_weights(labels: Tensor, known: Tensor, n_classes: int) -> Tensor:
-    """Weights (K,) of the classes of a batch, the inverse square roots of their shares: 1 if all are equally common.
-    Labels and known pixels are (B, H, W)."""
-    counts = _sums(F.one_hot(labels, n_classes).permute(0, 3, 1, 2) * known[:, None])
-    return (counts.sum() / (counts.clamp(min=1) * (counts > 0).sum())).sqrt()
 
 
 def soft_dice_loss(p: Tensor, y: Tensor) -> Tensor:

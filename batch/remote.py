@@ -19,7 +19,7 @@ MAX_BYTES = 2**32  # the largest upload that a service may allow
 TIMEOUT = httpx.Timeout(60, connect=10, read=600)  # seconds; a service gives up after --timeout-s, usually 300
 BUSY = (408, 429, 502, 503)  # of the service, or of a proxy before it: ask again
 LONGEST_PAUSE_S = 5.0  # between two tries to reach a service that is not there
-TRIES = 5  # to get all answers for an image from one model
+TRIES = 5  # to get all answers for an image from one model, or one over a connection that breaks
 OPTIONS = ("output", "threshold", "tta", "class")
 PROBLEM = "application/problem+json"
 
@@ -36,8 +36,7 @@ class Remote:
         self._threshold, self._tta, self._class = settings.threshold, settings.tta, settings.class_
         self._id = ""
         self._changed = True  # the model, as far as answers tell
-        self._answered = time.monotonic()  # time of the last answer, or of the start
-        self._told = False  # that it is waited for
+        self._waiting_since: float | None = None  # without an answer to any request
 
     def close(self) -> None:
         self._client.close()
@@ -90,13 +89,19 @@ class Remote:
         raise UserError(f"{self._url}: expected a unet-serve, found {reason}")
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """The answer to a request. Asks again while the service is busy, starts, or is not there. Raises UserError when
-        that takes too long, or if a key is wanted."""
+        """The answer to a request. Asks again while the service is busy, starts, or is not there. Raises FileError for
+        an image that ends it again and again; UserError when it takes too long, or if a key is wanted."""
+        n_broken = 0
         for attempt in itertools.count():
             try:
                 response = self._client.request(method, self._url + path, **request)
             except httpx.TransportError as error:
                 reason, pause = str(error) or type(error).__name__, min(LONGEST_PAUSE_S, 0.2 * 2 ** min(attempt, 9))
+                if method == "POST" and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                    n_broken += 1
+                    if n_broken == TRIES:  # such as an image that the service has too little memory for
+                        raise FileError(f"the service broke the connection {TRIES} times: {reason}") from error
+                    self._ask("GET", "/health")  # until it is back: a restart counts once
             except httpx.InvalidURL as error:
                 raise UserError(f"--url: {error}") from error
             else:
@@ -105,7 +110,7 @@ class Remote:
                     detail = f"{_reason(response)}: expected --api-key (or SEGMENT_API_KEY) to be one"
                     raise UserError(f"{self._url}: {detail}")
                 if response.status_code not in BUSY and not (response.status_code == 504 and of_proxy):
-                    self._answered, self._told = time.monotonic(), False
+                    self._waiting_since = None
                     return response
                 reason, pause = _reason(response), _retry_after(response)
             self._wait(reason, pause)
@@ -113,13 +118,14 @@ class Remote:
 
     def _wait(self, reason: str, pause: float) -> None:
         """Sleeps, unless nothing was answered for too long: a service that is healthy is only busy with others."""
-        if time.monotonic() - self._answered > self._wait_s:
+        since = self._waiting_since
+        if since is None:
+            self._waiting_since = time.monotonic()
+            say(f"waiting for {self._url}: {reason}")
+        elif time.monotonic() - since > self._wait_s:
             if not self._healthy():
                 raise UserError(f"{self._url}: no answer for {self._wait_s:g} s (--wait-s): {reason}")
-            self._answered = time.monotonic()
-        if not self._told:
-            self._told = True
-            say(f"waiting for {self._url}: {reason}")
+            self._waiting_since = time.monotonic()
         self._stop.sleep(pause * random.uniform(1, 1.5))  # noqa: S311
 
     def _healthy(self) -> bool:

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from conftest import GREY, RGB, Make, listening, png, running
 
 from batch.__main__ import main
-from batch.engine import Stop
+from batch.engine import Stop, opened
 from batch.folder import OutFolder
 from batch.manifest import MANIFEST, Manifest
+from batch.settings import SegmentSettings
 from service.app import create_app
 from service.settings import ServeSettings
 from unet import checkpoint as checkpoints
@@ -90,12 +92,14 @@ def test_a_service_that_is_busy_is_asked_again(
 def test_a_service_that_starts_late_is_waited_for(
     images: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """First nobody listens, then there is no model yet."""
+    """First nobody listens, for more than 1024 tries, then there is no model yet."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     trained = model.rename("later.pth")
     with ExitStack() as service:
-        steps = iter([lambda: service.enter_context(serving(model, port)), lambda: trained.rename(model)])
+        steps = iter(
+            [*1100 * [lambda: None], lambda: service.enter_context(serving(model, port)), lambda: trained.rename(model)]
+        )
 
         def sleep(stop: Stop, seconds: float) -> None:
             next(steps, lambda: stop.wait(0.01))()
@@ -104,6 +108,38 @@ def test_a_service_that_starts_late_is_waited_for(
         assert main(["images", "--url", f"http://127.0.0.1:{port}"]) == 0
     assert len(files("masks")) == 3
     assert f"waiting for http://127.0.0.1:{port}: [Errno 111] Connection refused" in capsys.readouterr().err
+
+
+def test_a_service_that_restarts_while_nothing_is_asked_is_waited_for(
+    images: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as service:
+        with serving(model) as url:
+            engine = service.enter_context(opened(SegmentSettings(paths=["images"], url=url, wait_s=0), Stop()))
+            before = engine.segment("a.png", png(GREY), ["mask"])
+        port = int(url.rpartition(":")[2])
+        monkeypatch.setattr(Stop, "sleep", lambda *_: service.enter_context(serving(model, port)))
+        assert engine.segment("a.png", png(GREY), ["mask"]) == before
+
+
+def test_an_image_that_ends_the_service_again_and_again_is_listed(
+    images: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fragile(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(b'HTTP/1.0 200 OK\r\n\r\n{"model": {"id": "abc"}}')
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+
+    monkeypatch.setattr(Stop, "sleep", lambda *_: None)
+    with HTTPServer(("127.0.0.1", 0), Fragile) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        assert main(["images/cell2.jpg", "--url", f"http://127.0.0.1:{server.server_port}"]) == 1
+        server.shutdown()
+        thread.join()
+    assert f"failed    {images}/cell2.jpg: the service broke the connection 5 times: " in capsys.readouterr().err
 
 
 def test_all_answers_are_of_one_model_when_the_service_gets_another(

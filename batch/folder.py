@@ -119,13 +119,14 @@ class OutFolder:
                 parts.append(part)
             else:
                 n_gone += 1
-        n_rows = 0
+        n_rows: list[int] = []
         if parts:
             n_rows = table.join(parts, self.new / TABLE)
             (self.new / TABLE).replace(self.root / TABLE)
         else:
             (self.root / TABLE).unlink(missing_ok=True)
-        said = f"{plural(n_rows, 'object')} of {plural(len(parts), 'image')} in {TABLE}"
+        said = f"{plural(sum(n_rows), 'object')} of {plural(len(parts), 'image')} in {TABLE}"
+        said += f" ({n_rows.count(0)} without any)" if 0 in n_rows else ""
         said += f", without {n_other} of another model or other options" if n_other else ""
         return said + (f", without {n_gone} that are gone or have changed" if n_gone else "")
 

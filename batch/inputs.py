@@ -44,6 +44,7 @@ class Look:
     no_images: list[Path] = field(default_factory=list)
     n_answers: int = 0  # answers, and whatever else is in `out`
     problems: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # folders below those that were given
     unmatched: list[str] = field(default_factory=list)  # patterns
 
     @classmethod
@@ -88,7 +89,8 @@ class Look:
             except FileNotFoundError:  # it has just been removed
                 continue
             except OSError as error:
-                self.problems.append(f"{folder}: cannot be read: {error.strerror}")
+                of = self.problems if folder == root else self.unreadable
+                of.append(f"{folder}: cannot be read: {error.strerror}")
                 continue
             self._add_files(files, folder, root)
             waiting += reversed(folders)

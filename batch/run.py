@@ -30,6 +30,8 @@ def run(settings: SegmentSettings) -> int:
     look.check(settings.paths, settings.watch)
     items = list(look.items.values())
     say(f"images    {len(items)}{look.skipped}")
+    for folder_and_reason in look.unreadable:
+        say(f"failed    {folder_and_reason}")
     with opened(settings, stop) as engine, OutFolder.claim(settings) as folder:
         segmentation = Segmentation(settings, engine, folder, stop)
         if conflicts := folder.conflicts(items):
@@ -42,7 +44,7 @@ def run(settings: SegmentSettings) -> int:
                 segmentation.segment(items)
         finally:
             segmentation.finish()
-    return 1 if segmentation.failed else 0
+    return 1 if segmentation.failed or look.unreadable else 0
 
 
 class Segmentation:
@@ -112,7 +114,7 @@ class Segmentation:
 
     def _look(self) -> Look:
         look = Look.at(self._settings.paths, self._folder.root, self._folder.manifest.answers)
-        for problem in look.problems:
+        for problem in (*look.problems, *look.unreadable):
             self._say_once(f"warning   {problem}")
         return look
 

@@ -8,15 +8,15 @@ from functools import reduce
 from pathlib import Path
 
 
-def join(parts: Sequence[Path], target: Path) -> int:
-    """Writes the rows of CSV files under one header with the columns of all; returns their number.
+def join(parts: Sequence[Path], target: Path) -> list[int]:
+    """Writes the rows of CSV files under one header with the columns of all; returns the number of each.
 
     Columns that only some images have, such as intensities of further channels, are empty for the others. There may be
     100,000 parts: one at a time is in memory.
     """
     of_header = {header: next(csv.reader([header.decode()])) for header in dict.fromkeys(map(_header, parts))}
     columns = reduce(_merged, of_header.values())
-    n_rows = 0
+    n_rows: list[int] = []
     with target.open("wb") as file:
         file.write(_text([columns]))
         for part in parts:
@@ -24,7 +24,7 @@ def join(parts: Sequence[Path], target: Path) -> int:
             if of_header[header] != columns:
                 read = csv.DictReader(io.StringIO(rows.decode(), newline=""), of_header[header], restval="")
                 rows = _text([[row.get(name, "") for name in columns] for row in read])
-            n_rows += rows.count(b"\r\n")
+            n_rows.append(rows.count(b"\r\n"))
             file.write(rows)
         file.flush()
         os.fsync(file.fileno())

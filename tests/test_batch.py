@@ -1,6 +1,7 @@
 """`unet-segment` with a model in this process: names, what is done and what again, the table, mistakes, ends."""
 
 import csv
+import errno
 import os
 import signal
 import zlib
@@ -23,6 +24,7 @@ from batch.work import Job, Worker
 from unet import Predictor, imaging
 from unet import checkpoint as checkpoints
 from unet.imaging import Array, write_tiff
+from unet.listing import listing
 from unet.outputs import KINDS, Legend, Results
 from unet.prediction import Piece
 
@@ -140,9 +142,24 @@ def test_paths_are_files_folders_and_patterns(images: Path, tmp_path: Path) -> N
     (images / "loop").symlink_to(images)
     (images / "._cell2.jpg").write_bytes(b"of macOS")
     (images / "gone.png").symlink_to("nothing")
+    (images / "self.png").symlink_to("self.png")
     (images / "a[1].png").write_bytes(b"")
     assert names("images") == ["a[1].png", "cell2.jpg", "cell10.png", "day 2/zölle.tif"]
     assert names("images/a[1].png") == ["a[1].png"]
+
+
+def test_a_folder_that_cannot_be_read_costs_its_images(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(folder: Path) -> tuple[list[Path], list[Path]]:
+        if folder.name == "day 2":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listing(folder)
+
+    monkeypatch.setattr(inputs, "listing", listed)
+    assert main(["images"]) == 1
+    assert f"failed    {images.resolve()}/day 2: cannot be read: Permission denied\n" in capsys.readouterr().err
+    assert sorted(files(Path("masks"))) == ["cell10_mask.png", "cell2_mask.png"]
 
 
 def test_what_is_no_image_or_an_answer_is_skipped_and_counted(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

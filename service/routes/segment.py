@@ -82,7 +82,7 @@ class SegmentOptions(BaseModel):
     openapi_extra=openapi(SegmentOptions.model_json_schema()["properties"]),
 )
 async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -> Response:
-    """The mask of an image: PNG, JPEG, TIFF (of several pages, too), BMP, WebP or GIF, sent as the multipart field
+    """The answer for an image: PNG, JPEG, TIFF (of several pages, too), BMP, WebP or GIF, sent as the multipart field
     `file` or as the body itself. The options may be fields of the form, too."""
     state = request.app.state
     notes: Notes = request.state.notes

@@ -71,11 +71,13 @@ def main() -> None:
 
 def segment(settings: SegmentSettings, engine: Engine) -> None:
     """As the program does it, in a new folder."""
-    with tempfile.TemporaryDirectory() as out, OutFolder.claim(Path(out)) as folder:
-        items = Look.at(settings.paths, folder.root, set()).items.values()
-        segmentation = Segmentation(settings, engine, folder, Stop())
-        segmentation.segment(list(items))
-        assert not segmentation.failed
+    with tempfile.TemporaryDirectory() as out:
+        settings = settings.model_copy(update={"out": Path(out)})
+        with OutFolder.claim(settings) as folder:
+            items = Look.at(settings.paths, folder.root, set()).items.values()
+            segmentation = Segmentation(settings, engine, folder, Stop())
+            segmentation.segment(list(items))
+            assert not segmentation.failed
 
 
 def loop(predictor: Predictor, images: list[Path]) -> None:

@@ -41,7 +41,7 @@ class Engine(Protocol):
     concurrency: int
     """Images in work at a time."""
     max_bytes: int
-    """Of an image file."""
+    """Largest image file."""
 
     def model(self) -> str:
         """Id of the model that answers from now on. Raises UserError."""

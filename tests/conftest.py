@@ -25,6 +25,7 @@ from PIL import Image
 from unet import NetworkConfig, Predictor
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
+from unet.outputs import Legend
 from unet.pixels import Preprocessing
 from unet.prediction import Piece, Prediction
 
@@ -42,6 +43,16 @@ CPU = torch.device("cpu")
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 RGB = np.stack([GREY, GREY // 2, 255 - GREY], axis=2)
 """Pictures for files."""
+
+LEGEND = Legend(
+    threshold=0.5,
+    class_values=(0, 255),
+    class_names=("background", "nucleus"),
+    class_colours=((0, 0, 0), (255, 138, 0)),
+    objects=False,
+    min_area=1,
+)
+"""What the results of a binary model without learned borders mean."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

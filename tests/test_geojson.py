@@ -8,6 +8,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 import shapely
+from conftest import LEGEND
 from shapely.geometry import shape
 
 from trainer.data.annotations import Annotations
@@ -17,21 +18,13 @@ from unet.outputs import KINDS, Legend, Results
 from unet.outputs.labels import find_objects
 from unet.outputs.objects import TooManyObjectsError
 
-BINARY = Legend(
-    threshold=0.5,
-    class_values=(0, 255),
-    class_names=("background", "nucleus"),
-    class_colours=((0, 0, 0), (255, 138, 0)),
-    objects=False,
-    min_area=1,
-)
 RING = np.zeros((6, 8), np.float32)
 RING[1:4, 2:5] = 0.75
 RING[2, 3] = 0
 
 
 def geojson(
-    pages: list[np.ndarray], picture: Picture | None = None, legend: Legend = BINARY, **more: Any
+    pages: list[np.ndarray], picture: Picture | None = None, legend: Legend = LEGEND, **more: Any
 ) -> list[dict[str, Any]]:
     answer = KINDS["geojson"].encode(Results(pages, picture or Picture([], "YX"), legend, **more))
     assert answer.media_type == "application/geo+json"
@@ -73,7 +66,7 @@ def test_polygons_are_valid_and_hold_exactly_the_pixels_of_their_objects(
 ) -> None:
     """Random pixels: regions that touch at corners, in themselves and one another, holes in holes."""
     random = (rng.random((40, 50)) < density).astype(np.float32)
-    features, ids = geojson([random]), find_objects(random, BINARY)
+    features, ids = geojson([random]), find_objects(random, LEGEND)
     assert len(features) == ids.max() > 0
     x, y = np.arange(50) + 0.5, (np.arange(40) + 0.5)[:, None]
     for i, feature in enumerate(features, 1):
@@ -148,7 +141,7 @@ def test_what_is_corrected_in_qupath_can_be_trained_on(tmp_path: Path, rng: np.r
     """The trainer draws the same pixels from the polygons."""
     random = (rng.random((30, 40)) < 0.6).astype(np.float32)
     file = tmp_path / "cell.geojson"
-    file.write_bytes(KINDS["geojson"].encode(Results([random], Picture([], "YX"), BINARY)).body)
+    file.write_bytes(KINDS["geojson"].encode(Results([random], Picture([], "YX"), LEGEND)).body)
     drawn = read_annotations(file)
     assert isinstance(drawn, Annotations)
     ids = np.zeros(random.shape, np.int32)
@@ -156,4 +149,4 @@ def test_what_is_corrected_in_qupath_can_be_trained_on(tmp_path: Path, rng: np.r
         window, inside = each.drawn(*random.shape)
         ids[window][inside] = i
         assert each.name == "nucleus"
-    np.testing.assert_array_equal(ids, find_objects(random, BINARY))
+    np.testing.assert_array_equal(ids, find_objects(random, LEGEND))

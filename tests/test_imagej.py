@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from conftest import LEGEND
 
 from unet.imaging import Picture, read, write_tiff
-from unet.outputs import KINDS, SUFFIXES, Legend, Results
+from unet.outputs import KINDS, SUFFIXES, Results
 
 IMAGEJ = Path("/usr/share/java/ij.jar")
 
@@ -26,14 +27,6 @@ pytestmark = [
     ),
 ]
 
-LEGEND = Legend(
-    threshold=0.5,
-    class_values=(0, 255),
-    class_names=("background", "nucleus"),
-    class_colours=((0, 0, 0), (255, 138, 0)),
-    objects=False,
-    min_area=1,
-)
 MICRONS = (0.25, 0.5)
 """Width and height of a pixel of all images here."""
 

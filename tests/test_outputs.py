@@ -5,23 +5,13 @@ import io
 import numpy as np
 import pytest
 import tifffile
-from conftest import GREY
+from conftest import GREY, LEGEND
 
 from unet.imaging import Metadata, Picture, read
-from unet.outputs import KINDS, SUFFIXES, Answer, Legend, Results
+from unet.outputs import KINDS, SUFFIXES, Answer, Results
 from unet.outputs.labels import find_objects, separate
 
 MASK = np.where(GREY > 100, 255, 0).astype(np.uint8)
-
-
-LEGEND = Legend(
-    threshold=0.5,
-    class_values=(0, 255),
-    class_names=("background", "foreground"),
-    class_colours=((0, 0, 0), (255, 138, 0)),
-    objects=False,
-    min_area=1,
-)
 
 
 @pytest.mark.parametrize("name", ["mask", "probability"])

@@ -2,24 +2,19 @@
 
 import io
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import shapely
+from conftest import LEGEND as BINARY
 from roifile import ROI_TYPE, ImagejRoi
 
 from unet.imaging import Metadata, Picture
-from unet.outputs import KINDS, Legend, Results
+from unet.outputs import KINDS, Results
 from unet.outputs.labels import find_objects
 
-LEGEND = Legend(
-    threshold=0.5,
-    class_values=(0, 255),
-    class_names=("background", "Zellkern: A/B ü"),
-    class_colours=((0, 0, 0), (255, 138, 0)),
-    objects=False,
-    min_area=1,
-)
+LEGEND = replace(BINARY, class_names=("background", "Zellkern: A/B ü"))
 
 
 def regions(pages: list[np.ndarray], picture: Picture | None = None) -> dict[str, ImagejRoi]:

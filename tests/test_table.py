@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from conftest import LEGEND
 from skimage.measure import regionprops_table
 
 from unet.imaging import Metadata, Picture, read, write_tiff
@@ -16,14 +17,6 @@ from unet.outputs.objects import TooManyObjectsError
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
 
-LEGEND = Legend(
-    threshold=0.5,
-    class_values=(0, 255),
-    class_names=("background", "nucleus"),
-    class_colours=((0, 0, 0), (255, 138, 0)),
-    objects=False,
-    min_area=1,
-)
 ELLIPSES = ((12, 20, 9, 4), (25, 60, 6, 14), (45, 15, 3, 3), (55, 80, 4, 9))  # y, x, and half axes, at the border too
 
 

@@ -76,15 +76,17 @@ class Likeness:
 
     @classmethod
     def of(cls, images: Sequence[Array], standardised: bool) -> Self | None:
-        """Of training images (H, W) or (H, W, C); `standardised`: brightness does not matter. None if all are tiny."""
+        """Statistics of training images (H, W) or (H, W, C); None if all are tiny. `standardised`: brightness does not
+        matter."""
         chosen = images[:: -(-len(images) // MOST)]
         n_parts = min(PARTS, MOST // len(chosen))
         return cls.fit([measure_parts(image, n_parts, seed) for seed, image in enumerate(chosen)], standardised)
 
     @classmethod
     def fit(cls, measured: Sequence[Sequence[Floats]], standardised: bool) -> Self | None:
-        """Of what `measure_parts` gives for each image. The scale of a difference is its floor, its usual size between
-        a whole image and a part, and that between an image and the most similar other one, added in quadrature."""
+        """The same from what `measure_parts` gives for each image. The scale of a difference is its floor, its usual
+        size between a whole image and a part, and that between an image and the most similar other one, added in
+        quadrature."""
         images = [np.stack(rows) for rows in measured if rows]
         if not images:
             return None
@@ -213,8 +215,8 @@ def _spans(side: int) -> list[tuple[int, int]]:
 
 
 def _detail(grey: npt.NDArray[np.float32]) -> list[float]:
-    """Of a normalised window: mean cube; mean square of diagonal differences; mean squares of four octaves, and mean
-    cubes of the second and third."""
+    """Moments of a normalised window: mean cube; mean square of diagonal differences; mean squares of four octaves, and
+    mean cubes of the second and third."""
     squares: list[float] = []
     cubes: list[float] = []
     level: Array = grey

@@ -39,12 +39,12 @@ class Results:
     """What an answer is made from."""
 
     pages: "Sequence[Array]"
-    """Of the predictor, one for each page of the picture: `Predictor.predict(page, kind.wants)`."""
+    """Results of the predictor, one for each page of the picture: `Predictor.predict(page, kind.wants)`."""
     picture: "Picture"
     """Its pages may be left out (empty) unless the kind `draws` on them."""
     legend: Legend
     name: str = ""
-    """Of the picture's file."""
+    """Name of the picture's file."""
     warning: str = ""
     """Why the picture may not fit the model."""
     max_objects: int | None = None

@@ -174,6 +174,22 @@ def test_time_augmentation_is_the_mean_over_eight_views(make_checkpoint: Make, n
     assert np.abs(averaged - predictor(image)).max() > 1e-4
 
 
+def test_the_probability_of_a_class(make_checkpoint: Make) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 25), dtype=np.uint8)
+    several = Predictor.load(make_checkpoint(n_classes=4), device="cpu")
+    for k, name in enumerate(several.class_names):
+        found = several.predict(image, "probability", class_name=name)
+        np.testing.assert_array_equal(found, (several(image)[k] * 255).round())
+    binary = Predictor.load(make_checkpoint(), device="cpu")
+    for name, expected in (("foreground", binary(image)), ("background", 1 - binary(image))):
+        found = binary.predict(image, "probability", class_name=name)
+        np.testing.assert_array_equal(found, (expected * np.float32(255)).round())
+    with pytest.raises(PixelError, match="class: expected background or foreground, found 'cell'"):
+        binary.predict(image, "probability", class_name="cell")
+    with pytest.raises(PixelError, match="class: expected with the output probability only"):
+        binary.predict(image, "mask", class_name="foreground")
+
+
 def test_images_with_an_up_are_mirrored_only(make_checkpoint: Make) -> None:
     checkpoint = checkpoints.load(make_checkpoint())
     upright = replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, upright=True))

@@ -79,6 +79,10 @@ def test_probability_and_threshold(client: TestClient, trained: Path) -> None:
     np.testing.assert_array_equal(grey, np.rint(expected * 255))
     mask = picture(client.post("/segment?threshold=0.9", content=png(IMAGE)).content)
     np.testing.assert_array_equal(mask, np.where(expected > 0.9, 255, 0))
+    ground = client.post("/segment?output=probability&class=background", content=png(IMAGE)).content
+    np.testing.assert_array_equal(picture(ground), np.rint((1 - expected) * 255))
+    said = problem(client.post("/segment", files={"file": png(IMAGE)}, data={"class": "foreground"}), 422)
+    assert said == "class: expected with the output probability only"
 
 
 @pytest.mark.parametrize("n_classes", [1, 3])

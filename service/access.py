@@ -19,14 +19,16 @@ from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
 PROBES = LIVE | {"/health", "/metrics"}  # polled by machines that know the service by its address only
-OPEN = PROBES | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+FILES = "/static/"
+PAGE = LIVE | {"/", "/favicon.ico"}
+"""Paths that never need a key, with those that begin with `FILES`: a browser has none yet, and the page asks for it."""
+OPEN = PAGE | PROBES | {"/training", "/docs", "/openapi.json"}
 """Paths that need no key, unless `--keys-everywhere`: they compute nothing and tell nothing of images."""
 PAGE_POLICY = (
-    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-    "img-src 'self' blob: data: https://fastapi.tiangolo.com; "
-    "script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self' blob:; "
+    "worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""FastAPI's /docs has an inline script and loads the rest from a CDN."""
+"""Content-Security-Policy of pages: nothing inline, nothing from other hosts."""
 
 NEEDS_KEY: dict[str, Any] = {
     "dependencies": [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))],
@@ -39,7 +41,7 @@ def install(app: FastAPI, settings: ServeSettings) -> None:
     """Adds the middleware, the innermost first: the host is checked before the key."""
     if settings.api_keys:
         keys = [key.get_secret_value().encode() for key in settings.api_keys]
-        app.add_middleware(Check, check=partial(check_key, keys, LIVE if settings.keys_everywhere else OPEN))
+        app.add_middleware(Check, check=partial(check_key, keys, PAGE if settings.keys_everywhere else OPEN))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -59,7 +61,8 @@ def check_key(keys: Sequence[bytes], open_paths: set[str], scope: Scope) -> None
     given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
     # all are compared, each in constant time
     known = sum(hmac.compare_digest(each.encode(), key) for each in given for key in keys)
-    if not known and route_path(scope) not in open_paths:
+    path = route_path(scope)
+    if not (known or path in open_paths or path.startswith(FILES)):
         found = "another" if any(given) else "none"
         detail = f"expected a key of this service as `Authorization: Bearer KEY` or `X-API-Key: KEY`, found {found}"
         raise HTTPException(401, detail, {"WWW-Authenticate": "Bearer"})
@@ -74,8 +77,7 @@ def check_host(hosts: Sequence[str], scope: Scope) -> None:
 
 
 def protect_browsers(headers: MutableHeaders) -> None:
-    """Adds headers to an answer: no sniffing of media types; pages cannot be framed, and load nothing foreign but what
-    FastAPI's /docs needs."""
+    """Adds headers to an answer: no sniffing of media types; pages cannot be framed, and load nothing foreign."""
     headers["X-Content-Type-Options"] = "nosniff"
     if headers.get("content-type", "").startswith("text/html"):
         headers["Content-Security-Policy"] = PAGE_POLICY

@@ -15,7 +15,7 @@ from service.admission import Admission, PixelBudget
 from service.middleware import RequestLimits
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
-from service.routes import health, metrics, segment
+from service.routes import health, metrics, page, segment
 from service.settings import ServeSettings
 from service.telemetry import Metrics, Telemetry
 from unet.device import resolve_device
@@ -60,6 +60,7 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
         version=unet.__version__,
         description="Segments images with a trained U-Net.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's loads scripts from other hosts; ours is in routes/page.py
         redoc_url=None,  # one page of documentation is enough
         redirect_slashes=False,  # curl would save the redirection as the mask
         responses=problems.declare(413, 431, 500),
@@ -76,6 +77,7 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     for router in (health.router, metrics.router):
         app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
     app.include_router(health.live_router)
+    app.include_router(page.router)
     app.add_middleware(Telemetry)
     app.openapi()  # cached, as the first request should not wait for it
     return app

@@ -1,0 +1,43 @@
+"""GET / and /docs: the page for people, and the API to try out, with the files that they need."""
+
+from functools import partial
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from starlette.staticfiles import StaticFiles
+
+router = APIRouter()
+get = partial(router.api_route, methods=["GET", "HEAD"], include_in_schema=False)
+
+
+class Files(StaticFiles):
+    """Files that browsers ask for again each time, with their ETag, so that a new version is seen at once."""
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+FILES = Files(directory=Path(__file__).parent.parent / "static", packages=[("fastapi_offline", "static")])
+"""Our own, and Swagger UI."""
+
+
+@get("/static/{name}")
+async def file(request: Request, name: str) -> Response:
+    return await FILES.get_response(name, request.scope)
+
+
+@get("/")
+async def page(request: Request) -> Response:
+    return await file(request, "index.html")
+
+
+@get("/docs")
+async def docs(request: Request) -> Response:
+    return await file(request, "docs.html")
+
+
+@get("/favicon.ico")
+async def icon(request: Request) -> Response:
+    return await file(request, "icon.svg")

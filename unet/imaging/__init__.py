@@ -4,11 +4,11 @@
 >>> picture.pages[0].shape, picture.axes, picture.metadata.resolution
 """
 
-from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Limits, Metadata, Picture
+from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Limits, Metadata, NoSuchPageError, Picture
 from unet.imaging.reader import SUFFIXES, measure, read
 from unet.imaging.writer import write_png, write_tiff
 
 __all__ = [
-    "SUFFIXES", "Array", "ImageError", "ImageTooLargeError", "Limits", "Metadata", "Picture", "measure", "read",
-    "write_png", "write_tiff",
+    "SUFFIXES", "Array", "ImageError", "ImageTooLargeError", "Limits", "Metadata", "NoSuchPageError", "Picture",
+    "measure", "read", "write_png", "write_tiff",
 ]  # fmt: skip

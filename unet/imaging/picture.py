@@ -27,6 +27,10 @@ class ImageTooLargeError(ImageError):
     """More bytes, pixels or pages than the limits allow."""
 
 
+class NoSuchPageError(ImageError):
+    """Page that was asked for and is not in the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Upper bounds that hold before any memory is allocated for pixels; None: no bound."""
@@ -70,7 +74,9 @@ class Picture:
     """Axes as the file has them, in tifffile's letters: YX, YXS, TZCYX; IYX... for pages that nothing describes."""
     metadata: Metadata = field(default_factory=Metadata)
     tiff: bool = False
-    """Whether the file is a TIFF: so are images that are made of it, then."""
+    """Whether images that are made of it are TIFFs, as the file is, unless one page alone was read."""
+    part: tuple[int, int] | None = None
+    """Number of the only page that was read, from 1, and of how many; None: all pages of the file are here."""
 
     @property
     def pixels(self) -> Array:

@@ -6,6 +6,7 @@ PNG, JPEG and WebP through OpenCV, GIF and BMP through Pillow, JPEG 2000 through
 import io
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,16 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from unet.imaging import headers
-from unet.imaging.picture import Array, ImageError, ImageTooLargeError, Limits, Metadata, Picture, decoding
+from unet.imaging.picture import (
+    Array,
+    ImageError,
+    ImageTooLargeError,
+    Limits,
+    Metadata,
+    NoSuchPageError,
+    Picture,
+    decoding,
+)
 from unet.imaging.series import ORIENTATION
 from unet.imaging.tiff import MAGIC, TiffImage
 
@@ -34,14 +44,17 @@ JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _RUN_LENGTHS = (1, 2)  # compression of a BMP: Pillow takes seconds
 
 
-def measure(data: bytes, limits: Limits = UNLIMITED) -> int:
-    """Number of pixels that decoding takes memory for, all pages together, from headers alone. Raises
-    ImageTooLargeError, or ImageError for what is not an image."""
-    return _opened(data, limits)[1]
+def measure(data: bytes, limits: Limits = UNLIMITED, page: int | None = None) -> int:
+    """Number of pixels that decoding takes memory for, all pages together or one of them, from headers alone. Raises
+    ImageTooLargeError, NoSuchPageError, or ImageError for what is not an image."""
+    return _opened(data, limits, page)[1]
 
 
-def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: bool = False) -> Picture:
-    """The picture in a file, or in its bytes. Raises ImageTooLargeError, ImageError, OSError.
+def read(
+    source: bytes | str | Path, limits: Limits = UNLIMITED, *, page: int | None = None, as_stored: bool = False
+) -> Picture:
+    """The picture in a file, or in its bytes; of a stack, only this page, from 1, if one is given. Raises
+    ImageTooLargeError, NoSuchPageError, ImageError, OSError.
 
     Pages are (H, W) grey, (H, W, 3) RGB or (H, W, C), integers and floats as in the file; 1 bit becomes 0 and 255,
     alpha is dropped, the orientation is applied, of an animation the first picture counts. Palettes are looked up,
@@ -51,20 +64,25 @@ def read(source: bytes | str | Path, limits: Limits = UNLIMITED, *, as_stored: b
     if not isinstance(source, bytes):
         with Path(source).open("rb") as file:
             source = file.read(-1 if limits.max_bytes is None else limits.max_bytes + 1)
-    image, _ = _opened(source, limits)
+    image, _ = _opened(source, limits, page)
     del source  # large: a TIFF has been copied
-    return image.decode(as_stored)
+    picture = image.decode(as_stored)
+    return picture if page is None else replace(picture, tiff=False, part=(page, image.n_pages))
 
 
-def _opened(data: bytes, limits: Limits) -> "tuple[TiffImage | RasterImage, int]":
+def _opened(data: bytes, limits: Limits, page: int | None) -> "tuple[TiffImage | RasterImage, int]":
     """The image, not decoded yet, and its number of pixels, which are within the limits."""
     if limits.max_bytes is not None and len(data) > limits.max_bytes:
         raise ImageTooLargeError(f"expected at most {limits.max_bytes} bytes (--max-bytes), found more")
     image = TiffImage(data, limits.max_pages) if data.startswith(MAGIC) else RasterImage(data)
+    if page is not None:
+        if not 1 <= page <= image.n_pages:
+            raise NoSuchPageError(f"page: expected 1{f' to {image.n_pages}' * (image.n_pages > 1)}, found {page}")
+        image.keep(page - 1)
     total = 0
-    for n_pages, (width, height, pixels) in enumerate(image.claims, 1):
+    for number, (width, height, pixels) in enumerate(image.claims, page or 1):
         total += pixels
-        found = f"found {width} x {height} on page {n_pages}"
+        found = f"found {width} x {height} on page {number}"
         if not width or not height:
             raise ImageError(f"expected an image, found {width} x {height} pixels")
         if limits.max_pixels is not None and total > limits.max_pixels:
@@ -77,6 +95,8 @@ def _opened(data: bytes, limits: Limits) -> "tuple[TiffImage | RasterImage, int]
 class RasterImage:
     """A PNG, JPEG, JPEG 2000, BMP, WebP or GIF in memory: its size known, nothing decoded. Raises ImageError for other
     files."""
+
+    n_pages = 1
 
     def __init__(self, data: bytes) -> None:
         self.data = headers.plain_png(data) if data.startswith(headers.PNG) else data
@@ -100,6 +120,9 @@ class RasterImage:
             kinds = "PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000"
             raise ImageError(f"expected an image ({kinds}), found {len(data) or 'no'} other bytes")
         self.claims = [(*self.size, self.size[0] * self.size[1] * weight)]  # width, height, pixels to be allocated
+
+    def keep(self, page: int) -> None:
+        """Nothing: there is no other page."""
 
     def decode(self, as_stored: bool) -> Picture:
         """The picture, or the first one of an animation, as `read` returns it. Raises ImageError."""

@@ -33,6 +33,7 @@ class Block(NamedTuple):
     shape: tuple[int, ...]
     load: Callable[[], Array]
     described: bool = True
+    row: Callable[[int, int], Array] | None = None  # samples that lie in a row: the first to be read, and how many
 
     def length(self, axes: str) -> int:
         """Number of values along these axes together."""
@@ -51,6 +52,28 @@ class Block(NamedTuple):
         lengths = {axis: n for axis, n in zip(self.axes, self.shape, strict=True) if axis not in "YXCS" and n != 1}
         return lengths if math.prod(lengths.values()) == self.n_pages else {}
 
+    def only(self, page: int) -> "Block | None":
+        """One page, from 0, as a block that is decoded without the others; None if they share a directory."""
+        if self.n_pages == 1:
+            return self
+        paging = [i for i, axis in enumerate(self.axes) if axis not in "YXCS" and self.shape[i] > 1]
+        last = paging[-1] + 1
+        outer, inner = self.shape[:last], self.shape[last:]
+        channels = [i for i in range(last) if self.axes[i] in "YXCS"]
+        order = np.arange(math.prod(outer)).reshape(outer)
+        order = order.transpose(*(i for i in range(last) if i not in channels), *channels).reshape(self.n_pages, -1)
+        parts, n = order[page].tolist(), len(self.directories) // order.size
+        directories = [each for part in parts for each in self.directories[part * n : (part + 1) * n]]
+        loads = [partial(each.asarray, maxworkers=1) for each in directories]
+        if self.row:
+            directories, n_samples = self.directories, math.prod(inner)
+            loads = [partial(self.row, part * n_samples, n_samples) for part in parts]
+        if not loads:
+            return None
+        axes, shape = "".join(self.axes[i] for i in channels), tuple(self.shape[i] for i in channels)
+        load = partial(_joined, loads)
+        return Block(self.page, directories, axes + self.axes[last:], shape + inner, load, self.described)
+
     def split(self, array: Array) -> Iterator[Array]:
         """Views (H, W, C, S) of the decoded samples, one for each page: C are channels, S samples of a colour."""
         array, axes = array.reshape(self.shape), self.axes
@@ -61,6 +84,10 @@ class Block(NamedTuple):
         array = array.transpose(*pages, *(axes.index(axis) for axis in "YXCS"))
         for index in np.ndindex(array.shape[: len(pages)]):
             yield array[index]
+
+
+def _joined(loads: list[Callable[[], Array]]) -> Array:
+    return np.concatenate([load().ravel() for load in loads])
 
 
 def one_page(page: Any) -> Block:
@@ -107,8 +134,14 @@ class Description:
             if len({by_index[directory.index].hash for directory in directories}) > 1:
                 return []
             load = partial(each.asarray, squeeze=False, maxworkers=1)
-            blocks.append(Block(page, directories, axes, shape, load))
+            row = partial(self._row, each) if each.dataoffset else None
+            blocks.append(Block(page, directories, axes, shape, load, row=row))
         return blocks
+
+    def _row(self, series: Any, first: int, n: int) -> Array:
+        """Samples of a series that lie in a row."""
+        offset = series.dataoffset + first * series.dtype.itemsize
+        return self.file.filehandle.read_array(self.file.byteorder + series.dtype.char, n, offset)
 
     def metadata(self, blocks: list[Block], n_pages: int) -> Metadata:
         """Resolution and calibration: OME's or ImageJ's, else as the tags of the first page have it."""

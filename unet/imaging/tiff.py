@@ -67,6 +67,16 @@ class TiffImage:
             raise ImageError(f"expected {n_expected} images, as ImageJ's description says, found {n_planes}")
         if max_pages is not None and self.n_pages > max_pages:
             raise ImageTooLargeError(f"expected at most {max_pages} pages (--max-pages), found {self.n_pages}")
+        self._decoded, self._kept = self.blocks, slice(None)  # blocks, and pages of each
+
+    def keep(self, page: int) -> None:
+        """Leaves out all pages but one, from 0. Those are not decoded, unless one directory holds them all."""
+        for block in self.blocks:
+            if page < block.n_pages:
+                break
+            page -= block.n_pages
+        alone = block.only(page)
+        self._decoded, self._kept = [alone or block], slice(None) if alone else slice(page, page + 1)
 
     @property
     def axes(self) -> str:
@@ -77,10 +87,10 @@ class TiffImage:
 
     @property
     def claims(self) -> list[tuple[int, int, int]]:
-        """(width, height, pixels to allocate) of each page. A tile may be larger than its image. A pixel of many
-        channels counts as one for every 16 bytes."""
+        """(width, height, pixels to allocate) of each page that is decoded. A tile may be larger than its image. A
+        pixel of many channels counts as one for every 16 bytes."""
         claims = []
-        for block in self.blocks:
+        for block in self._decoded:
             page, height, width = block.page, block.length("Y"), block.length("X")
             weight = math.ceil(block.length("CS") * page.dtype.itemsize / 16)
             n_pixels = max(height * width, page.tilewidth * page.tilelength * page.tiledepth) * weight
@@ -90,11 +100,11 @@ class TiffImage:
     def decode(self, as_stored: bool) -> Picture:
         """The picture as `reader.read` returns it. Raises ImageError."""
         pages: list[Array] = []
-        for block in self.blocks:
+        for block in self._decoded:
             self._check_stated_sizes(block)
             with decoding():
                 array = block.load()
-                views = list(block.split(array))
+                views = list(block.split(array))[self._kept]
             pages += [_image(samples, block.page, as_stored) for samples in views]
         metadata = self.description.metadata(self.blocks, self.n_pages)
         return Picture(

@@ -19,6 +19,7 @@ from service.settings import ServeSettings
 
 LIVE = {"/health/live"}
 PROBES = LIVE | {"/health", "/metrics"}  # polled by machines that know the service by its address only
+POLLED = PROBES | {"/training"}  # again and again: not worth a line of the log each
 FILES = "/static/"
 PAGE = LIVE | {"/", "/favicon.ico"}
 """Paths that never need a key, with those that begin with `FILES`: a browser has none yet, and the page asks for it."""

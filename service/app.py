@@ -12,10 +12,10 @@ from starlette.datastructures import State
 import unet
 from service import access, problems
 from service.admission import Admission, PixelBudget
-from service.middleware import RequestLimits
+from service.middleware import Check, Compression, RequestLimits, take_off_prefix
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
-from service.routes import health, metrics, page, segment
+from service.routes import health, metrics, page, preview, segment
 from service.settings import ServeSettings
 from service.telemetry import Metrics, Telemetry
 from unet.device import resolve_device
@@ -63,6 +63,8 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
         docs_url=None,  # FastAPI's loads scripts from other hosts; ours is in routes/page.py
         redoc_url=None,  # one page of documentation is enough
         redirect_slashes=False,  # curl would save the redirection as the mask
+        root_path_in_servers=False,  # it is what a client says it is
+        servers=[{"url": "./"}],  # beside /openapi.json, whatever the prefix
         responses=problems.declare(413, 431, 500),
         exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer),
     )
@@ -70,14 +72,18 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     app.state.limits = Limits(settings.max_bytes, settings.max_pixels, settings.max_pages)
     counts = app.state.metrics = Metrics(app.state)
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
-    app.add_middleware(RequestLimits, path=segment.PATH, settings=settings)  # the innermost: behind the keys
+    uploads = {segment.PATH, preview.PATH}
+    app.add_middleware(Compression, left=uploads)
+    app.add_middleware(RequestLimits, paths=uploads, settings=settings)  # behind the keys
     access.install(app, settings)
     needs_key = access.NEEDS_KEY if settings.api_keys else {}
-    app.include_router(segment.router, **needs_key)
+    for router in (segment.router, preview.router):
+        app.include_router(router, **needs_key)
     for router in (health.router, metrics.router):
         app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
     app.include_router(health.live_router)
     app.include_router(page.router)
+    app.add_middleware(Check, check=take_off_prefix)
     app.add_middleware(Telemetry)
     app.openapi()  # cached, as the first request should not wait for it
     return app

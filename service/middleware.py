@@ -1,18 +1,20 @@
-"""Middleware: limits of requests, load shedding, and answers to bugs."""
+"""Middleware: prefixes of proxies, compression, limits of requests, load shedding, and answers to bugs."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs, problems
-from service.settings import ServeSettings
+from service.settings import PREFIX, ServeSettings
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +23,31 @@ LINGER_S = 1.0
 
 
 def route_path(scope: Scope) -> str:
-    """The path of a request without the prefix that the server puts before it (`--root-path`)."""
-    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+    """The path of a request without the prefix of a proxy: what the router compares, and so every check."""
+    return _without(scope.get("root_path", ""), scope["path"])
+
+
+def _without(prefix: str, path: str) -> str:
+    return path[len(prefix) :] if f"{path}/".startswith(f"{prefix}/") else path
+
+
+def take_off_prefix(scope: Scope) -> None:
+    """Makes `route_path` the path of a route, without a slash at its end, whether or not the proxy in front has taken
+    its prefix off: the one of `X-Forwarded-Prefix`, else of `--root-path`. Raises HTTPException: 400 for a header that
+    is no prefix, 307 where the relative addresses of a page need another path."""
+    given = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
+    if not re.fullmatch(PREFIX, given, re.ASCII):
+        raise HTTPException(400, f"X-Forwarded-Prefix: expected a path like /unet, found {given[:99]!r}")
+    prefix, path = given or scope.get("root_path", ""), route_path(scope)
+    shorter = _without(prefix, path)
+    if shorter != path and not problems.methods_of(scope["app"], path):  # a prefix may be called as a route is
+        path = shorter
+    if scope["method"] in ("GET", "HEAD") and path in ("", "/docs/"):
+        place = "../docs" if path else prefix.rpartition("/")[2] + "/"
+        raise HTTPException(307, f"this page is at {place}", {"Location": place})
+    path = path.removesuffix("/") or "/"
+    # a line end: the router's `$` would match before it
+    scope["root_path"], scope["path"] = prefix, prefix + path.replace("\n", "%0A")
 
 
 @dataclass
@@ -54,10 +79,24 @@ class Check(Middleware):
 
 
 @dataclass
+class Compression(Middleware):
+    """Compresses answers with gzip where the client takes it, but for the paths that are `left`: most of those answers
+    are images, and the others are compressed where they are encoded, in a thread."""
+
+    left: Container[str]
+
+    def __post_init__(self) -> None:
+        self.compressed = GZipMiddleware(self.app, compresslevel=6)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.app if route_path(scope) in self.left else self.compressed)(scope, receive, send)
+
+
+@dataclass
 class RequestLimits(Middleware):
     """Refuses requests that are too large, too slow or too many, and answers those that meet a bug:
 
-    - 503 for a POST to `path` when all places are taken, before it is parsed: refusing takes the same cores as
+    - 503 for a POST to one of `paths` when all places are taken, before it is parsed: refusing takes the same cores as
       computing, and happens most when they are needed most;
     - 413 for a body above `max_bytes`: at once if its Content-Length says so, else as soon as too much has arrived;
     - 503 for a body with which those of all requests have more than `MAX_BODIES` bytes, and more than two may have;
@@ -70,7 +109,7 @@ class RequestLimits(Middleware):
     connection instead of its answer.
     """
 
-    path: str
+    paths: Container[str]
     settings: ServeSettings
     n_bytes: int = field(default=0, init=False)  # of the bodies of all requests that are not answered yet
 
@@ -140,5 +179,5 @@ class RequestLimits(Middleware):
         if announced.isdecimal() and int(announced) > self.settings.max_bytes:
             most = f"{self.settings.max_bytes} bytes (--max-bytes)"
             raise HTTPException(413, f"expected at most {most}, found {announced}")
-        if scope["method"] == "POST" and route_path(scope) == self.path:
+        if scope["method"] == "POST" and route_path(scope) in self.paths:
             scope["app"].state.admission.check()

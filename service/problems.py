@@ -7,10 +7,12 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from unet.errors import UserError
-from unet.imaging import ImageTooLargeError
+from unet.imaging import ImageTooLargeError, NoSuchPageError
 from unet.outputs.objects import TooManyObjectsError
 from unet.pixels import PixelError
 from unet.settings import plain
@@ -41,12 +43,18 @@ def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
+def methods_of(app: Starlette, path: str) -> list[str]:
+    """The methods of all routes with this path."""
+    scopes = [{"type": "http", "method": method, "path": path} for method in ("GET", "HEAD", "POST")]
+    return [scope["method"] for scope in scopes if any(route.matches(scope)[0] == Match.FULL for route in app.routes)]
+
+
 async def answer(request: Request, error: Exception) -> Response:
     """The answer to a request of which a route, or the framework, has raised one of `HANDLED`."""
     match error:
         case ImageTooLargeError() | TooManyObjectsError():
             error = HTTPException(413, str(error))
-        case PixelError():  # an image, but none for this model
+        case PixelError() | NoSuchPageError():  # an image, but none for this model, or not with this page
             error = HTTPException(422, str(error))
         case UserError():
             error = HTTPException(400, str(error))
@@ -54,8 +62,12 @@ async def answer(request: Request, error: Exception) -> Response:
             error = HTTPException(422, "; ".join(map(_explain, error.errors())))
         case HTTPException(status_code=404):
             error.detail = f"expected a path of this service, as /docs has them, found {request.url.path[:99]}"
-        case HTTPException(status_code=405, headers={"Allow": allowed}):
-            error.detail = f"expected {allowed}, found {request.method}"
+        case HTTPException(status_code=405):
+            methods = methods_of(request.app, request.scope["path"].removeprefix(request.scope["root_path"]))
+            allow = {"Allow": ", ".join([*methods, "OPTIONS"])}
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=allow)
+            error = HTTPException(405, f"expected {' or '.join(methods)}, found {request.method}", allow)
     assert isinstance(error, HTTPException)
     return response(error)
 
@@ -66,6 +78,6 @@ HANDLED = (HTTPException, RequestValidationError, UserError)
 def _explain(error: Any) -> str:
     """A validation error of pydantic in one line."""
     name = ".".join(map(str, error["loc"][1:]))
-    if error["type"] == "extra_forbidden":
-        return f"{name}: expected output, threshold, tta or class, found an unknown option"
+    if not name:  # of all options together
+        return plain(error["msg"])
     return f"{name}: {plain(error['msg'])}, found {str(error['input'])[:99]!r}"

@@ -25,6 +25,7 @@ def _as_sent(origin: str) -> str:
     return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "")) if host else origin
 
 
+PREFIX = r"^(/[\w.~-]+)*$"
 Key = Annotated[SecretStr, AfterValidator(_check_key)]
 Origin = Annotated[str, AfterValidator(_as_sent), Field(pattern=r"^(\*|https?://[^/\s*?#@]+)$")]
 Host = Annotated[str, AfterValidator(str.lower), Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]
@@ -41,7 +42,7 @@ class ServeSettings(ProgramSettings):
     port: int = Field(
         8000, ge=0, le=65535, description="port to listen on; 0 for any free one", json_schema_extra={"metavar": "PORT"}
     )
-    root_path: str = Field("", pattern=r"^(/[\w.~-]+)*$", description="prefix, like /unet, that a proxy takes off")
+    root_path: str = Field("", pattern=PREFIX, description="prefix, like /unet, under which a proxy offers the service")
     workers: int = Field(1, ge=1, le=64, description="processes that answer; a GPU may be faster than one of them")
     device: DeviceChoice = Field("auto", description="auto, cpu, cuda, cuda:1, mps, or another device of torch")
     precision: PrecisionChoice = Field("auto", description="auto: bf16 where the device is fast at it, else fp32")

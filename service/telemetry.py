@@ -6,6 +6,7 @@ import os
 import re
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.types import Message, Receive, Scope, Send
 
 from service import logs
-from service.access import PROBES, protect_browsers
+from service.access import POLLED, protect_browsers
 from service.middleware import Middleware, route_path
 from service.problems import HUNG_UP
 
@@ -43,10 +44,10 @@ class Notes:
     stages: dict[str, float] = field(default_factory=dict)  # seconds by stage of the request
     _begun: float = 0.0
 
-    def begin(self, model_id: str) -> None:
+    def begin(self, model_id: str | None) -> None:
         """The body has arrived: the time of the stages begins."""
         self.model_id, self._begun = model_id, time.perf_counter()
-        self.stages = dict.fromkeys(("queue", "decode", "infer", "encode"), 0.0)
+        self.stages = defaultdict(float, queue=0.0)
 
     async def run(self, stage: str, executor: Executor, function: Callable[..., R], *arguments: Any) -> R:
         """The result of a function, called in a thread of the executor. Its time is the stage's."""
@@ -119,10 +120,11 @@ class Telemetry(Middleware):
                 "bytes_out": n_out,
                 "ms": round(1000 * seconds, 1),
             }
-            if notes.model_id:
+            if notes.stages:
                 fields["stages_ms"] = {stage: round(1000 * stage_s, 1) for stage, stage_s in notes.stages.items()}
+            if notes.model_id:
                 fields["model_id"] = notes.model_id
-            level = logging.DEBUG if path in PROBES else logging.WARNING if status >= 500 else logging.INFO
+            level = logging.DEBUG if path in POLLED else logging.WARNING if status >= 500 else logging.INFO
             log.log(level, "%(method)s %(path)s %(status)d %(ms).0f ms", fields, extra={"fields": fields})
 
 

@@ -1,0 +1,353 @@
+/**
+ * An image and its mask on a canvas: zoom, pan, threshold, classes, regions. Knows pixels, nothing of the service.
+ *
+ * The canvas has the size of the screen's part, whatever the image's: any image works that the browser can decode.
+ */
+
+import { listen } from "./gestures.js";
+import { Mask } from "./mask.js";
+
+const LINE = 2; // width of outlines in CSS pixels
+const LARGEST = 64; // pixels of the screen per pixel of the image
+const DARK = 64; // the brightest channel of a colour whose lines would not show: they are white, as in overlays
+const WHITE = [255, 255, 255];
+
+/**
+ * Events, each a CustomEvent:
+ * "pointer": `{x, y, probability, value}` of the pixel under the pointer: column and row from 0, probability 0..1 or
+ * null, class value or null; null when the pointer leaves the image.
+ * "regions": `{count, areas, byClass}` when counted: areas in pixels, ascending, and the same for each class value of
+ * several, `{count, areas}`. While a slider moves, only the newest threshold waits to be counted.
+ * "view": `{scale}`, pixels of the screen per pixel of the image.
+ */
+export class Viewer extends EventTarget {
+  #canvas;
+  #context;
+  #background = document.createElement("canvas"); // the image as the view shows it
+  #overlay = document.createElement("canvas"); // the mask as the view shows it
+  #place = null; // of the overlay on screen
+  #image = null;
+  #size = null; // of the image, or of the mask where there is none
+  #view = { scale: 1, x: 0, y: 0, width: 0, height: 0 }; // replaced, never changed
+  #fitted = true;
+  #mask = null;
+  #classes = null; // null: a probability of the foreground
+  #likeliest = null;
+  #hidden = new Set();
+  #threshold = 0.5;
+  #opacity = 0.5;
+  #style = "fill";
+  #colour = [255, 138, 0];
+  #pointer = null; // in CSS pixels
+  #reported = null;
+  #stale = new Set();
+  #regions = new Regions((areas) => this.#counted(areas));
+
+  /** @param {HTMLCanvasElement} canvas sized by the page; what it shows follows its size */
+  constructor(canvas) {
+    super();
+    this.#canvas = canvas;
+    this.#context = canvas.getContext("2d");
+    new ResizeObserver(([entry]) => this.#resize(entry)).observe(canvas);
+    listen(canvas, {
+      pan: (dx, dy) => this.panBy(dx, dy),
+      zoom: (factor, x, y) => this.#zoom(factor, x * this.#ratio, y * this.#ratio),
+      toggle: (x, y) => this.#toggle(x * this.#ratio, y * this.#ratio),
+      hover: (x, y) => {
+        this.#pointer = x === null ? null : { x, y };
+        this.#redraw("pointer");
+      },
+      active: () => this.#size !== null,
+    });
+  }
+
+  /** @param {ImageBitmap | null} bitmap null: nothing, neither image nor mask */
+  showImage(bitmap) {
+    this.#image = bitmap;
+    if (!bitmap) this.#show(null, null, null);
+    this.#measure(bitmap ?? null);
+    this.#redraw("image", "mask");
+  }
+
+  /** @param {{width: number, height: number, data: Uint8Array} | null} probability 255 times that of the foreground */
+  showProbability(probability) {
+    this.#show(probability, null, null);
+  }
+
+  /**
+   * @param {{width: number, height: number, data: Uint8Array}} map class values
+   * @param {{value: number, colour: number[]}[]} classes the background first
+   * @param {{data: Uint8Array} | null} likeliest 255 times the probability of each pixel's class
+   */
+  showClasses(map, classes, likeliest = null) {
+    this.#show(map, classes, likeliest);
+  }
+
+  /** A pixel is foreground where its probability is above the threshold, 0..1. */
+  set threshold(threshold) {
+    this.#threshold = threshold;
+    this.#legendChanged();
+    this.#count();
+  }
+
+  /** Smallest region that is counted, in pixels. */
+  set minArea(pixels) {
+    this.#regions.minArea = pixels;
+    this.#count();
+  }
+
+  set opacity(opacity) {
+    this.#opacity = opacity;
+    this.#redraw();
+  }
+
+  /** @param {"fill" | "outline"} style */
+  set style(style) {
+    this.#style = style;
+    this.#legendChanged();
+  }
+
+  /** Red, green and blue of the foreground, where classes do not have their own. */
+  set colour(colour) {
+    this.#colour = colour;
+    this.#legendChanged();
+  }
+
+  setVisible(value, visible) {
+    if (visible) this.#hidden.delete(value);
+    else this.#hidden.add(value);
+    this.#legendChanged();
+  }
+
+  /** The whole image, as large as it gets; small pixels are enlarged to squares of one size. */
+  fit() {
+    this.#fitted = true;
+    const scale = this.#fittingScale();
+    this.#look(scale >= 4 ? Math.floor(scale) : scale, 0, 0);
+  }
+
+  /** One pixel of the screen per pixel of the image. */
+  actualSize() {
+    this.#zoom(1 / this.#view.scale, this.#view.width / 2, this.#view.height / 2);
+  }
+
+  zoomBy(factor) {
+    this.#zoom(factor, this.#view.width / 2, this.#view.height / 2);
+  }
+
+  /** Moves the image by CSS pixels. */
+  panBy(dx, dy) {
+    const { scale, left, top } = this.#view;
+    this.#look(scale, left + dx * this.#ratio, top + dy * this.#ratio);
+  }
+
+  get #ratio() {
+    return this.#view.width / this.#canvas.clientWidth || devicePixelRatio;
+  }
+
+  #show(pixels, classes, likeliest) {
+    this.#mask = pixels && new Mask(pixels, classes === null);
+    this.#classes = classes;
+    this.#likeliest = likeliest;
+    if (!this.#image) this.#measure(pixels);
+    this.#regions.load(pixels);
+    this.#legendChanged();
+    this.#count();
+  }
+
+  #measure(size) {
+    const before = this.#size;
+    this.#size = size && { width: size.width, height: size.height };
+    if (size && !(before?.width === size.width && before.height === size.height)) this.fit();
+  }
+
+  #resize(entry) {
+    const [box] = entry.devicePixelContentBoxSize ?? [];
+    const width = box?.inlineSize ?? Math.round(entry.contentRect.width * devicePixelRatio);
+    const height = box?.blockSize ?? Math.round(entry.contentRect.height * devicePixelRatio);
+    const before = this.#view;
+    for (const canvas of [this.#canvas, this.#background]) Object.assign(canvas, { width, height });
+    this.#view = { ...before, width, height };
+    if (this.#fitted) this.fit();
+    else this.#look(before.scale, before.left + (width - before.width) / 2, before.top + (height - before.height) / 2);
+  }
+
+  #fittingScale() {
+    if (!this.#size) return 1;
+    const { width, height } = this.#view;
+    return Math.min(width / this.#size.width, height / this.#size.height, LARGEST) || 1;
+  }
+
+  #zoom(factor, x, y) {
+    if (!this.#size) return;
+    const { scale: before, left, top } = this.#view;
+    const fit = this.#fittingScale();
+    const scale = Math.min(Math.max(before * factor, Math.min(fit, 1)), LARGEST);
+    this.#fitted = false;
+    this.#look(scale, x - ((x - left) * scale) / before, y - ((y - top) * scale) / before);
+  }
+
+  #toggle(x, y) {
+    if (this.#fitted) this.#zoom(Math.max(1, 4 * this.#view.scale) / this.#view.scale, x, y);
+    else this.fit();
+  }
+
+  /** Shows the image at this scale with its corner there. Pixels of the image begin at whole pixels of the screen. */
+  #look(scale, left, top) {
+    if (!this.#size) return;
+    const { width, height } = this.#view;
+    const fit = this.#fittingScale();
+    const across = inside(left, width, this.#size.width * scale, this.#size.width * fit);
+    const down = inside(top, height, this.#size.height * scale, this.#size.height * fit);
+    const rescaled = scale !== this.#view.scale;
+    this.#view = { scale, left: across, top: down, x: Math.round(across), y: Math.round(down), width, height };
+    this.#redraw("image", "mask", "pointer");
+    if (rescaled) this.#send("view", { scale });
+  }
+
+  #legendChanged() {
+    if (this.#mask) {
+      const colours = this.#classes ? this.#classes.map(({ colour }) => colour) : [WHITE, this.#colour];
+      const bright = this.#style === "fill" ? colours : colours.map((c) => (Math.max(...c) < DARK ? WHITE : c));
+      this.#mask.setLegend(this.#table(this.#hidden), bright);
+    }
+    this.#redraw("mask", "pointer");
+  }
+
+  /** The group of each pixel value: of a probability 1 above the threshold; of a class its index, 0 if hidden. */
+  #table(hidden) {
+    if (!this.#classes) return Uint8Array.from({ length: 256 }, (_, value) => (value > 255 * this.#threshold ? 1 : 0));
+    const table = new Uint8Array(256);
+    this.#classes.forEach(({ value }, i) => (table[value] = hidden.has(value) ? 0 : i));
+    return table;
+  }
+
+  #count() {
+    if (this.#mask) this.#regions.count(this.#table(new Set()));
+  }
+
+  #counted(groups) {
+    const byClass = new Map();
+    for (const [i, { value }] of (this.#classes ?? []).slice(1).entries()) {
+      const areas = Array.from(groups[i] ?? []);
+      byClass.set(value, { count: areas.length, areas });
+    }
+    const areas = Array.from(groups.length === 1 ? groups[0] : merged(groups));
+    this.#send("regions", { count: areas.length, areas, byClass });
+  }
+
+  #redraw(...stale) {
+    if (!this.#stale.size) requestAnimationFrame(() => this.#draw());
+    for (const each of ["screen", ...stale]) this.#stale.add(each);
+  }
+
+  #draw() {
+    const stale = this.#stale;
+    this.#stale = new Set();
+    if (stale.has("image")) this.#drawImage();
+    if (stale.has("mask")) this.#drawMask();
+    const context = this.#context;
+    context.clearRect(0, 0, this.#view.width, this.#view.height);
+    context.globalAlpha = 1;
+    if (this.#image) context.drawImage(this.#background, 0, 0);
+    context.globalAlpha = this.#opacity;
+    if (this.#place) context.drawImage(this.#overlay, this.#place.x, this.#place.y);
+    if (stale.has("pointer")) this.#report();
+  }
+
+  #drawImage() {
+    const { scale, x, y, width, height } = this.#view;
+    const context = this.#background.getContext("2d");
+    context.clearRect(0, 0, width, height);
+    if (!this.#image) return;
+    context.imageSmoothingEnabled = scale < 1;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(this.#image, x, y, this.#size.width * scale, this.#size.height * scale);
+  }
+
+  #drawMask() {
+    const line = Math.max(1, Math.round(LINE * this.#ratio));
+    const painted = this.#mask?.paint(this.#view, this.#style === "outline" ? line : 0, line);
+    this.#place = painted;
+    if (!painted) return;
+    const { width, height } = painted.picture;
+    if (this.#overlay.width !== width || this.#overlay.height !== height) Object.assign(this.#overlay, { width, height });
+    this.#overlay.getContext("2d").putImageData(painted.picture, 0, 0);
+  }
+
+  #report() {
+    const detail = this.#pointer && this.#size && this.#under(this.#pointer);
+    if (JSON.stringify(detail) === JSON.stringify(this.#reported)) return;
+    this.#reported = detail;
+    this.#send("pointer", detail);
+  }
+
+  #under(pointer) {
+    const x = Math.floor((pointer.x * this.#ratio - this.#view.x) / this.#view.scale);
+    const y = Math.floor((pointer.y * this.#ratio - this.#view.y) / this.#view.scale);
+    if (x < 0 || y < 0 || x >= this.#size.width || y >= this.#size.height) return null;
+    if (!this.#mask) return { x, y, probability: null, value: null };
+    const at = y * this.#mask.width + x;
+    const value = this.#mask.data[at];
+    if (!this.#classes) return { x, y, probability: value / 255, value: null };
+    return { x, y, probability: this.#likeliest ? this.#likeliest.data[at] / 255 : null, value };
+  }
+
+  #send(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
+
+/**
+ * Where an axis of the image begins on screen: as wished, but no further than that a point of the image is in the
+ * middle, and in the middle of the screen where all of it fits.
+ */
+function inside(start, room, length, fitting) {
+  const centred = (room - length) / 2;
+  const slack = Math.max(0, Math.min(length / 2, length - fitting));
+  return Math.min(Math.max(start, centred - slack), centred + slack);
+}
+
+function merged(groups) {
+  const all = new Int32Array(groups.reduce((sum, areas) => sum + areas.length, 0));
+  let at = 0;
+  for (const areas of groups) {
+    all.set(areas, at);
+    at += areas.length;
+  }
+  return all.sort();
+}
+
+/** Counts regions in a worker, one request at a time; of those that wait, the newest is next. */
+class Regions {
+  minArea = 1;
+  #worker = new Worker(new URL("regions.js", import.meta.url), { type: "module" });
+  #busy = false;
+  #next = null;
+  #outdated = false; // what is being counted belongs to pixels that are no longer shown
+
+  constructor(counted) {
+    this.#worker.addEventListener("message", ({ data: { areas } }) => {
+      this.#busy = false;
+      if (!this.#outdated) counted(areas);
+      this.#outdated = false;
+      if (this.#next) this.count(this.#next);
+    });
+  }
+
+  load(pixels) {
+    this.#next = null;
+    this.#outdated = this.#busy;
+    if (!pixels) return;
+    const { width, height } = pixels;
+    const data = pixels.data.slice();
+    this.#worker.postMessage({ width, height, data }, [data.buffer]);
+  }
+
+  count(table) {
+    this.#next = this.#busy ? table : null;
+    if (this.#busy) return;
+    this.#busy = true;
+    this.#worker.postMessage({ table, minArea: this.minArea });
+  }
+}

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from operator import attrgetter
 
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -24,6 +25,17 @@ from unet.imaging import Limits
 # pixels of large images in memory at a time, for each thread that decodes; an image of 4096 x 4096, in colour or with
 # `tta`, takes up to half a GiB; a larger one is alone, and takes up to 4 GiB with the pixels of `max_pixels`
 PIXELS_PER_CODEC = 2**24
+DESCRIPTION = """Segments images with a trained U-Net. An example, from the generated data set:
+
+| image | `output=mask` | `output=overlay` |
+|---|---|---|
+| ![cells](static/example.png) | ![mask](static/example-mask.png) | ![overlay](static/example-overlay.png) |
+
+Save the first picture ([example.png](static/example.png)) to try it out."""
+TAGS = [
+    {"name": "images", "description": "An image in; its mask, a table of its objects or another picture of it out."},
+    {"name": "service", "description": "How the service, its model and its training are."},
+]
 
 
 def create_app(settings: ServeSettings, on_start: Callable[[State], object] = lambda state: None) -> FastAPI:
@@ -58,7 +70,9 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     app = FastAPI(
         title="unet-service",
         version=unet.__version__,
-        description="Segments images with a trained U-Net.",
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        generate_unique_id_function=attrgetter("name"),  # of generated clients, too
         lifespan=lifespan,
         docs_url=None,  # FastAPI's loads scripts from other hosts; ours is in routes/page.py
         redoc_url=None,  # one page of documentation is enough
@@ -78,12 +92,13 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     access.install(app, settings)
     needs_key = access.NEEDS_KEY if settings.api_keys else {}
     for router in (segment.router, preview.router):
-        app.include_router(router, **needs_key)
+        app.include_router(router, tags=["images"], **needs_key)
     for router in (health.router, metrics.router):
-        app.include_router(router, **(needs_key if settings.keys_everywhere else {}))
-    app.include_router(health.live_router)
+        app.include_router(router, tags=["service"], **(needs_key if settings.keys_everywhere else {}))
+    app.include_router(health.live_router, tags=["service"])
     app.include_router(page.router)
     app.add_middleware(Check, check=take_off_prefix)
     app.add_middleware(Telemetry)
-    app.openapi()  # cached, as the first request should not wait for it
+    # cached, as the first request should not wait for it
+    app.openapi()["components"]["schemas"]["Problem"] = problems.Problem.model_json_schema()
     return app

@@ -39,7 +39,7 @@ def response(error: HTTPException) -> Response:
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI declarations of these statuses, for a route's `responses`."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 

@@ -31,6 +31,7 @@ class ModelInfo(BaseModel):
     trained_at: str | None = Field(description="when it was saved in training, ISO 8601; null likewise")
     n_images: int | None = Field(description="annotated images that it was trained and validated on; null likewise")
     threshold: float = Field(description="foreground is above it, unless a request says otherwise; binary models only")
+    binary: bool = Field(description="whether it has a single foreground, so that a threshold makes sense")
     n_channels: int = Field(description="1: images are made grey; 3: RGB")
     channel: int | None = Field(description="the only one that is taken of images with several, from 1; null: all")
     classes: list[ClassInfo] = Field(description="background and foreground, or each class")
@@ -76,6 +77,7 @@ async def health(request: Request, response: Response) -> Health:
             trained_at=model.training.get("time"),
             n_images=model.n_images,
             threshold=predictor.threshold,
+            binary=predictor.binary,
             n_channels=predictor.n_channels,
             channel=predictor.preprocessing.channel,
             classes=[ClassInfo(value=value, name=name, colour=colour) for value, name, colour in classes],

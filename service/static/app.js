@@ -1,0 +1,529 @@
+/** The page: joins files, service, viewer and controls. */
+
+import { Api, Problem, Unreachable } from "./api.js";
+import { askForKey, installZip } from "./dialogs.js";
+import { Files } from "./files.js";
+import { install as installInput } from "./input.js";
+import { install as installKeys } from "./keys.js";
+import * as panel from "./panel.js";
+import { decodePng } from "./png.js";
+import { answer, download, KINDS, ModelChanged } from "./save.js";
+import { Status } from "./status.js";
+import { Strip } from "./strip.js";
+import { measure } from "./table.js";
+import { brief, showTraining } from "./training.js";
+import { Viewer } from "./viewer.js";
+import { count, day, number } from "./words.js";
+
+const REST_MS = 500; // of the slider, before the service counts exactly
+const TURN_MS = 150; // of the page slider, before a page is fetched
+const STEP = 40; // CSS pixels that an arrow key moves the image
+
+const $ = (id) => document.getElementById(id);
+const api = new Api(askForKey);
+const files = new Files(api);
+const status = new Status(api);
+const viewer = new Viewer($("canvas"));
+
+let threshold = null; // as set by hand; null: the model's own
+let drawing = new AbortController(); // of the image that is shown
+let counting = new AbortController(); // of the exact number
+let drawn = null; // {item, page, width, height} of what the canvas shows
+let live = null; // the viewer's last count
+let listed = ""; // model whose classes are listed
+const hidden = new Set(); // values of classes that are switched off
+
+// what is shown, and by which model
+
+const shownResult = () => files.resultOf(files.current);
+const shownModel = () => status.models.get(shownResult()?.modelId) ?? status.health?.model ?? null;
+const ownThreshold = () => shownModel()?.threshold ?? 0.5;
+const settings = () => ({ threshold: shownModel()?.binary ? threshold : null, tta: files.tta || null });
+const shown = (t) => String(Number(t.toFixed(3))).padEnd(4, t % 1 ? "0" : ".00").slice(0, 5);
+
+const announce = (text) => ($("live").textContent = text);
+
+async function draw() {
+  drawing.abort();
+  counting.abort();
+  drawing = new AbortController();
+  const { signal } = drawing;
+  const item = files.current;
+  document.body.dataset.state = item ? "open" : "empty";
+  document.title = item ? `${item.name} · unet-service` : "unet-service";
+  showState();
+  if (!item) return clear();
+  const { page } = item;
+  try {
+    const bitmap = await item.bitmap(page, { signal });
+    if (signal.aborted) return;
+    const isAnother = drawn?.item !== item || drawn.page !== page;
+    drawn = { item, page, width: bitmap.width, height: bitmap.height };
+    if (isAnother) forget();
+    viewer.showImage(bitmap);
+    if (page === 1) item.drawThumbnail(bitmap);
+    item.pictureError = null;
+    strip.update(item);
+  } catch (error) {
+    if (signal.aborted) return;
+    report(error);
+    item.pictureError = error;
+    clear();
+  }
+  showState();
+  await showResult();
+}
+
+function clear() {
+  drawn = null;
+  forget();
+  viewer.showImage(null);
+}
+
+/** Nothing is known yet of what is shown. */
+function forget() {
+  live = null;
+  viewer.showProbability(null);
+  panel.showFound(null);
+  panel.showWarning("");
+}
+
+async function showResult() {
+  const { signal } = drawing;
+  const [item, result, model] = [files.current, shownResult(), shownModel()];
+  if (!result || drawn?.item !== item || drawn.page !== item.page) return;
+  if (!status.models.has(result.modelId)) status.look();
+  const pixels = await decodePng(result.probability ?? result.mask);
+  if (signal.aborted) return;
+  if ((pixels.width !== drawn.width || pixels.height !== drawn.height) && item.distrust()) return draw();
+  live = null;
+  showModel(model);
+  viewer.threshold = threshold ?? ownThreshold();
+  if (result.probability) viewer.showProbability(pixels);
+  else viewer.showClasses(pixels, model.classes, result.likeliest && (await decodePng(result.likeliest)));
+  panel.showWarning(result.warning);
+  panel.showAnswered(model, result.timing, status.health);
+  countExactly();
+  if (!result.probability && !result.likeliest) fetchLikeliest(item, result, signal);
+}
+
+/** How certain a model of several classes is, for the pointer. */
+async function fetchLikeliest(item, result, signal) {
+  try {
+    const options = { output: "probability", page: item.page, tta: result.tta || null };
+    const { blob, headers } = await api.post("segment", item.file, options, { signal });
+    if (signal.aborted || headers.get("X-Model-Id") !== result.modelId) return;
+    result.likeliest = blob;
+    const [mask, likeliest] = await Promise.all([decodePng(result.mask), decodePng(blob)]);
+    if (!signal.aborted) viewer.showClasses(mask, shownModel().classes, likeliest);
+  } catch (error) {
+    if (!signal.aborted) report(error);
+  }
+}
+
+// numbers
+
+/** The table's numbers at this threshold, where they are known. */
+const exactly = () => shownResult()?.exact.get(settings().threshold);
+
+function showNumbers(certainty) {
+  const exact = exactly();
+  if (exact) {
+    panel.showFound({ ...exact, share: exact.pixels / (drawn.width * drawn.height) }, "exact");
+    panel.showClassCounts((name) => exact.byClass.get(name) ?? 0);
+  } else if (live && drawn) {
+    const known = [...(shownResult()?.exact.values() ?? [])].find(({ unit }) => unit !== "px");
+    const area = known ? known.areas.reduce((a, b) => a + b, 0) / known.pixels : 1; // of a pixel
+    const sum = live.areas.reduce((a, b) => a + b, 0);
+    const areas = known ? live.areas.map((each) => each * area) : live.areas;
+    panel.showFound({ areas, unit: known?.unit ?? "px", share: sum / (drawn.width * drawn.height) }, certainty);
+    panel.showClassCounts((_, value) => live.byClass.get(value)?.count);
+  }
+}
+
+async function countExactly(rest = 0) {
+  counting.abort();
+  counting = new AbortController();
+  const { signal } = counting;
+  const [item, result, at] = [files.current, shownResult(), settings().threshold];
+  if (!result) return;
+  showNumbers("counting");
+  if (exactly()) return;
+  try {
+    await new Promise((resolve) => setTimeout(resolve, rest));
+    if (signal.aborted) return;
+    const options = { output: "table", page: item.page, threshold: at, tta: result.tta || null };
+    const { blob, headers } = await api.post("segment", item.file, options, { signal, urgency: 2 });
+    if (headers.get("X-Model-Id") !== result.modelId) throw new ModelChanged();
+    result.exact.set(at, measure(await blob.text()));
+    if (signal.aborted) return;
+    showNumbers();
+    announce(`${item.name}: ${panel.sentence({ ...exactly(), share: exactly().pixels / (drawn.width * drawn.height) })}`);
+  } catch (error) {
+    if (signal.aborted) return;
+    report(error);
+    showNumbers("about");
+    if (error instanceof ModelChanged) status.look();
+  }
+}
+
+viewer.addEventListener("regions", ({ detail }) => {
+  if (!shownResult()) return;
+  live = detail;
+  showNumbers(counting.signal.aborted ? "about" : "counting");
+});
+
+// controls
+
+function showModel(model) {
+  document.body.dataset.model = model ? (model.binary ? "binary" : "classes") : "none";
+  $("threshold-section").hidden = model?.binary === false;
+  $("classes-section").hidden = !model || model.binary;
+  showThreshold();
+  if (!model || listed === model.id) return;
+  listed = model.id;
+  viewer.colour = model.classes.at(-1).colour;
+  const listedClasses = model.classes.slice(1); // the first is the background
+  panel.showClasses(listedClasses, hidden, (value, isVisible) => {
+    if (isVisible) hidden.delete(value);
+    else hidden.add(value);
+    viewer.setVisible(value, isVisible);
+    $("classes-all").textContent = hidden.size ? "Show all" : "Hide all";
+  });
+}
+
+function showThreshold() {
+  const t = threshold ?? ownThreshold();
+  $("threshold").value = t;
+  $("threshold").style.setProperty("--at", t);
+  $("threshold-text").textContent = shown(t);
+  $("tick").style.left = `${100 * ownThreshold()}%`;
+  $("threshold-reset").disabled = threshold === null;
+}
+
+function setThreshold(t) {
+  threshold = t;
+  showThreshold();
+  viewer.threshold = threshold ?? ownThreshold();
+  countExactly(REST_MS);
+}
+
+$("threshold").addEventListener("input", () => setThreshold(Number($("threshold").value)));
+$("threshold-reset").addEventListener("click", () => ($("threshold").focus(), setThreshold(null)));
+const moveThreshold = (by) => {
+  if (!$("threshold-section").hidden) setThreshold(Math.min(1, Math.max(0, Math.round(100 * ((threshold ?? ownThreshold()) + by)) / 100)));
+};
+
+$("classes-all").addEventListener("click", () => {
+  const show = hidden.size > 0;
+  for (const box of $("classes").querySelectorAll("input")) if (box.checked !== show) box.click();
+});
+
+function setOpacity(value) {
+  $("opacity").value = value;
+  $("opacity").style.setProperty("--at", $("opacity").value);
+  $("opacity-text").textContent = `${Math.round(100 * $("opacity").value)} %`;
+  peek(false);
+}
+
+function peek(isHidden) {
+  $("peek").setAttribute("aria-pressed", String(isHidden));
+  viewer.opacity = isHidden ? 0 : Number($("opacity").value);
+}
+
+const isPeeking = () => $("peek").getAttribute("aria-pressed") === "true";
+$("opacity").addEventListener("input", () => setOpacity($("opacity").value));
+$("peek").addEventListener("click", () => peek(!isPeeking()));
+for (const radio of document.querySelectorAll("[name=style]")) radio.addEventListener("change", () => (viewer.style = radio.value));
+const toggleStyle = () => document.querySelector("[name=style]:not(:checked)").click();
+
+$("tta").addEventListener("change", () => {
+  files.tta = $("tta").checked;
+  counting.abort();
+  files.again({ forget: false });
+  showResult();
+});
+
+// zoom, pointer, pages
+
+$("zoom-in").addEventListener("click", () => viewer.zoomBy(1.5));
+$("zoom-out").addEventListener("click", () => viewer.zoomBy(1 / 1.5));
+$("fit").addEventListener("click", () => viewer.fit());
+$("actual").addEventListener("click", () => viewer.actualSize());
+viewer.addEventListener("view", ({ detail }) => ($("scale").textContent = `${Math.round(100 * detail.scale)} %`));
+
+viewer.addEventListener("pointer", ({ detail }) => ($("pointer").textContent = detail ? under(detail) : ""));
+
+/** The value under the pointer in words. */
+function under({ x, y, probability, value }) {
+  const where = `x ${x}, y ${y}`;
+  const model = shownModel();
+  if (!model || (probability === null && value === null)) return where;
+  const sure = probability === null ? "" : `${Math.round(100 * probability)} %`;
+  if (model.binary) return `${where}: ${sure} ${panel.className(model.classes.at(-1))}`;
+  const found = model.classes.find((each) => each.value === value);
+  return `${where}: ${found ? panel.className(found) : value}${sure && `, ${sure} sure`}`;
+}
+
+let turning;
+function turnTo(page) {
+  const item = files.current;
+  if (!item || page < 1 || page > item.pages || page === item.page) return;
+  clearTimeout(turning);
+  showPages(page, item.pages);
+  turning = setTimeout(() => {
+    if (files.current !== item) return;
+    files.turnTo(item, page);
+    draw();
+  }, TURN_MS);
+}
+
+function showPages(page, pages) {
+  $("pages").hidden = pages < 2;
+  $("page").max = pages;
+  $("page").value = page;
+  $("page").style.setProperty("--at", pages > 1 ? (page - 1) / (pages - 1) : 0);
+  $("page-text").textContent = `${page} of ${pages}`;
+  $("page-back").disabled = page <= 1;
+  $("page-on").disabled = page >= pages;
+}
+
+$("page").addEventListener("input", () => turnTo(Number($("page").value)));
+$("page-back").addEventListener("click", () => turnTo(Number($("page").value) - 1));
+$("page-on").addEventListener("click", () => turnTo(Number($("page").value) + 1));
+
+// saving
+
+let saving = null;
+async function save(kind) {
+  const item = files.current;
+  const button = $(`save-${kind}`);
+  if (!item || button.disabled) return;
+  if (saving) return saving.abort();
+  saving = new AbortController();
+  button.setAttribute("aria-busy", "true");
+  try {
+    const { name, blob } = await answer(api, item, kind, settings(), shownResult()?.modelId, { signal: saving.signal, urgency: 3 });
+    download(blob, name);
+    announce(`Saved ${name}`);
+    notice("save", null);
+  } catch (error) {
+    if (!saving.signal.aborted) fail(error, kind);
+  }
+  button.removeAttribute("aria-busy");
+  saving = null;
+}
+
+function fail(error, kind) {
+  report(error);
+  const title = KINDS.find(({ name }) => name === kind).title;
+  const action = error instanceof ModelChanged ? { label: "Segment again", act: again } : null;
+  notice("save", `${title} was not saved. ${error.title ?? ""}: ${error.message || error.advice}`, { isError: true, action });
+}
+
+$("kinds").append(
+  ...KINDS.map(({ name, title, hint }) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", id: `save-${name}`, className: "kind" });
+    button.dataset.kind = name;
+    button.append(
+      Object.assign(document.createElement("span"), { textContent: title }),
+      Object.assign(document.createElement("small"), { textContent: hint }),
+    );
+    button.addEventListener("click", () => save(name));
+    return button;
+  }),
+);
+
+installZip(api, () => ({
+  items: files.list,
+  settings: settings(),
+  words: shownModel()?.binary ? `, threshold ${shown(threshold ?? ownThreshold())}` : "",
+  modelIdOf: (item) => files.resultOf(item)?.modelId ?? null,
+}));
+
+// notices
+
+/** A line above the image; null takes it away. */
+function notice(id, text, { isError = false, action = null } = {}) {
+  const before = $(`notice-${id}`);
+  if (!text) return before?.remove();
+  if (before?.querySelector("p").textContent === text) return;
+  const line = Object.assign(document.createElement("div"), { id: `notice-${id}`, className: "notice" });
+  line.setAttribute("role", isError ? "alert" : "status");
+  line.append(Object.assign(document.createElement("p"), { textContent: text }));
+  const button = (label, className, act) => {
+    const each = Object.assign(document.createElement("button"), { type: "button", className, textContent: label });
+    each.addEventListener("click", act);
+    line.append(each);
+  };
+  if (action) button(action.label, "primary small", action.act);
+  if (isError) button("Dismiss", "plain small", () => line.remove());
+  before ? before.replaceWith(line) : $("notices").append(line);
+}
+
+function again() {
+  notice("newer", null);
+  notice("save", null);
+  if (threshold === null) showThreshold();
+  files.again({ forget: true });
+}
+
+// the service
+
+status.addEventListener("change", () => {
+  const { state, model, training, health } = status;
+  $("service").dataset.state = state;
+  $("service-text").textContent = serviceWords();
+  showTraining(training, Boolean(health?.model));
+  $(document.body.dataset.state === "empty" && !health?.model ? "training-place" : "training-aside").append($("training"));
+  if (!shownResult()) showModel(shownModel());
+  if (!shownResult() && health) panel.showAnswered(health.model, "", health);
+  files.served = model;
+  showWelcome();
+  showState();
+  notice("offline", state === "offline" ? "The service does not answer. This page keeps trying, and goes on by itself." : null);
+  const older = files.list.map((item) => files.resultOf(item)).filter((result) => model && result && result.modelId !== model.id);
+  notice("newer", older.length ? newer(model, status.models.get(older[0].modelId)) : null, { action: { label: "Segment again", act: again } });
+  const lost = files.current?.pictureError instanceof Unreachable;
+  if (lost && state !== "offline") draw();
+});
+
+function serviceWords() {
+  const { state, health, training } = status;
+  if (state === "ok") return `Ready · ${health.device.startsWith("cuda") ? "GPU" : health.device.toUpperCase()}`;
+  if (state === "waiting") return training?.state === "running" ? `Training, ${brief(training)}` : "Waiting for a model";
+  const words = { failed: "Model cannot be used", stopping: "Stopping", offline: "No answer", key: "Needs a key" };
+  return words[state] ?? "Connecting";
+}
+
+function newer(model, before) {
+  const scores = [model, before].map((each) => each?.score);
+  const score = scores[0] == null ? "" : ` Its score is ${scores[0].toFixed(2)}${scores[1] == null ? "" : `, before ${scores[1].toFixed(2)}`}.`;
+  return `A newer model is here.${score} What you see is still the older one’s.`;
+}
+
+function showWelcome() {
+  const { state, health, training } = status;
+  const model = health?.model;
+  const verb = matchMedia("(hover: none)").matches ? "Choose" : "Drop";
+  let title = `${verb} an image to segment it`;
+  let text = "A network that has learned from a few annotated images marks what it knows in yours, pixel by pixel.";
+  if (model) {
+    const source = model.n_images ? count(model.n_images, "annotated image") : "annotated images";
+    text = `A network that has learned from ${source} marks ${knows(model)} in yours, pixel by pixel.`;
+  } else if (state === "failed") {
+    title = "The model cannot be used";
+    text = `${health.refused}. This page begins by itself when there is a good one.`;
+  } else if (state === "waiting") {
+    title = training?.state === "running" ? "The model is still learning" : "There is no model yet";
+    text = training?.state === "running"
+      ? "This page begins by itself when it is ready. You can already add images."
+      : "Train one with unet-train. This page begins by itself when it is there.";
+  }
+  $("empty-title").textContent = title;
+  $("empty-text").textContent = text;
+}
+
+function knows({ classes }) {
+  const names = classes.slice(1).map(panel.className);
+  if (names.length === 1) return names[0] === "object" ? "the objects" : names[0] === "foreground" ? "the foreground" : names[0];
+  if (names.length > 5) return count(names.length, "class", "classes");
+  return `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
+}
+
+/** State of the image that is shown: caption, progress, error. */
+function showState() {
+  const item = files.current;
+  const error = item && (item.state === "failed" ? item.error : item.pictureError instanceof Problem ? item.pictureError : null);
+  const state = !item ? "empty" : error ? "failed" : item.state;
+  $("stage").dataset.state = state;
+  $("progress").hidden = state !== "working" && state !== "waiting";
+  $("problem").hidden = !error;
+  if (error && $("problem-title").textContent !== (error.title ?? "This did not work")) announce(`${item.name}: ${error.title}`);
+  $("problem-title").textContent = error ? (error.title ?? "This did not work") : "";
+  $("problem-advice").textContent = error?.advice ?? "";
+  $("problem-detail").textContent = error?.message ?? "";
+  $("caption").hidden = !item;
+  if (item) {
+    $("caption-name").textContent = item.name;
+    $("caption-size").textContent = drawn?.item === item ? `${number(drawn.width)} × ${number(drawn.height)}` : "";
+    $("caption-state").textContent = stateWords(item);
+  }
+  if (item) showPages(item.page, item.pages);
+  for (const { name } of KINDS) $(`save-${name}`).disabled = state === "failed" || !item || !status.model;
+  $("save-all").disabled = !status.model;
+}
+
+function stateWords(item) {
+  if (item.state === "working") return "Segmenting …";
+  if (item.state !== "waiting") return "";
+  return { ok: "Waiting its turn", offline: "Waiting for the service", key: "Waiting for the key" }[status.state] ?? "Waiting for the model";
+}
+
+// images
+
+const strip = new Strip($("thumbnails"), { show: (item) => files.show(item), remove: (item) => files.remove(item) });
+files.addEventListener("list", () => {
+  strip.render(files.list, files.current);
+  $("strip").hidden = files.list.length < 2;
+  draw();
+});
+files.addEventListener("item", ({ detail: item }) => {
+  strip.update(item);
+  if (item === files.current) showState();
+});
+files.addEventListener("result", ({ detail: item }) => {
+  if (item === files.current) showResult();
+});
+files.addEventListener("lost", () => status.look());
+$("retry").addEventListener("click", () => {
+  files.retry(files.current);
+  draw();
+});
+$("remove").addEventListener("click", () => files.remove(files.current));
+$("close").addEventListener("click", () => files.remove(files.current));
+
+installInput((added) => files.add(added));
+$("example").addEventListener("click", async () => {
+  try {
+    const response = await fetch("static/example.png");
+    if (!response.ok) throw await Problem.of(response);
+    files.add([new File([await response.blob()], "example.png", { type: "image/png" })]);
+  } catch (error) {
+    report(error);
+    notice("example", "The example could not be fetched.", { isError: true });
+  }
+});
+
+/** Errors that are no answer of the service are ours: they belong into the console. */
+function report(error) {
+  if (!(error instanceof Problem || error instanceof Unreachable || error instanceof ModelChanged)) console.error(error);
+}
+
+const pan = (x, y) => () => viewer.panBy(x * STEP, y * STEP);
+installKeys([
+  { keys: ["a"], what: "Add images", act: () => $("chooser").click() },
+  { keys: ["n"], what: "Next image", act: () => files.step(1) },
+  { keys: ["p"], what: "Previous image", act: () => files.step(-1) },
+  { keys: ["."], what: "Next page of a stack", act: () => turnTo(Number($("page").value) + 1) },
+  { keys: [","], what: "Previous page", act: () => turnTo(Number($("page").value) - 1) },
+  { keys: ["]"], what: "Threshold up", act: () => moveThreshold(0.01) },
+  { keys: ["["], what: "Threshold down", act: () => moveThreshold(-0.01) },
+  { keys: ["o"], what: "Fill or outlines", act: toggleStyle },
+  { keys: ["h"], what: "Hide or show the mask", act: () => peek(!isPeeking()) },
+  { keys: ["+", "="], shown: "+", what: "Zoom in", act: () => viewer.zoomBy(1.5) },
+  { keys: ["-"], shown: "−", what: "Zoom out", act: () => viewer.zoomBy(1 / 1.5) },
+  { keys: ["0"], what: "Fit the image", act: () => viewer.fit() },
+  { keys: ["1"], what: "Actual size", act: () => viewer.actualSize() },
+  { keys: ["ArrowLeft"], shown: "←", what: "Move the image left", act: pan(1, 0), isView: true },
+  { keys: ["ArrowRight"], shown: "→", what: "right", act: pan(-1, 0), isView: true },
+  { keys: ["ArrowUp"], shown: "↑", what: "up", act: pan(0, 1), isView: true },
+  { keys: ["ArrowDown"], shown: "↓", what: "down", act: pan(0, -1), isView: true },
+  { keys: ["s"], what: "Save the mask", act: () => save("mask") },
+  { keys: ["?"], what: "This list", act: () => $("help-dialog").showModal() },
+]);
+
+panel.showFound(null);
+setOpacity(0.5);
+showState();
+status.watch();

@@ -1,0 +1,171 @@
+/** The panel beside the image: what was found, the classes, and what answered. */
+
+import { summary } from "./table.js";
+import { count, day, milliseconds, number, percent } from "./words.js";
+
+const $ = (id) => document.getElementById(id);
+
+const BINS = 30;
+const CERTAINTY = {
+  none: "",
+  working: "",
+  about: "about",
+  counting: "about, counting exactly",
+  exact: "exact",
+};
+const STAGES = { queue: "waiting", decode: "reading", infer: "computing", encode: "writing" };
+
+/** A class's name in a sentence; labels without names have numbers. */
+export const className = ({ name }) => (/^\d+$/.test(name) ? `class ${name}` : name);
+
+/**
+ * Number of objects, their areas, their share of the image.
+ * @param {{areas: ArrayLike<number>, unit: string, share: number|null, certainty: string}|null} found null: nothing yet
+ */
+export function showFound(found, certainty = "none") {
+  $("result").dataset.state = certainty;
+  $("certainty").dataset.certainty = certainty;
+  $("certainty").textContent = CERTAINTY[certainty];
+  if (!found) {
+    for (const id of ["count", "median", "range", "share"]) $(id).textContent = "–";
+    $("count-unit").textContent = "objects";
+    $("histogram").replaceChildren();
+    $("histogram-low").textContent = $("histogram-high").textContent = "";
+    return;
+  }
+  const { n, median, least, most } = summary(found.areas);
+  const area = (value) => `${number(value)} ${found.unit}`;
+  $("count").textContent = number(n);
+  $("count-unit").textContent = n === 1 ? "object" : "objects";
+  $("median").textContent = n ? area(median) : "–";
+  $("range").textContent = n ? `${number(least)} – ${area(most)}` : "–";
+  $("share").textContent = percent(found.share);
+  drawHistogram(found.areas, area);
+}
+
+/** For the screen reader: "412 objects, median area 153 px, 23.4 % of the image". */
+export function sentence(found) {
+  const { n, median } = summary(found.areas);
+  const areas = n ? `, median area ${number(median)} ${found.unit}` : "";
+  return `${count(n, "object")}${areas}, ${percent(found.share)} of the image`;
+}
+
+/** How many objects are how large; areas on a logarithmic axis, since they spread over decades. */
+function drawHistogram(areas, words) {
+  const bars = new Array(BINS).fill(0);
+  const [least, most] = [areas[0], areas[areas.length - 1]];
+  const span = Math.log(most / least) || 1;
+  for (const area of areas) bars[Math.min(BINS - 1, Math.floor((BINS * Math.log(area / least)) / span))] += 1;
+  const tallest = Math.max(...bars, 1);
+  const width = 240 / BINS;
+  const path = bars.map((n, i) => {
+    const height = n ? Math.max(1.5, (38 * n) / tallest) : 0;
+    return `M${(i * width + 0.75).toFixed(2)} 40v${-height.toFixed(2)}h${width - 1.5}V40z`;
+  });
+  const bar = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  bar.setAttribute("d", path.join(""));
+  $("histogram").replaceChildren(bar);
+  $("histogram").setAttribute("aria-label", areas.length ? `Areas from ${words(least)} to ${words(most)}` : "No areas");
+  $("histogram-low").textContent = areas.length > 1 ? words(least) : "";
+  $("histogram-high").textContent = areas.length > 1 ? words(most) : "";
+}
+
+/** What is unusual about the image, from X-Input-Warning. */
+export function showWarning(text) {
+  $("warning").hidden = !text;
+  $("warning-text").textContent = text && `${text[0].toUpperCase()}${text.slice(1)}. The result may be worse than usual.`;
+}
+
+/**
+ * The list of classes.
+ * @param {{value: number, name: string, colour: number[]}[]} classes
+ * @param {Set<number>} hidden values
+ * @param {(value: number, isVisible: boolean) => void} onChange
+ */
+export function showClasses(classes, hidden, onChange) {
+  $("classes").replaceChildren(
+    ...classes.map((each) => {
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: !hidden.has(each.value) });
+      box.dataset.value = each.value;
+      box.addEventListener("change", () => onChange(each.value, box.checked));
+      const swatch = document.createElement("i");
+      swatch.style.background = `rgb(${each.colour.join(" ")})`;
+      const name = Object.assign(document.createElement("span"), { textContent: className(each) });
+      const found = Object.assign(document.createElement("output"), { className: "found" });
+      found.dataset.class = each.name;
+      const label = document.createElement("label");
+      label.append(box, swatch, name, found);
+      const row = document.createElement("li");
+      row.append(label);
+      return row;
+    }),
+  );
+}
+
+/** Numbers of objects beside the names. @param {(name: string, value: number) => number|undefined} countOf */
+export function showClassCounts(countOf) {
+  for (const row of $("classes").children) {
+    const found = row.querySelector("output");
+    const n = countOf(found.dataset.class, Number(row.querySelector("input").dataset.value));
+    found.textContent = n === undefined ? "" : count(n, "object");
+  }
+}
+
+/** What the model is and how long it took. */
+export function showAnswered(model, timing, { refused, failure }) {
+  $("answered").hidden = !model;
+  if (!model) return;
+  const names = model.classes.map(className);
+  const shown = names.length > 6 ? [...names.slice(0, 5), `${names.length - 5} more`] : names;
+  const facts = [
+    ["Trained", day(model.trained_at) ?? "date not known"],
+    ["Learned from", model.n_images === null ? "not known" : count(model.n_images, "annotated image")],
+    ["Score", model.score === null ? "not known" : `${model.score.toFixed(2)}, ${goodness(model.score)}`],
+    ["Classes", shown.join(", ")],
+    ["Computed on", device(model)],
+    ["Model", model.id],
+  ];
+  if (refused) facts.push(["Newer file", `not used: ${refused}`]);
+  if (failure) facts.push(["Last failure", failure]);
+  $("model-facts").replaceChildren(
+    ...facts.map(([term, text]) => {
+      const row = document.createElement("div");
+      row.append(
+        Object.assign(document.createElement("dt"), { textContent: term }),
+        Object.assign(document.createElement("dd"), { textContent: text }),
+      );
+      return row;
+    }),
+  );
+  $("model-words").textContent =
+    model.score === null
+      ? ""
+      : `On images that it was checked with, what it marks and what a person marked overlap by ${Math.round(100 * model.score)} % (Dice).`;
+  showTiming(timing);
+}
+
+const goodness = (score) => (score >= 0.9 ? "very good" : score >= 0.8 ? "good" : score >= 0.6 ? "fair" : "poor");
+
+function device({ device, deviceName }) {
+  const kind = device.startsWith("cuda") ? "GPU" : device === "cpu" ? "CPU" : device;
+  return deviceName && deviceName !== device ? `${kind}, ${deviceName}` : kind;
+}
+
+/** A Server-Timing header as a bar of its stages. */
+function showTiming(header) {
+  const stages = [...header.matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, ms]) => ({ name, ms: Number(ms) }));
+  const total = stages.reduce((sum, { ms }) => sum + ms, 0);
+  $("timing").hidden = !stages.length;
+  $("timing-total").textContent = milliseconds(total);
+  $("timing-bar").replaceChildren(
+    ...stages.map(({ name, ms }) => {
+      const part = document.createElement("i");
+      part.dataset.stage = name;
+      part.style.flexGrow = ms / total;
+      return part;
+    }),
+  );
+  const words = stages.map(({ name, ms }) => `${STAGES[name] ?? name} ${milliseconds(ms)}`).join(", ");
+  $("timing-bar").setAttribute("aria-label", words);
+  $("timing-words").textContent = words;
+}

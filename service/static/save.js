@@ -1,0 +1,78 @@
+/** Saving: the kinds of answer, their file names, one file or a ZIP of all. */
+
+import { Zip } from "./zip.js";
+
+export const KINDS = [
+  { name: "mask", title: "Mask", hint: "what is marked, as an image" },
+  { name: "overlay", title: "Overlay", hint: "outlines on the image" },
+  { name: "labels", title: "Labels", hint: "a number for each object" },
+  { name: "table", title: "Table", hint: "areas and places, CSV" },
+  { name: "rois", title: "ImageJ ROIs", hint: "for the ROI Manager" },
+  { name: "geojson", title: "GeoJSON", hint: "outlines, for QuPath" },
+  { name: "probability", title: "Probability", hint: "how certain, 0 to 255" },
+];
+
+const EXTENSIONS = { "image/tiff": "tif", "text/csv": "csv", "application/zip": "zip", "application/geo+json": "geojson" };
+
+/** The model has changed since what is on the screen was computed. */
+export class ModelChanged extends Error {
+  title = "A newer model has taken over";
+  advice = "What you see is the older model’s. Segment again, then save.";
+}
+
+/** The name that the service gives an answer, else one like it. */
+export function fileName(headers, file, kind) {
+  const said = headers.get("Content-Disposition") ?? "";
+  const [, utf8] = said.match(/filename\*=UTF-8''([^;]+)/i) ?? [];
+  if (utf8) return decodeURIComponent(utf8);
+  const [, plain] = said.match(/filename="((?:[^"\\]|\\.)*)"/i) ?? [];
+  if (plain) return plain.replace(/\\(.)/g, "$1");
+  const type = (headers.get("Content-Type") ?? "").split(";")[0];
+  return `${file.name.replace(/\.[^.]*$/, "") || "image"}_${kind}.${EXTENSIONS[type] ?? "png"}`;
+}
+
+export function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/**
+ * One kind of answer about a whole file, by the model of what is shown of it. Raises Problem, Unreachable or ModelChanged.
+ * @returns {Promise<{name: string, blob: Blob}>}
+ */
+export async function answer(api, item, kind, settings, modelId, how) {
+  const { blob, headers } = await api.post("segment", item.file, { output: kind, ...settings }, how);
+  if (modelId && headers.get("X-Model-Id") !== modelId) throw new ModelChanged();
+  return { name: fileName(headers, item.file, kind), blob };
+}
+
+/**
+ * Kinds of all items as a ZIP.
+ * @param {(done: number, of: number) => void} onProgress
+ * @returns {Promise<{blob: Blob|null, failures: string[]}>}
+ */
+export async function archive(api, items, kinds, settings, modelIdOf, onProgress, signal) {
+  const zip = new Zip();
+  const failures = [];
+  const jobs = items.flatMap((item) => kinds.map((kind) => ({ item, kind })));
+  let done = 0;
+  const work = async () => {
+    for (let job = jobs.shift(); job; job = jobs.shift()) {
+      const { item, kind } = job;
+      try {
+        const { name, blob } = await answer(api, item, kind, settings, modelIdOf(item), { signal });
+        await zip.add(name, blob);
+      } catch (error) {
+        signal.throwIfAborted();
+        failures.push(`${item.name}, ${kind}: ${[error.title, error.message].filter(Boolean).join(": ")}`);
+      }
+      onProgress((done += 1), items.length * kinds.length);
+    }
+  };
+  await Promise.all([work(), work()]);
+  if (failures.length && !zip.isEmpty) await zip.add("not saved.txt", new Blob([failures.join("\r\n"), "\r\n"]));
+  return { blob: zip.isEmpty ? null : zip.blob(), failures };
+}

@@ -18,12 +18,12 @@ from unet.engines.graphs import GraphCache
 from unet.pixels import Preprocessing
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-OPTIMIZERS = ["adamw", "sgd", "rmsprop"]
+OPTIMIZERS = ["adamw", "muon", "sgd", "rmsprop"]
 
 
 def small_learner(device: str, **settings: object) -> tuple[Learner, Batches]:
     recipe = replace(RECIPES["default"], base_channels=8, image_size=64, batch_size=2, dropout=0, mixed_precision=False)
-    recipe = replace(recipe, **settings)  # type: ignore[arg-type]
+    recipe = replace(recipe, **{"optimizer": "adamw"} | settings)  # type: ignore[arg-type]
     drawn = [sample.generate(np.random.default_rng(i), size=96) for i in range(2)]
     samples = [Sample("", image, label // 255) for image, label in drawn]
     torch.manual_seed(0)
@@ -79,11 +79,12 @@ def test_every_step_moves_the_average(device: str) -> None:
         torch.testing.assert_close(next(learner.result.parameters()), expected)
 
 
-def test_memory_format_changes_no_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_memory_format_changes_no_losses(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = {}
     for order in (torch.contiguous_format, torch.channels_last):
         monkeypatch.setattr(learning, "memory_format", lambda device, order=order: order)
-        learner, batches = small_learner("cpu")
+        learner, batches = small_learner("cpu", optimizer=optimizer)
         assert next(islice(learner.network.parameters(), 3, None)).is_contiguous(memory_format=order)
         losses[order] = [float(learner.step(batch, 1e-3)) for batch in islice(batches.epoch(1), 4)]
     assert losses[torch.contiguous_format] == pytest.approx(losses[torch.channels_last], rel=1e-3)
@@ -135,12 +136,13 @@ def test_the_average_forgets_faster_at_first() -> None:
     assert average.module.weight.item() == pytest.approx(0.5, abs=1e-4)  # the decay, in the long run
 
 
-def test_a_restored_learner_takes_the_same_steps() -> None:
-    learner, batches = small_learner("cpu")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_restored_learner_takes_the_same_steps(optimizer: str) -> None:
+    learner, batches = small_learner("cpu", optimizer=optimizer)
     *first, last = islice(batches.epoch(1), 3)
     for batch in first:
         learner.step(batch, 1e-3)
-    other, _ = small_learner("cpu")
+    other, _ = small_learner("cpu", optimizer=optimizer)
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     assert torch.equal(learner.step(last, 1e-3), other.step(last, 1e-3))
     for mine, restored in zip(learner.result.parameters(), other.result.parameters(), strict=True):

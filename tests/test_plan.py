@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import plan
+from trainer import muon, plan
 from trainer.data import DataSet, Sample
 from trainer.plan import Plan, begun, choose, is_open
 from trainer.recipes import RECIPES
@@ -58,14 +58,27 @@ def test_what_a_flag_says_is_not_chosen() -> None:
 
 
 def test_an_interrupted_run_keeps_its_plan(tmp_path: Path) -> None:
-    settings = TrainSettings(out=tmp_path)
-    assert begun(settings) is None
-    for found, kept in ((None, None), ({"base_channels": 32, "max_minutes": 28.0}, Plan(32, 28))):
-        replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found}}))
-        assert begun(settings) == kept
-    assert begun(TrainSettings(out=tmp_path, force=True)) is None
+    settings, data = TrainSettings(out=tmp_path), DataSet([], (0, 255), {})
+    found = {"base_channels": 32, "max_minutes": 28.0}
+    replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found}}))
+    assert plan.plan(settings, RECIPE, data, [], CPU) == Plan(32, 28)
+    assert begun(TrainSettings(out=tmp_path, force=True)) == {}
     (tmp_path / "last.pth").write_bytes(b"no checkpoint")
-    assert begun(settings) is None
+    assert begun(settings) == {}
+
+
+def test_an_interrupted_run_keeps_its_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine that would choose another one, and one of a version that knew no other."""
+    settings = TrainSettings(out=tmp_path)
+    monkeypatch.setattr(muon, "fast_bf16", lambda device: True)
+    assert plan.optimizer(settings, RECIPE, CPU).optimizer == "muon"
+    for before, found in (("adamw", "adamw"), ("muon", "muon")):
+        state = {"run": {"recipe": {"name": "default", "optimizer": before}}}
+        replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes(state))
+        for fast in (True, False):
+            monkeypatch.setattr(muon, "fast_bf16", lambda device, fast=fast: fast)
+            assert plan.optimizer(settings, RECIPE, CPU).optimizer == found
+            assert plan.optimizer(settings, RECIPES["paper"], CPU) == RECIPES["paper"]
 
 
 def test_a_step_is_timed() -> None:

@@ -20,7 +20,7 @@ def test_the_tutorial_recipe_is_that_of_the_tutorials() -> None:
 def test_the_default_recipe_trains_long_with_strong_augmentation_and_centre_lines() -> None:
     recipe = RECIPES["default"]
     assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.ema) == (128, 4, 400, 0.99)
-    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.schedule) == ("adamw", 2e-3, 1e-2, "cosine")
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.schedule) == ("muon", 2e-3, 1e-2, "cosine")
     assert recipe.loss == "ce+dice+cldice"
     assert recipe.balance == pytest.approx(1 / 3)
     assert recipe.augmentation == STRONG

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer import world
 from trainer.data import Batch
 from trainer.losses import IGNORED, loss_of
+from trainer.muon import MuonAndAdamW
 from trainer.recipes import Recipe
 from unet.device import fast_bf16
 from unet.engines.graphs import recorded
@@ -114,7 +115,7 @@ class Learner:
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         if self.on_gpu:
-            self.optimizer.found_inf = 1 - loss.isfinite().float()  # type: ignore[attr-defined]  # 1: skip the step
+            self.optimizer.found_inf = 1 - loss.isfinite().float()  # type: ignore[union-attr]  # 1: skip the step
         if self.on_gpu or loss.isfinite():
             self.optimizer.step()
         return loss
@@ -141,10 +142,12 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if slow else torch.channels_last
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer | MuonAndAdamW:
     """The recipe's optimiser. AdamW and SGD on a GPU are such that a CUDA graph can hold their step: the learning rate
     is a tensor there, and `found_inf`, another one, skips the step."""
     parameters, lr, decay = list(network.parameters()), recipe.lr, recipe.weight_decay
+    if recipe.optimizer == "muon":
+        return MuonAndAdamW(network, lr, decay)
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
     gpu = parameters[0].is_cuda

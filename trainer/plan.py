@@ -6,6 +6,7 @@ On a GPU that is all of the recipe, and nothing is timed.
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from trainer import world
 from trainer.data import Batches, DataSet, Sample
 from trainer.folder import LAST
 from trainer.learner import Learner
+from trainer.muon import suited
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
 from unet import checkpoint as checkpoints
@@ -41,7 +43,7 @@ def plan(
     """The plan of this run as it began, or a new one; None if there is nothing to choose."""
     if not is_open(settings, device):
         return None
-    return begun(settings) or choose(settings, recipe, data, samples, device)
+    return Plan(**found) if (found := begun(settings).get("plan")) else choose(settings, recipe, data, samples, device)
 
 
 def is_open(settings: TrainSettings, device: torch.device) -> bool:
@@ -55,13 +57,20 @@ def minutes(settings: TrainSettings, device: torch.device) -> float | None:
     return settings.max_minutes or (MINUTES if is_open(settings, device) else None)
 
 
-def begun(settings: TrainSettings) -> Plan | None:
-    """The plan of an interrupted or finished run in --out; None if there is none that can be read."""
+def optimizer(settings: TrainSettings, recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with the optimiser that suits the device; a resumed run keeps its own, whatever the device."""
+    before = begun(settings).get("recipe", {})
+    if recipe.optimizer == "muon" and before.get("name") == recipe.name:
+        return replace(recipe, optimizer=before["optimizer"])
+    return suited(recipe, device)
+
+
+def begun(settings: TrainSettings) -> dict[str, Any]:
+    """The identity of an interrupted or finished run in --out; empty if there is none that can be read."""
     with suppress(CheckpointError, KeyError, TypeError):
-        state, _ = checkpoints.read(settings.out / LAST)
-        if (found := state["run"]["plan"]) and not settings.force:
-            return Plan(**found)
-    return None
+        if not settings.force:
+            return dict(checkpoints.read(settings.out / LAST)[0]["run"])
+    return {}
 
 
 def choose(settings: TrainSettings, recipe: Recipe, data: DataSet, samples: list[Sample], device: torch.device) -> Plan:
@@ -69,7 +78,7 @@ def choose(settings: TrainSettings, recipe: Recipe, data: DataSet, samples: list
     minutes = settings.max_minutes or MINUTES
     for width in WIDTHS:
         try:
-            seconds, epoch = time_step(replace(recipe, base_channels=width), data, samples, device)
+            seconds, epoch = time_step(suited(replace(recipe, base_channels=width), device), data, samples, device)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or width == WIDTHS[0]:
                 raise

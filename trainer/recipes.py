@@ -52,7 +52,7 @@ class Recipe:
     dropout: float = 0.0  # dropout probability at the end of the contracting path, as in the paper
     loss: LossName = "ce+dice"
     border_weights: bool = False  # weight the cross-entropy by the paper's map (see `losses.border_weights`)
-    optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "rmsprop", "sgd"] = "adamw"  # muon: see `muon.suited`
     lr: float = 2e-3
     weight_decay: float = 1e-2
     momentum: float = 0.0  # for SGD and RMSprop
@@ -125,7 +125,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     # small crops: in the time of one step with 256 pixels there are four, which matters while there are few of them
     "default": Recipe(
         name="default", image_size=128, epochs=400, augmentation=STRONG, balance=1 / 3, dropout=0.5,
-        loss="ce+dice+cldice",
+        loss="ce+dice+cldice", optimizer="muon",
     ),
     # minutes of training on two CPU cores
     "quick": Recipe(

@@ -67,6 +67,7 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
     if plan:
         recipe = replace(recipe, base_channels=plan.base_channels)
         parts = [(part.model_copy(update={"max_minutes": plan.max_minutes}), images) for part, images in parts]
+    recipe = planning.optimizer(parts[0][0], recipe, device)
     points: list[curve.Point] = []
     for part, division in parts:
         last = part.out == settings.out

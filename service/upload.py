@@ -1,12 +1,20 @@
 """The image and the options in a request: a multipart form with a field `file`, or the image as the body."""
 
-from collections.abc import AsyncGenerator
-from typing import Any
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.admission import GiveUp
+from service.problems import HUNG_UP
 
 FORM = "multipart/form-data"
 # curl --data-binary calls everything a form
@@ -15,10 +23,75 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 DECLARED = (*(f"image/{kind}" for kind in ("png", "jpeg", "tiff", "bmp", "webp", "gif")), "application/octet-stream")
 
 
-def openapi(fields: dict[str, Any]) -> dict[str, Any]:
-    """The request body in the OpenAPI document; `fields`: schemas of the form's other fields, by name."""
+class Options(BaseModel):
+    """Base class of a route's options, which are in the query or are fields of a form."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_known(cls, given: dict[str, object]) -> dict[str, object]:
+        """A misspelt option is an error, not silence."""
+        *known, last = (field.alias or name for name, field in cls.model_fields.items())
+        for name in given:
+            if name not in (*known, last):
+                expected = f"{', '.join(known)} or {last}" if known else last
+                raise ValueError(f"{name}: expected {expected}, found an unknown option")
+        return given
+
+    def updated(self, fields: Mapping[str, object]) -> Self:
+        """Options of the query, overridden by those of a form. Raises RequestValidationError."""
+        try:
+            return self.model_validate({**self.model_dump(exclude_unset=True, by_alias=True), **fields})
+        except ValidationError as error:
+            raise RequestValidationError([e | {"loc": ("form", *e["loc"])} for e in error.errors()]) from error
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+@dataclass
+class Upload(Generic[O]):
+    """What a request brings."""
+
+    data: bytes
+    name: str  # of the image's file; empty where nothing says it
+    options: O
+
+
+def openapi(options: type[Options]) -> dict[str, Any]:
+    """The request body in the OpenAPI document: an image, or a form that has the options, too."""
+    fields = options.model_json_schema()["properties"]
     form = {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"], **fields}}
     return {"requestBody": {"required": True, "content": {FORM: {"schema": form}, **dict.fromkeys(DECLARED, BINARY)}}}
+
+
+@asynccontextmanager
+async def admitted(request: Request, query: O, model_id: str | None = None) -> AsyncIterator[Upload[O]]:
+    """The upload of a request that has a place among those in flight, and that ends as soon as the client is gone.
+    Raises HTTPException."""
+    state = request.app.state
+    async with state.admission.admit() as give_up:
+        data, name, fields = await read_upload(request, state.settings.max_parts)
+        upload = Upload(data, name, query.updated(fields))
+        del data  # large, and the route may have done with it before its answer
+        request.state.notes.begin(model_id)
+        async with _ended_by_hang_up(request, give_up):
+            yield upload
+
+
+@asynccontextmanager
+async def _ended_by_hang_up(request: Request, give_up: GiveUp) -> AsyncIterator[None]:
+    """Ends the request as soon as the client is gone; its body must have been read."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        give_up(HTTPException(HUNG_UP, "the client hung up"))
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
 
 
 class FormParser(MultiPartParser):

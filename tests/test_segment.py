@@ -121,7 +121,7 @@ def test_options_may_be_fields_of_the_form(client: TestClient) -> None:
     assert post("", output="probability") == post("?output=probability")
     assert post("?output=probability", threshold="0.9", output="mask") == post("?threshold=0.9")  # the form's wins
     refused = client.post("/segment", files={"file": png(IMAGE)}, data={"treshold": "0.9"})
-    assert problem(refused, 422) == "treshold: expected output, threshold, tta or class, found an unknown option"
+    assert problem(refused, 422) == "treshold: expected output, threshold, tta, class or page, found an unknown option"
     refused = client.post("/segment", files={"file": png(IMAGE)}, data={"threshold": "2"})
     assert "threshold: input should be less than or equal to 1, found '2'" in problem(refused, 422)
 
@@ -315,7 +315,7 @@ def test_415_for_another_media_type(client: TestClient) -> None:
         ("threshold=1.5", "threshold"),
         ("threshold=nan", "threshold"),
         ("threshold=half", "threshold"),
-        ("treshold=0.5", "treshold: expected output, threshold, tta or class"),
+        ("treshold=0.5", "treshold: expected output, threshold, tta, class or page"),
         ("threshold=1.5", "threshold: input should be less than or equal to 1, found '1.5'"),
     ],
 )
@@ -325,7 +325,7 @@ def test_422_for_a_bad_parameter(client: TestClient, query: str, said: str) -> N
 
 def test_422_for_a_form_without_the_file(client: TestClient) -> None:
     assert "multipart field `file`" in problem(client.post("/segment", files={"image": png(IMAGE)}), 422)
-    assert "image: expected output, threshold, tta or class" in problem(
+    assert "image: expected output, threshold, tta, class or page" in problem(
         client.post("/segment", files={"image": b"", "file": png(IMAGE)}), 422
     )
 

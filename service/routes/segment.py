@@ -1,23 +1,19 @@
 """POST /segment: an image in, its mask out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from starlette.exceptions import HTTPException
 
-from service.admission import GiveUp
 from service.logs import request_id
 from service.models import Model
-from service.problems import HUNG_UP, declare
+from service.problems import declare
 from service.queue import Queue
 from service.telemetry import Notes
-from service.upload import BINARY, openapi, read_upload
+from service.upload import BINARY, Options, admitted, openapi
 from unet import Predictor, imaging
 from unet.imaging import Limits, Picture
 from unet.outputs import KINDS, SUFFIXES, Answer, Legend, Results
@@ -35,9 +31,7 @@ HEADERS = {
 router = APIRouter()
 
 
-class SegmentOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)  # a misspelt option is an error, not silence
-
+class SegmentOptions(Options):
     output: str = Field(
         "mask",
         description=" ".join(f"{kind.name}: {kind.description}." for kind in KINDS.values()),
@@ -50,8 +44,10 @@ class SegmentOptions(BaseModel):
         False,
         description="test-time augmentation: average over eight rotations and flips; better, and eight times slower",
     )
-
     class_name: str | None = Field(None, alias="class", description="name of a class, for output=probability")
+    page: int | None = Field(
+        None, ge=1, description="only this page of a TIFF, from 1: images are PNGs, objects keep the page's number"
+    )
 
     @field_validator("output")
     @classmethod
@@ -59,13 +55,6 @@ class SegmentOptions(BaseModel):
         if output not in KINDS:
             raise ValueError(f"expected {' or '.join(KINDS)}")
         return output
-
-    def updated(self, fields: Mapping[str, object]) -> "SegmentOptions":
-        """Options of the query, overridden by those of a form. Raises RequestValidationError."""
-        try:
-            return SegmentOptions.model_validate({**self.model_dump(exclude_unset=True, by_alias=True), **fields})
-        except ValidationError as error:
-            raise RequestValidationError([e | {"loc": ("form", *e["loc"])} for e in error.errors()]) from error
 
 
 @router.post(
@@ -79,7 +68,7 @@ class SegmentOptions(BaseModel):
         },
         **declare(400, 401, 408, 415, 422, 503, 504),
     },
-    openapi_extra=openapi(SegmentOptions.model_json_schema()["properties"]),
+    openapi_extra=openapi(SegmentOptions),
 )
 async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -> Response:
     """The answer for an image: PNG, JPEG, TIFF (of several pages, too), BMP, WebP or GIF, sent as the multipart field
@@ -91,30 +80,27 @@ async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -
         detail = state.slot.refusal or "no model yet: the service waits for its file"
         raise HTTPException(503, detail, {"Retry-After": "5"})
     predictor = model.predictor
-    async with state.admission.admit() as give_up:
-        data, name, fields = await read_upload(request, state.settings.max_parts)
-        options = query.updated(fields)
+    async with admitted(request, query, model.id) as upload:
+        options = upload.options
         kind = KINDS[options.output]
         if options.threshold is not None and not predictor.binary:
             raise HTTPException(422, f"threshold: is for binary models; this one has {predictor.n_classes} classes")
-        notes.begin(model.id)
-        async with ended_by_hang_up(request, give_up):
-            pixels = await notes.run("decode", state.codecs, imaging.measure, data, state.limits)
-            planes = predictor.planes_kept(kind.wants, options.tta) + kind.draws
-            async with state.budget.room(pixels * planes):
-                decoded = notes.run("decode", state.codecs, decode, data, state.limits, predictor, options)
-                del data  # large, and not needed while the prediction waits for its turn
-                picture, predictions, warning = await decoded
-                results: list[Array] = []
-                said = [warning]
-                while predictions:  # each is freed when it is computed
-                    result, doubt = await compute(state.queue, predictions.pop(0), notes)
-                    results.append(result)
-                    said.append(doubt)
-                warning = joined(said)
-                legend = Legend.of(predictor, options.threshold)
-                told = Results(results, picture, legend, name, warning)
-                answer: Answer = await notes.run("encode", state.codecs, kind.encode, told)
+        pixels = await notes.run("decode", state.codecs, imaging.measure, upload.data, state.limits, options.page)
+        planes = predictor.planes_kept(kind.wants, options.tta) + kind.draws
+        async with state.budget.room(pixels * planes):
+            decoded = notes.run("decode", state.codecs, decode, upload.data, state.limits, predictor, options)
+            upload.data = b""  # large, and not needed while the prediction waits for its turn
+            picture, predictions, warning = await decoded
+            results: list[Array] = []
+            said = [warning]
+            while predictions:  # each is freed when it is computed
+                result, doubt = await compute(state.queue, predictions.pop(0), notes)
+                results.append(result)
+                said.append(doubt)
+            warning = joined(said)
+            legend = Legend.of(predictor, options.threshold)
+            told = Results(results, picture, legend, upload.name, warning, state.settings.max_objects)
+            answer: Answer = await notes.run("encode", state.codecs, kind.encode, told)
     notes.pixels = pixels
     headers = {"X-Model-Id": model.id, "Server-Timing": notes.server_timing()}
     if warning:
@@ -127,7 +113,7 @@ def decode(
 ) -> tuple[Picture, list[Prediction], str]:
     """A file -> what it says of its pixels, a prediction for each page, and how the pages differ from the training
     images. Raises ImageError or PixelError."""
-    picture = imaging.read(data, limits)
+    picture = imaging.read(data, limits, page=options.page)
     kind = KINDS[options.output]
     how: dict[str, Any] = {"threshold": options.threshold, "tta": options.tta, "class_name": options.class_name}
     predictions = [predictor.start(page, kind.wants, **how) for page in picture.pages]
@@ -143,19 +129,3 @@ async def compute(queue: Queue, prediction: Prediction, notes: Notes) -> tuple[A
         return await asyncio.wrap_future(job), prediction.doubt
     finally:
         notes.stages["infer"] += job.seconds
-
-
-@asynccontextmanager
-async def ended_by_hang_up(request: Request, give_up: GiveUp) -> AsyncIterator[None]:
-    """Ends the request as soon as the client is gone; its body must have been read."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        give_up(HTTPException(HUNG_UP, "the client hung up"))
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()

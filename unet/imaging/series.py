@@ -4,7 +4,7 @@ A description may claim anything: what it says counts where as many samples are 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -86,7 +86,7 @@ class Block(NamedTuple):
             yield array[index]
 
 
-def _joined(loads: list[Callable[[], Array]]) -> Array:
+def _joined(loads: Sequence[Callable[[], Array]]) -> Array:
     return np.concatenate([load().ravel() for load in loads])
 
 

@@ -22,9 +22,9 @@ def encode(results: Results) -> Answer:
     named = zip(legend.class_names, line_colours(legend), strict=True)
     classes = [{"name": name, "color": colour} for name, colour in named]
     features = []
-    for page, objects in enumerate(of_pages(results)):
+    for page, objects in zip(results.numbers, of_pages(results), strict=True):
         plane: dict[str, Any] = {}
-        if len(results.pages) > 1:
+        if results.n_in_file > 1:
             plane = {"plane": {"c": -1, "z": 0, "t": 0} | place(results, page)}  # c: all channels
         for i, rings in enumerate(outlines(objects.ids)):
             area = int(objects.area[i])
@@ -36,7 +36,7 @@ def encode(results: Results) -> Answer:
                 "name": str(i + 1),
                 "classification": classes[objects.classes[i]],
                 "measurements": measurements,
-                "page": page + 1,
+                "page": page,
             }
             coordinates = [vertices(ring).tolist() for ring in rings]
             geometry = {"type": "Polygon", "coordinates": coordinates} | plane

@@ -50,6 +50,18 @@ class Results:
     max_objects: int | None = None
     """Most objects, of all pages together, that are listed: outlines and tables take half a millisecond for each."""
 
+    @property
+    def numbers(self) -> range:
+        """Numbers of the pages in their file, from 1."""
+        first, _ = self.picture.part or (1, None)
+        return range(first, first + len(self.pages))
+
+    @property
+    def n_in_file(self) -> int:
+        """Number of pages in the file, of which one alone may be here."""
+        _, n = self.picture.part or (1, len(self.pages))
+        return n
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -54,9 +54,10 @@ def line_colours(legend: Legend) -> list[tuple[int, ...]]:
 
 
 def place(results: Results, page: int) -> dict[str, int]:
-    """Indices of a page by axis, t, z or both, from 0. Pages that nothing describes are times, as for Bio-Formats."""
+    """Indices, from 0, of a page, from 1, by axis, t, z or both. Pages that nothing describes are times, as for
+    Bio-Formats."""
     stack = results.picture.metadata.stack
-    if not stack.keys() <= {"T", "Z"} or math.prod(stack.values()) != len(results.pages):
-        stack = {"T": len(results.pages)}
-    indices = np.unravel_index(page, tuple(stack.values()))
+    if not stack.keys() <= {"T", "Z"} or math.prod(stack.values()) != results.n_in_file:
+        stack = {"T": results.n_in_file}
+    indices = np.unravel_index(page - 1, tuple(stack.values()))
     return {axis.lower(): int(index) for axis, index in zip(stack, indices, strict=True)}

@@ -29,17 +29,17 @@ def encode(results: Results) -> Answer:
     classes = [re.sub(r"[^\w .+-]", "_", name) for name in legend.class_names]
     file = io.BytesIO()
     with ZipFile(file, "w") as archive:
-        for page, objects in enumerate(of_pages(results)):
-            several, index = len(results.pages) > 1, place(results, page)
+        for page, objects in zip(results.numbers, of_pages(results), strict=True):
+            several, index = results.n_in_file > 1, place(results, page)
             hyperstack = len(index) + ("C" in results.picture.axes) > 1
             for i, (rings, k) in enumerate(zip(outlines(objects.ids), objects.classes, strict=True), 1):
                 region = _region(rings)
-                region.name = f"{page + 1:04}-" * several + f"{i:04}-{classes[k]}"
+                region.name = f"{page:04}-" * several + f"{i:04}-{classes[k]}"
                 region.stroke_color = bytes([255, *colours[k]])
                 if several and hyperstack:
                     region.t_position, region.z_position = (index.get(axis, -1) + 1 for axis in "tz")
                 elif several:
-                    region.position = page + 1
+                    region.position = page
                 archive.writestr(ZipInfo(f"{region.name}.roi"), region.tobytes(), ZIP_DEFLATED)
     return Answer(file.getvalue(), "application/zip")
 

@@ -38,7 +38,7 @@ def encode(results: Results) -> Answer:
     text = io.StringIO(newline="")
     table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
     table.writerow([*_COLUMNS, *means, "warning"])
-    for number, (objects, page) in enumerate(zip(of_pages(results), picture.pages, strict=True), 1):
+    for number, objects, page in zip(results.numbers, of_pages(results), picture.pages, strict=True):
         measured = zip(objects.classes, objects.area, objects.probability, _shapes(objects.ids, page), strict=True)
         for i, (k, area, probability, (shape, intensities)) in enumerate(measured, 1):
             numbers = [int(area), area * width * height, *shape, probability, *intensities]

@@ -17,6 +17,7 @@ import { count, day, number } from "./words.js";
 
 const REST_MS = 500; // of the slider, before the service counts exactly
 const TURN_MS = 150; // of the page slider, before a page is fetched
+const ZOOM = 1.5;
 const STEP = 40; // CSS pixels that an arrow key moves the image
 
 const $ = (id) => document.getElementById(id);
@@ -29,6 +30,7 @@ let threshold = null; // as set by hand; null: the model's own
 let drawing = new AbortController(); // of the image that is shown
 let counting = new AbortController(); // of the exact number
 let drawn = null; // {item, page, width, height} of what the canvas shows
+let isCounting = false; // whether it is on its way
 let live = null; // the viewer's last count
 let listed = ""; // model whose classes are listed
 const hidden = new Set(); // values of classes that are switched off
@@ -49,7 +51,10 @@ async function draw() {
   drawing = new AbortController();
   const { signal } = drawing;
   const item = files.current;
+  const isFirst = item && document.body.dataset.state === "empty";
   document.body.dataset.state = item ? "open" : "empty";
+  if (isFirst && document.activeElement !== document.body) $("view").focus(); // its button is hidden now
+  placeTraining();
   document.title = item ? `${item.name} · unet-service` : "unet-service";
   showState();
   if (!item) return clear();
@@ -82,6 +87,7 @@ function clear() {
 
 /** Nothing is known yet of what is shown. */
 function forget() {
+  counting.abort();
   live = null;
   viewer.showProbability(null);
   panel.showFound(null);
@@ -93,8 +99,8 @@ async function showResult() {
   const [item, result, model] = [files.current, shownResult(), shownModel()];
   if (!result || drawn?.item !== item || drawn.page !== item.page) return;
   if (!status.models.has(result.modelId)) status.look();
-  const pixels = await decodePng(result.probability ?? result.mask);
-  if (signal.aborted) return;
+  const pixels = await decodePng(result.probability ?? result.mask).catch(report);
+  if (signal.aborted || !pixels) return;
   if ((pixels.width !== drawn.width || pixels.height !== drawn.height) && item.distrust()) return draw();
   live = null;
   showModel(model);
@@ -126,7 +132,7 @@ async function fetchLikeliest(item, result, signal) {
 /** The table's numbers at this threshold, where they are known. */
 const exactly = () => shownResult()?.exact.get(settings().threshold);
 
-function showNumbers(certainty) {
+function showNumbers() {
   const exact = exactly();
   if (exact) {
     panel.showFound({ ...exact, share: exact.pixels / (drawn.width * drawn.height) }, "exact");
@@ -136,7 +142,7 @@ function showNumbers(certainty) {
     const area = known ? known.areas.reduce((a, b) => a + b, 0) / known.pixels : 1; // of a pixel
     const sum = live.areas.reduce((a, b) => a + b, 0);
     const areas = known ? live.areas.map((each) => each * area) : live.areas;
-    panel.showFound({ areas, unit: known?.unit ?? "px", share: sum / (drawn.width * drawn.height) }, certainty);
+    panel.showFound({ areas, unit: known?.unit ?? "px", share: sum / (drawn.width * drawn.height) }, isCounting ? "counting" : "about");
     panel.showClassCounts((_, value) => live.byClass.get(value)?.count);
   }
 }
@@ -146,9 +152,10 @@ async function countExactly(rest = 0) {
   counting = new AbortController();
   const { signal } = counting;
   const [item, result, at] = [files.current, shownResult(), settings().threshold];
+  isCounting = Boolean(result) && !exactly();
   if (!result) return;
-  showNumbers("counting");
-  if (exactly()) return;
+  showNumbers();
+  if (!isCounting) return;
   try {
     await new Promise((resolve) => setTimeout(resolve, rest));
     if (signal.aborted) return;
@@ -162,7 +169,8 @@ async function countExactly(rest = 0) {
   } catch (error) {
     if (signal.aborted) return;
     report(error);
-    showNumbers("about");
+    isCounting = false;
+    showNumbers();
     if (error instanceof ModelChanged) status.look();
   }
 }
@@ -170,7 +178,7 @@ async function countExactly(rest = 0) {
 viewer.addEventListener("regions", ({ detail }) => {
   if (!shownResult()) return;
   live = detail;
-  showNumbers(counting.signal.aborted ? "about" : "counting");
+  showNumbers();
 });
 
 // controls
@@ -219,7 +227,9 @@ $("classes-all").addEventListener("click", () => {
   for (const box of $("classes").querySelectorAll("input")) if (box.checked !== show) box.click();
 });
 
+const opacities = { fill: 0.5, outline: 1 };
 function setOpacity(value) {
+  opacities[style()] = value;
   $("opacity").value = value;
   $("opacity").style.setProperty("--at", $("opacity").value);
   $("opacity-text").textContent = `${Math.round(100 * $("opacity").value)} %`;
@@ -231,23 +241,29 @@ function peek(isHidden) {
   viewer.opacity = isHidden ? 0 : Number($("opacity").value);
 }
 
+const style = () => document.querySelector("[name=style]:checked").value;
 const isPeeking = () => $("peek").getAttribute("aria-pressed") === "true";
-$("opacity").addEventListener("input", () => setOpacity($("opacity").value));
+$("opacity").addEventListener("input", () => setOpacity(Number($("opacity").value)));
 $("peek").addEventListener("click", () => peek(!isPeeking()));
-for (const radio of document.querySelectorAll("[name=style]")) radio.addEventListener("change", () => (viewer.style = radio.value));
+for (const radio of document.querySelectorAll("[name=style]")) {
+  radio.addEventListener("change", () => {
+    viewer.style = style();
+    setOpacity(opacities[style()]);
+  });
+}
 const toggleStyle = () => document.querySelector("[name=style]:not(:checked)").click();
 
 $("tta").addEventListener("change", () => {
   files.tta = $("tta").checked;
-  counting.abort();
+  forget();
   files.again({ forget: false });
   showResult();
 });
 
 // zoom, pointer, pages
 
-$("zoom-in").addEventListener("click", () => viewer.zoomBy(1.5));
-$("zoom-out").addEventListener("click", () => viewer.zoomBy(1 / 1.5));
+$("zoom-in").addEventListener("click", () => viewer.zoomBy(ZOOM));
+$("zoom-out").addEventListener("click", () => viewer.zoomBy(1 / ZOOM));
 $("fit").addEventListener("click", () => viewer.fit());
 $("actual").addEventListener("click", () => viewer.actualSize());
 viewer.addEventListener("view", ({ detail }) => ($("scale").textContent = `${Math.round(100 * detail.scale)} %`));
@@ -266,13 +282,16 @@ function under({ x, y, probability, value }) {
 }
 
 let turning;
+let wanted = null; // page that the slider is at, until it rests
 function turnTo(page) {
   const item = files.current;
-  if (!item || page < 1 || page > item.pages || page === item.page) return;
+  if (!item || page < 1 || page > item.pages) return;
   clearTimeout(turning);
+  wanted = page;
   showPages(page, item.pages);
   turning = setTimeout(() => {
-    if (files.current !== item) return;
+    wanted = null;
+    if (files.current !== item || item.page === page) return;
     files.turnTo(item, page);
     draw();
   }, TURN_MS);
@@ -289,29 +308,31 @@ function showPages(page, pages) {
 }
 
 $("page").addEventListener("input", () => turnTo(Number($("page").value)));
-$("page-back").addEventListener("click", () => turnTo(Number($("page").value) - 1));
-$("page-on").addEventListener("click", () => turnTo(Number($("page").value) + 1));
+$("page-back").addEventListener("click", () => turnBy(-1)());
+$("page-on").addEventListener("click", () => turnBy(1)());
 
 // saving
 
-let saving = null;
+const saving = new Map(); // kind -> AbortController; a second click cancels
 async function save(kind) {
   const item = files.current;
   const button = $(`save-${kind}`);
   if (!item || button.disabled) return;
-  if (saving) return saving.abort();
-  saving = new AbortController();
+  if (saving.has(kind)) return saving.get(kind).abort();
+  const { signal } = saving.set(kind, new AbortController()).get(kind);
   button.setAttribute("aria-busy", "true");
+  button.title = "Cancel";
   try {
-    const { name, blob } = await answer(api, item, kind, settings(), shownResult()?.modelId, { signal: saving.signal, urgency: 3 });
+    const { name, blob } = await answer(api, item, kind, settings(), shownResult()?.modelId, { signal, urgency: 3 });
     download(blob, name);
     announce(`Saved ${name}`);
     notice("save", null);
   } catch (error) {
-    if (!saving.signal.aborted) fail(error, kind);
+    if (!signal.aborted) fail(error, kind);
   }
   button.removeAttribute("aria-busy");
-  saving = null;
+  button.title = "";
+  saving.delete(kind);
 }
 
 function fail(error, kind) {
@@ -364,7 +385,7 @@ function notice(id, text, { isError = false, action = null } = {}) {
 function again() {
   notice("newer", null);
   notice("save", null);
-  if (threshold === null) showThreshold();
+  forget();
   files.again({ forget: true });
 }
 
@@ -375,7 +396,7 @@ status.addEventListener("change", () => {
   $("service").dataset.state = state;
   $("service-text").textContent = serviceWords();
   showTraining(training, Boolean(health?.model));
-  $(document.body.dataset.state === "empty" && !health?.model ? "training-place" : "training-aside").append($("training"));
+  placeTraining();
   if (!shownResult()) showModel(shownModel());
   if (!shownResult() && health) panel.showAnswered(health.model, "", health);
   files.served = model;
@@ -387,6 +408,11 @@ status.addEventListener("change", () => {
   const lost = files.current?.pictureError instanceof Unreachable;
   if (lost && state !== "offline") draw();
 });
+
+function placeTraining() {
+  const isWelcome = document.body.dataset.state === "empty" && !status.health?.model;
+  $(isWelcome ? "training-place" : "training-aside").append($("training"));
+}
 
 function serviceWords() {
   const { state, health, training } = status;
@@ -449,7 +475,7 @@ function showState() {
     $("caption-size").textContent = drawn?.item === item ? `${number(drawn.width)} × ${number(drawn.height)}` : "";
     $("caption-state").textContent = stateWords(item);
   }
-  if (item) showPages(item.page, item.pages);
+  if (item) showPages(wanted ?? item.page, item.pages);
   for (const { name } of KINDS) $(`save-${name}`).disabled = state === "failed" || !item || !status.model;
   $("save-all").disabled = !status.model;
 }
@@ -462,7 +488,12 @@ function stateWords(item) {
 
 // images
 
-const strip = new Strip($("thumbnails"), { show: (item) => files.show(item), remove: (item) => files.remove(item) });
+function remove(item) {
+  files.remove(item);
+  $(files.current ? "view" : "choose").focus();
+}
+
+const strip = new Strip($("thumbnails"), { show: (item) => files.show(item), remove });
 files.addEventListener("list", () => {
   strip.render(files.list, files.current);
   $("strip").hidden = files.list.length < 2;
@@ -480,8 +511,7 @@ $("retry").addEventListener("click", () => {
   files.retry(files.current);
   draw();
 });
-$("remove").addEventListener("click", () => files.remove(files.current));
-$("close").addEventListener("click", () => files.remove(files.current));
+for (const id of ["remove", "close"]) $(id).addEventListener("click", () => remove(files.current));
 
 installInput((added) => files.add(added));
 $("example").addEventListener("click", async () => {
@@ -501,29 +531,22 @@ function report(error) {
 }
 
 const pan = (x, y) => () => viewer.panBy(x * STEP, y * STEP);
+const turnBy = (by) => () => turnTo((wanted ?? files.current?.page ?? 0) + by);
 installKeys([
-  { keys: ["a"], what: "Add images", act: () => $("chooser").click() },
-  { keys: ["n"], what: "Next image", act: () => files.step(1) },
-  { keys: ["p"], what: "Previous image", act: () => files.step(-1) },
-  { keys: ["."], what: "Next page of a stack", act: () => turnTo(Number($("page").value) + 1) },
-  { keys: [","], what: "Previous page", act: () => turnTo(Number($("page").value) - 1) },
-  { keys: ["]"], what: "Threshold up", act: () => moveThreshold(0.01) },
-  { keys: ["["], what: "Threshold down", act: () => moveThreshold(-0.01) },
-  { keys: ["o"], what: "Fill or outlines", act: toggleStyle },
-  { keys: ["h"], what: "Hide or show the mask", act: () => peek(!isPeeking()) },
-  { keys: ["+", "="], shown: "+", what: "Zoom in", act: () => viewer.zoomBy(1.5) },
-  { keys: ["-"], shown: "−", what: "Zoom out", act: () => viewer.zoomBy(1 / 1.5) },
-  { keys: ["0"], what: "Fit the image", act: () => viewer.fit() },
-  { keys: ["1"], what: "Actual size", act: () => viewer.actualSize() },
-  { keys: ["ArrowLeft"], shown: "←", what: "Move the image left", act: pan(1, 0), isView: true },
-  { keys: ["ArrowRight"], shown: "→", what: "right", act: pan(-1, 0), isView: true },
-  { keys: ["ArrowUp"], shown: "↑", what: "up", act: pan(0, 1), isView: true },
-  { keys: ["ArrowDown"], shown: "↓", what: "down", act: pan(0, -1), isView: true },
-  { keys: ["s"], what: "Save the mask", act: () => save("mask") },
-  { keys: ["?"], what: "This list", act: () => $("help-dialog").showModal() },
+  { what: "Add images", keys: { a: () => $("chooser").click() } },
+  { what: "Next, previous image", keys: { n: () => files.step(1), p: () => files.step(-1) } },
+  { what: "Next, previous page of a stack", keys: { ".": turnBy(1), ",": turnBy(-1) } },
+  { what: "Threshold up, down", keys: { "]": () => moveThreshold(0.01), "[": () => moveThreshold(-0.01) } },
+  { what: "Fill or outlines", keys: { o: toggleStyle } },
+  { what: "Hide or show the mask", keys: { h: () => peek(!isPeeking()) } },
+  { what: "Zoom in, out", keys: { "+": () => viewer.zoomBy(ZOOM), "-": () => viewer.zoomBy(1 / ZOOM) } },
+  { what: "Whole image, actual size", keys: { 0: () => viewer.fit(), 1: () => viewer.actualSize() } },
+  { what: "Move the image", keys: { ArrowLeft: pan(1, 0), ArrowRight: pan(-1, 0), ArrowUp: pan(0, 1), ArrowDown: pan(0, -1) }, inView: true },
+  { what: "Save the mask", keys: { s: () => save("mask") } },
+  { what: "This list", keys: { "?": () => $("help-dialog").showModal() } },
 ]);
 
 panel.showFound(null);
-setOpacity(0.5);
+setOpacity(opacities.fill);
 showState();
 status.watch();

@@ -35,7 +35,6 @@ export class Item {
   constructor(file, api) {
     this.file = file;
     this.api = api;
-    this.id = crypto.randomUUID?.() ?? String(Math.random());
     this.thumbnail = document.createElement("canvas");
   }
 
@@ -129,8 +128,9 @@ export class Files extends EventTarget {
   remove(item) {
     const at = this.list.indexOf(item);
     this.#working.get(item)?.abort();
+    this.#working.delete(item);
     this.list.splice(at, 1);
-    this.show(this.list[Math.min(at, this.list.length - 1)] ?? null);
+    this.show(item === this.current ? (this.list[at] ?? this.list.at(-1) ?? null) : this.current);
   }
 
   turnTo(item, page) {

@@ -2,21 +2,24 @@
 
 const OFF = "unet-service-shortcuts-off";
 
+const CAPS = { "-": "−", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
+
 const $ = (id) => document.getElementById(id);
 const isTyping = (target) => target.matches?.("input:not([type=range], [type=checkbox], [type=radio]), textarea, select");
 /** Keys that a slider or a group of radio buttons needs for itself. */
 const isForControl = (target, key) => target.matches?.("input") && /^(Arrow|Page|Home|End)/.test(key);
 
 /**
- * @param {{keys: string[], shown?: string, what: string, act: () => void, isPlain?: boolean}[]} shortcuts
- *   `keys` as KeyboardEvent.key; `isPlain: false` for those that are no single character and always work
+ * @param {{what: string, keys: Record<string, () => void>, inView?: boolean}[]} shortcuts rows of the list: what each is
+ *   for, and its keys, as KeyboardEvent.key; those of `inView` belong to other controls while these have the focus
  */
 export function install(shortcuts) {
   $("shortcuts").replaceChildren(
-    ...shortcuts.map(({ keys, shown, what }) => {
-      const row = document.createElement("div");
+    ...shortcuts.map(({ what, keys }) => {
       const term = document.createElement("dt");
-      for (const key of shown?.split(" ") ?? keys) term.append(Object.assign(document.createElement("kbd"), { textContent: key }));
+      const caps = Object.keys(keys).map((key) => Object.assign(document.createElement("kbd"), { textContent: CAPS[key] ?? key }));
+      term.append(...caps);
+      const row = document.createElement("div");
       row.append(term, Object.assign(document.createElement("dd"), { textContent: what }));
       return row;
     }),
@@ -29,10 +32,11 @@ export function install(shortcuts) {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
     if (document.querySelector("dialog[open]") || isForControl(event.target, event.key)) return;
-    const found = shortcuts.find(({ keys }) => keys.includes(event.key));
-    if (!found || (event.key.length === 1 && !box.checked)) return;
-    if (found.isView && event.target !== $("view") && event.target !== document.body) return;
+    const key = event.key === "=" ? "+" : event.key; // the same key without Shift on most keyboards
+    const found = shortcuts.find(({ keys }) => key in keys);
+    if (!found || (key.length === 1 && !box.checked)) return;
+    if (found.inView && ![$("view"), document.body].includes(event.target)) return;
     event.preventDefault();
-    found.act(event);
+    found.keys[key]();
   });
 }

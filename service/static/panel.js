@@ -10,7 +10,7 @@ const CERTAINTY = {
   none: "",
   working: "",
   about: "about",
-  counting: "about, counting exactly",
+  counting: "about",
   exact: "exact",
 };
 const STAGES = { queue: "waiting", decode: "reading", infer: "computing", encode: "writing" };
@@ -26,6 +26,7 @@ export function showFound(found, certainty = "none") {
   $("result").dataset.state = certainty;
   $("certainty").dataset.certainty = certainty;
   $("certainty").textContent = CERTAINTY[certainty];
+  $("certainty").title = certainty === "exact" ? "Counted by the service, as in the table that you save" : "Counted on the screen";
   if (!found) {
     for (const id of ["count", "median", "range", "share"]) $(id).textContent = "–";
     $("count-unit").textContent = "objects";

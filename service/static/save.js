@@ -3,13 +3,13 @@
 import { Zip } from "./zip.js";
 
 export const KINDS = [
-  { name: "mask", title: "Mask", hint: "what is marked, as an image" },
-  { name: "overlay", title: "Overlay", hint: "outlines on the image" },
-  { name: "labels", title: "Labels", hint: "a number for each object" },
-  { name: "table", title: "Table", hint: "areas and places, CSV" },
-  { name: "rois", title: "ImageJ ROIs", hint: "for the ROI Manager" },
-  { name: "geojson", title: "GeoJSON", hint: "outlines, for QuPath" },
-  { name: "probability", title: "Probability", hint: "how certain, 0 to 255" },
+  { name: "mask", title: "Mask", hint: "the marked pixels as an image" },
+  { name: "overlay", title: "Overlay", hint: "outlines on image" },
+  { name: "labels", title: "Labels", hint: "objects, numbered" },
+  { name: "table", title: "Table", hint: "areas, places: CSV" },
+  { name: "probability", title: "Probability", hint: "0 to 255" },
+  { name: "rois", title: "ImageJ ROIs", hint: "for ROI Manager" },
+  { name: "geojson", title: "GeoJSON", hint: "for QuPath" },
 ];
 
 const EXTENSIONS = { "image/tiff": "tif", "text/csv": "csv", "application/zip": "zip", "application/geo+json": "geojson" };
@@ -56,7 +56,7 @@ export async function answer(api, item, kind, settings, modelId, how) {
  */
 export async function archive(api, items, kinds, settings, modelIdOf, onProgress, signal) {
   const zip = new Zip();
-  const failures = [];
+  const failures = new Map(); // image and reason -> kinds
   const jobs = items.flatMap((item) => kinds.map((kind) => ({ item, kind })));
   let done = 0;
   const work = async () => {
@@ -67,12 +67,14 @@ export async function archive(api, items, kinds, settings, modelIdOf, onProgress
         await zip.add(name, blob);
       } catch (error) {
         signal.throwIfAborted();
-        failures.push(`${item.name}, ${kind}: ${[error.title, error.message].filter(Boolean).join(": ")}`);
+        const reason = `${item.name}: ${[error.title, error.message].filter(Boolean).join(": ")}`;
+        failures.set(reason, [...(failures.get(reason) ?? []), kind]);
       }
       onProgress((done += 1), items.length * kinds.length);
     }
   };
   await Promise.all([work(), work()]);
-  if (failures.length && !zip.isEmpty) await zip.add("not saved.txt", new Blob([failures.join("\r\n"), "\r\n"]));
-  return { blob: zip.isEmpty ? null : zip.blob(), failures };
+  const lines = [...failures].map(([reason, kinds]) => `${reason} (${kinds.join(", ")})`);
+  if (lines.length && !zip.isEmpty) await zip.add("not saved.txt", new Blob(lines.map((line) => `${line}\r\n`)));
+  return { blob: zip.isEmpty ? null : zip.blob(), failures: lines };
 }

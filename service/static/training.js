@@ -85,7 +85,7 @@ function drawCurve(history) {
     );
   }
   const begin = scored[0] ? `from ${scored[0].score.toFixed(2)} to ${newest.score.toFixed(2)}` : "not known yet";
-  const loss = lost.length ? `; loss from ${number(lost[0].loss, 2)} to ${number(lost.at(-1).loss, 2)}` : "";
+  const loss = lost.length ? `; loss from ${number(lost[0].loss)} to ${number(lost.at(-1).loss)}` : "";
   svg.setAttribute("aria-label", `Curve over ${count(history.length, "epoch")}: score ${begin}${loss}`);
 }
 

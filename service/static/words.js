@@ -1,11 +1,12 @@
 /** Numbers, times and plurals as people read them. */
 
 const whole = new Intl.NumberFormat("en");
+const small = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const DAY = { day: "numeric", month: "long", year: "numeric" };
 
-/** 1234 -> "1,234"; below 100 with up to `digits` decimals. */
-export const number = (value, digits = 1) =>
-  Math.abs(value) >= 100 ? whole.format(Math.round(value)) : String(Number(value.toFixed(digits)));
+/** 1234 -> "1,234"; below 100 with three digits: 3.28, 0.00413. */
+export const number = (value) =>
+  Math.abs(value) >= 100 || Number.isInteger(value) ? whole.format(Math.round(value)) : small.format(value);
 
 export const percent = (share) => {
   const digits = share >= 0.1 || share === 0 ? 1 : 2;

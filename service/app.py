@@ -16,7 +16,7 @@ from service.admission import Admission, PixelBudget
 from service.middleware import Check, Compression, RequestLimits, take_off_prefix
 from service.models import ModelSlot
 from service.queue import Queue, usable_cores
-from service.routes import health, metrics, page, preview, segment
+from service.routes import health, metrics, page, preview, segment, training
 from service.settings import ServeSettings
 from service.telemetry import Metrics, Telemetry
 from unet.device import resolve_device
@@ -93,7 +93,7 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     needs_key = access.NEEDS_KEY if settings.api_keys else {}
     for router in (segment.router, preview.router):
         app.include_router(router, tags=["images"], **needs_key)
-    for router in (health.router, metrics.router):
+    for router in (health.router, metrics.router, training.router):
         app.include_router(router, tags=["service"], **(needs_key if settings.keys_everywhere else {}))
     app.include_router(health.live_router, tags=["service"])
     app.include_router(page.router)

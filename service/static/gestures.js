@@ -27,7 +27,7 @@ export function listen(element, { pan, zoom, toggle, hover, active }) {
   }, { passive: false });
 
   element.addEventListener("pointerdown", (event) => {
-    if (!active() || (event.pointerType === "mouse" && event.button > 1)) return;
+    if (!active() || event.button !== 0) return;
     element.setPointerCapture(event.pointerId);
     down.set(event.pointerId, place(event));
   });

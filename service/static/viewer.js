@@ -38,17 +38,23 @@ export class Viewer extends EventTarget {
   #opacity = 0.5;
   #style = "fill";
   #colour = [255, 138, 0];
+  #ratio = 1; // pixels of the screen per CSS pixel
   #pointer = null; // in CSS pixels
   #reported = null;
   #stale = new Set();
   #regions = new Regions((areas) => this.#counted(areas));
 
-  /** @param {HTMLCanvasElement} canvas sized by the page; what it shows follows its size */
+  /** @param {HTMLCanvasElement} canvas sized by the page's style; what it shows follows its size */
   constructor(canvas) {
     super();
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d");
-    new ResizeObserver(([entry]) => this.#resize(entry)).observe(canvas);
+    const observer = new ResizeObserver(([entry]) => this.#resize(entry));
+    try {
+      observer.observe(canvas, { box: "device-pixel-content-box" });
+    } catch {
+      observer.observe(canvas); // Safari
+    }
     listen(canvas, {
       pan: (dx, dy) => this.panBy(dx, dy),
       zoom: (factor, x, y) => this.#zoom(factor, x * this.#ratio, y * this.#ratio),
@@ -61,12 +67,12 @@ export class Viewer extends EventTarget {
     });
   }
 
-  /** @param {ImageBitmap | null} bitmap null: nothing, neither image nor mask */
+  /** The image, below the mask if that is of the same size. @param {ImageBitmap | null} bitmap null: nothing at all */
   showImage(bitmap) {
     this.#image = bitmap;
-    if (!bitmap) this.#show(null, null, null);
-    this.#measure(bitmap ?? null);
-    this.#redraw("image", "mask");
+    if (!sameSize(this.#mask, bitmap)) this.#show(null, null, null);
+    this.#measure(bitmap);
+    this.#redraw("image");
   }
 
   /** @param {{width: number, height: number, data: Uint8Array} | null} probability 255 times that of the foreground */
@@ -87,18 +93,18 @@ export class Viewer extends EventTarget {
   set threshold(threshold) {
     this.#threshold = threshold;
     this.#legendChanged();
-    this.#count();
+    this.#redraw("regions");
   }
 
   /** Smallest region that is counted, in pixels. */
   set minArea(pixels) {
     this.#regions.minArea = pixels;
-    this.#count();
+    this.#redraw("regions");
   }
 
   set opacity(opacity) {
     this.#opacity = opacity;
-    this.#redraw();
+    this.#redraw("screen");
   }
 
   /** @param {"fill" | "outline"} style */
@@ -141,24 +147,24 @@ export class Viewer extends EventTarget {
     this.#look(scale, left + dx * this.#ratio, top + dy * this.#ratio);
   }
 
-  get #ratio() {
-    return this.#view.width / this.#canvas.clientWidth || devicePixelRatio;
-  }
-
   #show(pixels, classes, likeliest) {
+    if (pixels && this.#image && !sameSize(pixels, this.#image)) {
+      const { width, height } = this.#image;
+      throw new Error(`expected a mask of ${width} x ${height} pixels, got ${pixels.width} x ${pixels.height}`);
+    }
     this.#mask = pixels && new Mask(pixels, classes === null);
     this.#classes = classes;
     this.#likeliest = likeliest;
     if (!this.#image) this.#measure(pixels);
     this.#regions.load(pixels);
     this.#legendChanged();
-    this.#count();
+    this.#redraw("regions");
   }
 
   #measure(size) {
     const before = this.#size;
     this.#size = size && { width: size.width, height: size.height };
-    if (size && !(before?.width === size.width && before.height === size.height)) this.fit();
+    if (size && !sameSize(before, size)) this.fit();
   }
 
   #resize(entry) {
@@ -167,6 +173,7 @@ export class Viewer extends EventTarget {
     const height = box?.blockSize ?? Math.round(entry.contentRect.height * devicePixelRatio);
     const before = this.#view;
     for (const canvas of [this.#canvas, this.#background]) Object.assign(canvas, { width, height });
+    this.#ratio = width / entry.contentRect.width || devicePixelRatio;
     this.#view = { ...before, width, height };
     if (this.#fitted) this.fit();
     else this.#look(before.scale, before.left + (width - before.width) / 2, before.top + (height - before.height) / 2);
@@ -222,10 +229,6 @@ export class Viewer extends EventTarget {
     return table;
   }
 
-  #count() {
-    if (this.#mask) this.#regions.count(this.#table(new Set()));
-  }
-
   #counted(groups) {
     const byClass = new Map();
     for (const [i, { value }] of (this.#classes ?? []).slice(1).entries()) {
@@ -236,23 +239,31 @@ export class Viewer extends EventTarget {
     this.#send("regions", { count: areas.length, areas, byClass });
   }
 
+  /** Does in the next frame what is named: "image", "mask", "screen", "pointer", "regions". */
   #redraw(...stale) {
     if (!this.#stale.size) requestAnimationFrame(() => this.#draw());
-    for (const each of ["screen", ...stale]) this.#stale.add(each);
+    for (const each of stale) this.#stale.add(each);
   }
 
   #draw() {
     const stale = this.#stale;
     this.#stale = new Set();
-    if (stale.has("image")) this.#drawImage();
-    if (stale.has("mask")) this.#drawMask();
+    if (this.#view.width && this.#view.height) {
+      if (stale.has("image")) this.#drawImage();
+      if (stale.has("mask")) this.#drawMask();
+      if (stale.has("image") || stale.has("mask") || stale.has("screen")) this.#drawScreen();
+    }
+    if (stale.has("pointer")) this.#report();
+    if (stale.has("regions") && this.#mask) this.#regions.count(this.#table(new Set())); // last: drawing goes first
+  }
+
+  #drawScreen() {
     const context = this.#context;
     context.clearRect(0, 0, this.#view.width, this.#view.height);
     context.globalAlpha = 1;
     if (this.#image) context.drawImage(this.#background, 0, 0);
     context.globalAlpha = this.#opacity;
     if (this.#place) context.drawImage(this.#overlay, this.#place.x, this.#place.y);
-    if (stale.has("pointer")) this.#report();
   }
 
   #drawImage() {
@@ -307,6 +318,8 @@ function inside(start, room, length, fitting) {
   const slack = Math.max(0, Math.min(length / 2, length - fitting));
   return Math.min(Math.max(start, centred - slack), centred + slack);
 }
+
+const sameSize = (a, b) => a?.width === b?.width && a?.height === b?.height;
 
 function merged(groups) {
   const all = new Int32Array(groups.reduce((sum, areas) => sum + areas.length, 0));

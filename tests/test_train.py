@@ -43,6 +43,7 @@ def test_a_run_writes_the_promised_files(data: Path, out: Path, capsys: pytest.C
         "training.png",
         "samples.png",
         "report.json",
+        "progress.json",
     }
     rows = history(out)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]

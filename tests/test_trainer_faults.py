@@ -199,7 +199,7 @@ def test_a_run_that_failed_in_its_first_epoch_blocks_nobody(half: Path, at_epoch
     at_epoch(1, lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         train_in(half)
-    assert contents(half / "out").keys() == {"last.pth"}
+    assert contents(half / "out").keys() == {"last.pth", "progress.json"}
     at_epoch.nothing()
     assert train_in(half, base_channels=3) == 0
 

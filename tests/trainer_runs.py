@@ -135,6 +135,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (whole / "data" / "Training_Labels" / f"{i}.png").write_bytes(png(label))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(running, "SAVING_SHARE", 1.0)
+        monkeypatch.setattr("trainer.heartbeat.EVERY_S", 1000)
         AtEpoch(monkeypatch)(2, lambda: shutil.copytree(whole, half))
         assert train_in(whole) == 0
     (half / "out" / ".lock").unlink()

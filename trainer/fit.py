@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from itertools import repeat
 from signal import SIGTERM
 
@@ -29,10 +30,11 @@ def train_epoch(
     until: float,
     stop: Stop,
     unlabelled: Batches | None = None,
+    on_step: Callable[[int, float], object] = lambda share, seconds: None,
 ) -> dict[str, float]:
     """One pass over the data, cut short after `until` seconds of training, but at least one step; returns its columns
-    of history.csv. `elapsed`: seconds of training before this epoch. Raises UserError on a non-finite loss, and
-    Stopped."""
+    of history.csv. `elapsed`: seconds of training before this epoch; `on_step` is called with the share of the epoch
+    that is over, and the seconds of the run. Raises UserError on a non-finite loss, and Stopped."""
     # seeds dropout: the same after a resume, different in each process
     torch.manual_seed((batches.seed * 1_000_003 + epoch) * world.size() + world.rank())
     learner.parallel.train()
@@ -40,10 +42,9 @@ def train_epoch(
     lr, started = 0.0, time.monotonic()
     crops = batches.epoch(epoch)
     others = unlabelled.epoch(epoch, len(batches)) if unlabelled else repeat(None)
-    batch, other = next(crops), next(others)
-    augmenting = time.monotonic() - started
-    quiet = None if world.is_first() else True  # None: a progress bar on terminals only
-    with tqdm(range(len(batches)), f"epoch {epoch}", leave=False, unit="step", disable=quiet) as bar:
+    with tqdm(range(len(batches)), f"epoch {epoch}", leave=False, unit="step", disable=quiet()) as bar:
+        batch, other = next(crops), next(others)
+        augmenting = time.monotonic() - started
         for step in bar:
             raise_if_stopped(stop)
             now = world.broadcast(elapsed + time.monotonic() - started)
@@ -57,6 +58,7 @@ def train_epoch(
             augmenting += time.monotonic() - cutting
             if step:  # read a step late, while a GPU computes this one
                 bar.set_postfix(loss=f"{finite_loss(losses[-2], epoch, step):.4f}")
+            on_step((step + 1) / len(batches), elapsed + time.monotonic() - started)
     return {
         "epoch": epoch,
         "loss": sum(finite_loss(loss, epoch, step) for step, loss in enumerate(losses, 1)) / len(losses),
@@ -65,6 +67,11 @@ def train_epoch(
         "augmentation_seconds": augmenting,
         "training_seconds": time.monotonic() - started,
     }
+
+
+def quiet() -> bool | None:
+    """`disable` of a progress bar: None, which is on terminals only, but in the first process of a run."""
+    return None if world.is_first() else True
 
 
 def finite_loss(loss: Tensor, epoch: int, step: int) -> float:
@@ -86,7 +93,7 @@ def validate(predictor: Predictor, samples: list[Sample], stop: Stop, mixed: boo
     n = len(predictor.class_values)
     matrices, curve = [], ThresholdCurve()
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        for sample in tqdm(samples, "validation", leave=False, unit="image", disable=None):
+        for sample in tqdm(samples, "validation", leave=False, unit="image", disable=quiet()):
             raise_if_stopped(stop)
             probabilities = predictor(sample.image)
             if not np.isfinite(probabilities).all():

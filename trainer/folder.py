@@ -14,7 +14,7 @@ from unet.device import out_of_memory
 from unet.errors import UserError
 
 BEST, LAST, HISTORY, REPORT = "best_model.pth", "last.pth", "history.csv", "report.json"
-CURVES, SAMPLES = "training.png", "samples.png"
+CURVES, SAMPLES, PROGRESS = "training.png", "samples.png", "progress.json"
 LOCK = ".lock"
 
 WAYS_OUT = "put the file back, choose another --out, or start over with --force"
@@ -45,7 +45,7 @@ class Progress:
 def claim(path: Path) -> Iterator[None]:
     """Create the folder, lock it against other trainers, and remove what a killed one has left. Raises UserError."""
     with files.locked(path, LOCK, "unet-train"):
-        for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES):
+        for name in (BEST, LAST, HISTORY, REPORT, CURVES, SAMPLES, PROGRESS):
             files.remove_leftovers(path / name)
         yield
 
@@ -97,6 +97,14 @@ class RunFolder:
         if not progress.epoch or checkpoints.load(self.best).training.get("epoch", 0) >= progress.epoch:
             return []
         return [f"{BEST} is not the one that it has written"]
+
+    def begin(self, progress: Progress, learner: Learner) -> None:
+        """Write `last.pth`, to find out now whether the folder can be written; remove the files that would tell of a
+        run before this one, or that this one is finished."""
+        self.save_last(progress, learner)
+        self.report.unlink(missing_ok=True)
+        if not progress.epoch:
+            (self.path / HISTORY).unlink(missing_ok=True)
 
     def save_last(self, progress: Progress, learner: Learner) -> None:
         """Write `last.pth`: everything needed to resume."""

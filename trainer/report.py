@@ -20,6 +20,7 @@ from trainer.inputs import JOIN, Division, classes_in
 from trainer.losses import IGNORED
 from trainer.metrics import object_scores
 from trainer.objects import ObjectCounts
+from trainer.pace import Position
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
 from unet import Predictor
@@ -28,6 +29,11 @@ from unet.listing import plural, some
 from unet.outputs import Legend
 from unet.outputs.labels import find_objects
 from unet.pixels import Preprocessing
+
+LONG_S = 300.0
+"""Length of a run from which on it is said."""
+NARROW, SOON_MINUTES = 16, 10
+"""Base channels and minutes that gave usable models on one CPU core; see README."""
 
 
 def print_start(
@@ -66,6 +72,25 @@ def print_start(
 def print_join(val: list[Sample]) -> None:
     held_out = plural(len(val), "image")
     print(f"          from now on the run learns from the {held_out} that gave the score, too", flush=True)
+
+
+def print_length(settings: TrainSettings, recipe: Recipe, device: torch.device, position: Position) -> None:
+    """Print how long the run takes if that is long and nobody has asked for it, and on a CPU which flags give a model
+    sooner."""
+    seconds = position.seconds + position.left
+    if seconds < LONG_S or position.epochs is None:
+        return
+    minutes = seconds / 60
+    length = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.{0 if minutes > 570 else 1}f} h"
+    what = " for this run of the curve" if settings.curve else ""
+    said = f"time      about {length}{what} on this {'CPU' if device.type == 'cpu' else 'GPU'} ({device_name(device)})"
+    good = recipe.name in ("default", "quick") and not settings.curve
+    if good and device.type == "cpu" and minutes > 2 * SOON_MINUTES:
+        narrower = recipe.base_channels > NARROW and not settings.init_from
+        width = f"--base-channels {NARROW} " if narrower else ""
+        said += f": {width}--max-minutes {SOON_MINUTES} gives a usable model"
+    with tqdm.external_write_mode():  # above the bar
+        print(said, flush=True)
 
 
 def print_epoch(row: Mapping[str, float], epochs: int, remaining: float) -> None:

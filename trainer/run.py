@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,10 @@ from trainer.data.split import bounded
 from trainer.data.upright import are_upright
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
+from trainer.heartbeat import Heartbeat
 from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled, smallest_object
 from trainer.learner import Learner
+from trainer.pace import VALIDATION, Pace
 from trainer.recipes import Recipe
 from trainer.schedule import Schedule
 from trainer.settings import TrainSettings
@@ -46,11 +49,12 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
         world.join(settings.device) as device,
         claim(settings.out) if world.is_first() else nullcontext(),
         memory_advice(recipe, device),
+        Heartbeat(settings.out) as heartbeat,
     ):
-        train(settings, recipe, device, stop)
+        train(settings, recipe, device, stop, heartbeat)
 
 
-def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: Stop) -> None:
+def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: Stop, heartbeat: Heartbeat) -> None:
     """Read the data, and train once, or once for each point of a learning curve; in a function of its own, which frees
     DDP before the process group ends."""
     data = world.first_alone(lambda: read(settings))
@@ -73,12 +77,14 @@ def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: S
         last = part.out == settings.out
         if settings.curve:
             print(f"curve     run {len(points) + 1} of {len(parts)}, in {part.out}")
+        later = [Schedule(recipe, each.max_minutes).seconds for each, _ in parts[len(points) + 1 :]]
+        heartbeat.runs = len(points), later
         with claim(part.out) if world.is_first() and not last else nullcontext():
             trainer = Trainer(part, recipe, source, data, division, device, plan)
             finished = trainer.already_finished()
             if not finished:
                 with stop.defer():
-                    trainer.loop(stop)
+                    trainer.loop(stop, heartbeat)
             if settings.curve:
                 points.append(trainer.point(stop))
             if world.is_first() and not finished:
@@ -137,6 +143,10 @@ class Trainer:
         self.unlabelled = self._unlabelled(settings.unlabelled) if settings.unlabelled else None
         if taken and not self.progress.epoch:
             print(f"start     {taken}", flush=True)
+        validated = sum(sample.label.size for sample in self.val)
+        learned = len(self.batches) * recipe.batch_size * recipe.image_size**2 / world.size()
+        self.pace = Pace(self.schedule, self.progress, VALIDATION * validated / learned)
+        self.says_length = not plan and world.is_first()  # a plan has said it
 
     def _predictor(self) -> Predictor:
         """Answers of the learner's weights, which change with each step."""
@@ -186,22 +196,23 @@ class Trainer:
             print(f"already finished: {report.outcome(self.progress, self.folder)}. To train again: --force")
         return finished
 
-    def loop(self, stop: Stop) -> None:
+    def loop(self, stop: Stop, heartbeat: Heartbeat) -> None:
         """Train, validate and save, an epoch at a time, to the end of the schedule."""
         progress = self.progress
         if progress.epoch:
             print(f"going on after epoch {progress.epoch}, where an earlier run was interrupted")
         if world.is_first():
-            self.folder.save_last(progress, self.learner)  # a folder that cannot be written is found out now
-            self.folder.report.unlink(missing_ok=True)  # a folder with a report is that of a finished run
+            self.folder.begin(progress, self.learner)
+        heartbeat.start(self.pace.position(), dict(zip(self.data.class_values, self.data.class_names, strict=True)))
         stop.epoch = progress.epoch
         started = time.monotonic()
         while not progress.finished:
             holding_out = self.division.joins and not progress.joined
             until = self.schedule.seconds * (JOIN if holding_out else 1)
             elapsed = progress.elapsed + world.broadcast(time.monotonic() - started)
+            others, tell = self.unlabelled, partial(self.tell, heartbeat)
             row = train_epoch(
-                self.learner, self.batches, progress.epoch + 1, self.schedule, elapsed, until, stop, self.unlabelled
+                self.learner, self.batches, progress.epoch + 1, self.schedule, elapsed, until, stop, others, tell
             )
             if not progress.joined:
                 row |= validate(self.predictor, self.val, stop, self.learner.mixed)
@@ -213,6 +224,7 @@ class Trainer:
             progress.add(row)
             done = self.schedule.done(progress.epoch, progress.elapsed)
             progress.finished = done >= 1
+            heartbeat.at(self.pace.position())
             report.print_epoch(row, self.recipe.epochs, self.schedule.remaining(progress.epoch, progress.elapsed))
             if not progress.joined and (progress.finished or (holding_out and done >= JOIN)):
                 self.examine()
@@ -222,6 +234,15 @@ class Trainer:
                 self.save()
                 stop.epoch = progress.epoch
             stop.epoch = int(world.broadcast(stop.epoch))
+        heartbeat.finish(self.pace.position())
+
+    def tell(self, heartbeat: Heartbeat, share: float, seconds: float) -> None:
+        """Tell how far the run is after a step, and once how long it takes; see `train_epoch`."""
+        position = self.pace.step(share, seconds)
+        heartbeat.at(position)
+        if self.pace.steady and self.says_length:
+            self.says_length = False
+            report.print_length(self.settings, self.recipe, self.learner.device, position)
 
     def examine(self) -> None:
         """Write samples.png and score objects, on images that no epoch has learned from."""

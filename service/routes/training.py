@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request
-from pydantic import AwareDatetime, BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 router = APIRouter()
 
@@ -32,6 +32,8 @@ class Epoch(BaseModel):
 
 
 class Training(BaseModel):
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)  # all are there in each answer
+
     state: Literal["none", "running", "finished", "stopped"] = Field(
         description="none: no training has written beside the model file; stopped: it has not come to its end, and the "
         "same command continues it"

@@ -72,9 +72,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves after each epoch, however short the epochs of a test are."""
+    """Saves after each epoch, however short the epochs of a test are, and writes no file at other moments."""
     if hasattr(sys.modules.get("trainer.run"), "SAVING_SHARE"):
         monkeypatch.setattr("trainer.run.SAVING_SHARE", 1.0)
+        monkeypatch.setattr("trainer.heartbeat.EVERY_S", 1000)
 
 
 @pytest.fixture

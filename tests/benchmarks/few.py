@@ -75,6 +75,7 @@ def variants() -> dict[str, Any]:
 
     return {
         "default": default,
+        "adamw": replace(default, optimizer="adamw"),
         "no-balance": replace(default, balance=0.0),
         "no-dropout": replace(default, dropout=0.0),
         "no-cldice": replace(default, loss="ce+dice"),

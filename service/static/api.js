@@ -80,16 +80,21 @@ class Lane {
 export class Api {
   #lanes = { segment: new Lane(2), preview: new Lane(2) }; // a preview does not wait for a long computation
   #asking = null;
-  #declined = false;
+  /** The key was asked for, and not given: nobody is asked again before something is done that needs it. */
+  declined = false;
 
-  /** @param {(wrong: boolean) => Promise<string|null>} askForKey null: not now */
-  constructor(askForKey) {
+  /**
+   * @param {(wrong: boolean) => Promise<string|null>} askForKey null: not now
+   * @param {() => void} onKey there is another key
+   */
+  constructor(askForKey, onKey) {
     this.askForKey = askForKey;
+    this.onKey = onKey;
   }
 
-  /** The answer, whatever its status; asks for the key where one is wanted. A poll does not ask again what was declined. */
-  async get(path, { signal, isPoll = false } = {}) {
-    return this.#send(path, { signal }, isPoll);
+  /** The answer, whatever its status; asks for the key where one is wanted. */
+  async get(path) {
+    return this.#send(path, {});
   }
 
   /**
@@ -120,12 +125,12 @@ export class Api {
     }
   }
 
-  async #send(path, init, isPoll = false) {
+  async #send(path, init) {
     for (;;) {
       const key = stored();
       const response = await reach(path, { ...init, headers: key ? { Authorization: `Bearer ${key}` } : {} });
       if (response.status !== 401) return response;
-      if (isPoll && this.#declined) throw await Problem.of(response);
+      if (this.declined) throw await Problem.of(response);
       if (stored() === key) await this.#newKey(Boolean(key)); // else another request has asked meanwhile
     }
   }
@@ -134,9 +139,11 @@ export class Api {
   async #newKey(wrong) {
     this.#asking ??= this.askForKey(wrong).finally(() => (this.#asking = null));
     const key = await this.#asking;
-    this.#declined = key === null;
+    this.declined = key === null;
     if (key === null) throw new Problem(401);
+    if (stored() === key) return;
     sessionStorage.setItem(KEY, key);
+    this.onKey();
   }
 }
 

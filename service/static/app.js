@@ -21,7 +21,11 @@ const ZOOM = 1.5;
 const STEP = 40; // CSS pixels that an arrow key moves the image
 
 const $ = (id) => document.getElementById(id);
-const api = new Api(askForKey);
+const api = new Api(askForKey, () => {
+  files.retryWithKey();
+  status.look();
+  if (files.current?.pictureError?.status === 401) draw();
+});
 const files = new Files(api);
 const status = new Status(api);
 const viewer = new Viewer($("canvas"));
@@ -403,11 +407,17 @@ status.addEventListener("change", () => {
   showWelcome();
   showState();
   notice("offline", state === "offline" ? "The service does not answer. This page keeps trying, and goes on by itself." : null);
+  notice("key", state === "key" ? "This service needs a key." : null, { action: { label: "Enter the key", act: enterKey } });
   const older = files.list.map((item) => files.resultOf(item)).filter((result) => model && result && result.modelId !== model.id);
   notice("newer", older.length ? newer(model, status.models.get(older[0].modelId)) : null, { action: { label: "Segment again", act: again } });
   const lost = files.current?.pictureError instanceof Unreachable;
   if (lost && state !== "offline") draw();
 });
+
+function enterKey() {
+  api.declined = false;
+  status.look();
+}
 
 function placeTraining() {
   const isWelcome = document.body.dataset.state === "empty" && !status.health?.model;
@@ -508,12 +518,16 @@ files.addEventListener("result", ({ detail: item }) => {
 });
 files.addEventListener("lost", () => status.look());
 $("retry").addEventListener("click", () => {
+  api.declined = false;
   files.retry(files.current);
   draw();
 });
 for (const id of ["remove", "close"]) $(id).addEventListener("click", () => remove(files.current));
 
-installInput((added) => files.add(added));
+installInput((added) => {
+  api.declined = false;
+  files.add(added);
+});
 $("example").addEventListener("click", async () => {
   try {
     const response = await fetch("static/example.png");

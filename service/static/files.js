@@ -142,6 +142,11 @@ export class Files extends EventTarget {
     this.#restart(item);
   }
 
+  /** Tries those again that there was no key for. */
+  retryWithKey() {
+    for (const item of this.list) if (item.state === "failed" && item.error.status === 401) this.#restart(item);
+  }
+
   /** All answers are asked for again: the model or the way of predicting has changed. */
   again({ forget }) {
     for (const item of this.list) {

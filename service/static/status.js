@@ -46,7 +46,7 @@ export class Status extends EventTarget {
 
   async #look() {
     try {
-      const response = await this.api.get("health", { isPoll: true });
+      const response = await this.api.get("health");
       if (!response.headers.get("Content-Type")?.startsWith("application/json")) throw await Problem.of(response);
       this.health = await response.json();
       this.state = this.health.status;
@@ -61,7 +61,7 @@ export class Status extends EventTarget {
   }
 
   async #training() {
-    const response = await this.api.get("training", { isPoll: true });
+    const response = await this.api.get("training");
     return response.ok ? response.json() : null;
   }
 }

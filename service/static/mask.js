@@ -215,12 +215,16 @@ function join(words, bytes, kept) {
  * whole words they take with one spare, and at which pixel of the image each begins.
  */
 function span(origin, room, size, scale, margin) {
-  const shown = scale < 1 ? Math.floor((size - 0.5) * scale) + 1 : Math.ceil(size * scale - 0.5);
   const first = Math.max(0, -origin - margin);
-  const count = Math.max(0, Math.min(shown, room - origin + margin) - first);
+  const count = Math.max(0, Math.min(extent(size, scale), room - origin + margin) - first);
   const start = (u) => (scale < 1 ? Math.ceil(u / scale - 0.5) : Math.floor((u + 0.5) / scale));
   const starts = Int32Array.from({ length: count + 1 }, (_, i) => Math.min(start(first + i), size));
   return { first, count, stride: count && 4 * Math.ceil((count + 1) / 4), starts };
+}
+
+/** Pixels of the screen that an image of this size takes along one axis. */
+export function extent(size, scale) {
+  return scale < 1 ? Math.floor((size - 0.5) * scale) + 1 : Math.ceil(size * scale - 0.5);
 }
 
 /** Smallest and largest value in each pixel of the screen, and perhaps in a little more. */

@@ -5,10 +5,12 @@
  */
 
 import { listen } from "./gestures.js";
-import { Mask } from "./mask.js";
+import { Mask, extent } from "./mask.js";
 
 const LINE = 2; // width of outlines in CSS pixels
 const LARGEST = 64; // pixels of the screen per pixel of the image
+const STEPS = 63; // scales from 1 on are multiples of 1 / STEPS. As this is odd, no pixel of the screen has its centre
+// where two of the image meet, and image and mask, drawn in different ways, agree on which one it shows
 const DARK = 64; // the brightest channel of a colour whose lines would not show: they are white, as in overlays
 const WHITE = [255, 255, 255];
 
@@ -28,7 +30,7 @@ export class Viewer extends EventTarget {
   #place = null; // of the overlay on screen
   #image = null;
   #size = null; // of the image, or of the mask where there is none
-  #view = { scale: 1, x: 0, y: 0, width: 0, height: 0 }; // replaced, never changed
+  #view = { wanted: 1, scale: 1, left: 0, top: 0, x: 0, y: 0, width: 0, height: 0 }; // replaced, never changed
   #fitted = true;
   #mask = null;
   #classes = null; // null: a probability of the foreground
@@ -129,12 +131,13 @@ export class Viewer extends EventTarget {
   fit() {
     this.#fitted = true;
     const scale = this.#fittingScale();
-    this.#look(scale >= 4 ? Math.floor(scale) : scale, 0, 0);
+    const steps = scale < 4 ? STEPS : 1;
+    this.#look(scale < 1 ? scale : Math.floor(scale * steps) / steps, 0, 0);
   }
 
   /** One pixel of the screen per pixel of the image. */
   actualSize() {
-    this.#zoom(1 / this.#view.scale, this.#view.width / 2, this.#view.height / 2);
+    this.#zoom(1 / this.#view.wanted, this.#view.width / 2, this.#view.height / 2);
   }
 
   zoomBy(factor) {
@@ -143,8 +146,8 @@ export class Viewer extends EventTarget {
 
   /** Moves the image by CSS pixels. */
   panBy(dx, dy) {
-    const { scale, left, top } = this.#view;
-    this.#look(scale, left + dx * this.#ratio, top + dy * this.#ratio);
+    const { wanted, left, top } = this.#view;
+    this.#look(wanted, left + dx * this.#ratio, top + dy * this.#ratio);
   }
 
   #show(pixels, classes, likeliest) {
@@ -169,14 +172,14 @@ export class Viewer extends EventTarget {
 
   #resize(entry) {
     const [box] = entry.devicePixelContentBoxSize ?? [];
-    const width = box?.inlineSize ?? Math.round(entry.contentRect.width * devicePixelRatio);
-    const height = box?.blockSize ?? Math.round(entry.contentRect.height * devicePixelRatio);
+    const width = pixelsOfScreen(entry.contentRect.width, box?.inlineSize);
+    const height = pixelsOfScreen(entry.contentRect.height, box?.blockSize);
     const before = this.#view;
     for (const canvas of [this.#canvas, this.#background]) Object.assign(canvas, { width, height });
     this.#ratio = width / entry.contentRect.width || devicePixelRatio;
     this.#view = { ...before, width, height };
     if (this.#fitted) this.fit();
-    else this.#look(before.scale, before.left + (width - before.width) / 2, before.top + (height - before.height) / 2);
+    else this.#look(before.wanted, before.left + (width - before.width) / 2, before.top + (height - before.height) / 2);
   }
 
   #fittingScale() {
@@ -187,27 +190,29 @@ export class Viewer extends EventTarget {
 
   #zoom(factor, x, y) {
     if (!this.#size) return;
-    const { scale: before, left, top } = this.#view;
-    const fit = this.#fittingScale();
-    const scale = Math.min(Math.max(before * factor, Math.min(fit, 1)), LARGEST);
+    const { wanted: before, scale, left, top } = this.#view;
+    const wanted = Math.min(Math.max(before * factor, Math.min(this.#fittingScale(), 1)), LARGEST);
+    const ratio = stepped(wanted) / scale;
     this.#fitted = false;
-    this.#look(scale, x - ((x - left) * scale) / before, y - ((y - top) * scale) / before);
+    this.#look(wanted, x - (x - left) * ratio, y - (y - top) * ratio);
   }
 
   #toggle(x, y) {
-    if (this.#fitted) this.#zoom(Math.max(1, 4 * this.#view.scale) / this.#view.scale, x, y);
+    if (this.#fitted) this.#zoom(Math.max(1 / this.#view.scale, 4), x, y);
     else this.fit();
   }
 
-  /** Shows the image at this scale with its corner there. Pixels of the image begin at whole pixels of the screen. */
-  #look(scale, left, top) {
+  /** Shows the image at about this scale, with its corner at the whole pixel of the screen next to that place. */
+  #look(wanted, left, top) {
     if (!this.#size) return;
     const { width, height } = this.#view;
+    const scale = stepped(wanted);
     const fit = this.#fittingScale();
     const across = inside(left, width, this.#size.width * scale, this.#size.width * fit);
     const down = inside(top, height, this.#size.height * scale, this.#size.height * fit);
     const rescaled = scale !== this.#view.scale;
-    this.#view = { scale, left: across, top: down, x: Math.round(across), y: Math.round(down), width, height };
+    const [x, y] = [Math.round(across), Math.round(down)];
+    this.#view = { wanted, scale, left: across, top: down, x, y, width, height };
     this.#redraw("image", "mask", "pointer");
     if (rescaled) this.#send("view", { scale });
   }
@@ -273,7 +278,14 @@ export class Viewer extends EventTarget {
     if (!this.#image) return;
     context.imageSmoothingEnabled = scale < 1;
     context.imageSmoothingQuality = "high";
-    context.drawImage(this.#image, x, y, this.#size.width * scale, this.#size.height * scale);
+    const [left, right] = part(x, width, this.#size.width, scale);
+    const [top, bottom] = part(y, height, this.#size.height, scale);
+    const [across, down] = [right - left, bottom - top];
+    context.drawImage(
+      this.#image, left, top, across, down, x + left * scale, y + top * scale, across * scale, down * scale);
+    // a last pixel of the screen of which the image has less than half
+    context.clearRect(x + extent(this.#size.width, scale), 0, width, height);
+    context.clearRect(0, y + extent(this.#size.height, scale), width, height);
   }
 
   #drawMask() {
@@ -317,6 +329,23 @@ function inside(start, room, length, fitting) {
   const centred = (room - length) / 2;
   const slack = Math.max(0, Math.min(length / 2, length - fitting));
   return Math.min(Math.max(start, centred - slack), centred + slack);
+}
+
+const stepped = (scale) => (scale < 0.999999 ? scale : Math.round(scale * STEPS) / STEPS);
+
+/**
+ * The first and the last pixel of the image, along one axis, that are drawn: those on screen where they are enlarged, as
+ * coordinates far from it are not exact; all where they are reduced, as neighbours matter.
+ */
+function part(origin, room, size, scale) {
+  if (scale < 1) return [0, size];
+  return [Math.max(0, Math.floor(-origin / scale)), Math.min(size, Math.ceil((room - origin) / scale))];
+}
+
+/** CSS pixels in pixels of the screen; `exact` is not, where a browser's tools imitate another screen. */
+function pixelsOfScreen(length, exact) {
+  const pixels = length * devicePixelRatio;
+  return Math.abs(exact - pixels) < 1 ? exact : Math.round(pixels);
 }
 
 const sameSize = (a, b) => a?.width === b?.width && a?.height === b?.height;

@@ -18,7 +18,7 @@ from batch.manifest import STATE, TABLE, Manifest, Record
 from batch.settings import SegmentSettings
 from unet.files import locked, write_temporary
 from unet.listing import natural_order, plural
-from unet.outputs import SUFFIXES, Answer
+from unet.outputs import SUFFIXES, Answer, file_name
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,4 @@ class OutFolder:
     @staticmethod
     def _name(stem: str, kind: str, ending: str) -> str:
         """From the folder on; tables wait in the hidden folder to be joined."""
-        if kind == "table":
-            return f"{STATE}/tables/{stem}.csv"
-        return f"{stem}{ending}" if ending == f".{kind}" else f"{stem}_{kind}{ending}"
+        return f"{STATE}/tables/{stem}.csv" if kind == "table" else file_name(stem, kind, ending)

@@ -49,7 +49,10 @@ def install(app: FastAPI, settings: ServeSettings) -> None:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "X-API-Key", "X-Request-Id"],
-            expose_headers=["X-Model-Id", "X-Request-Id", "Server-Timing", "X-Input-Warning", "Retry-After"],
+            expose_headers=[
+                *("X-Model-Id", "X-Request-Id", "Server-Timing", "X-Input-Warning", "Retry-After"),
+                *("X-Pages", "Content-Disposition"),
+            ],
         )
     if "*" not in settings.allowed_hosts:
         app.add_middleware(Check, check=partial(check_host, settings.allowed_hosts))

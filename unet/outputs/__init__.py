@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
             "objects",
             "table",
             draws=True,
+            media_types=("text/csv",),
         ),
         Kind(
             "overlay",
@@ -43,8 +44,15 @@ KINDS: dict[str, Kind] = {
             "a polygon for each object with its class, area and mean probability, as QuPath opens it",
             "objects",
             "geojson",
+            media_types=("application/geo+json",),
         ),
-        Kind("rois", "a region for each object, in a ZIP for ImageJ's ROI Manager", "objects", "rois"),
+        Kind(
+            "rois",
+            "a region for each object, in a ZIP for ImageJ's ROI Manager",
+            "objects",
+            "rois",
+            media_types=("application/zip",),
+        ),
     )
 }
 """By the name that requests and command lines use."""
@@ -58,4 +66,10 @@ SUFFIXES = {
 }
 """Endings of file names, by media type."""
 
-__all__ = ["KINDS", "SUFFIXES", "Answer", "Kind", "Legend", "Results"]
+
+def file_name(stem: str, kind: str, ending: str) -> str:
+    """The name of an answer, from that of the image: `cell` -> cell_mask.png, cell.geojson."""
+    return f"{stem}{ending}" if ending == f".{kind}" else f"{stem}_{kind}{ending}"
+
+
+__all__ = ["KINDS", "SUFFIXES", "Answer", "Kind", "Legend", "Results", "file_name"]

@@ -76,6 +76,8 @@ class Kind:
     """File of this package whose `encode(Results) -> Answer` makes it, imported when it is first used."""
     draws: bool = False
     """Whether it needs the pixels of the picture, too."""
+    media_types: tuple[str, ...] = ("image/png", "image/tiff")
+    """What an answer may be."""
 
     def encode(self, results: Results) -> Answer:
         """The answer for a picture."""

@@ -95,6 +95,7 @@ function forget() {
   live = null;
   viewer.showProbability(null);
   panel.showFound(null);
+  panel.showClassCounts(() => undefined);
   panel.showWarning("");
 }
 
@@ -191,10 +192,11 @@ function showModel(model) {
   document.body.dataset.model = model ? (model.binary ? "binary" : "classes") : "none";
   $("threshold-section").hidden = model?.binary === false;
   $("classes-section").hidden = !model || model.binary;
+  $("colour").hidden = model?.binary === false;
   showThreshold();
   if (!model || listed === model.id) return;
   listed = model.id;
-  viewer.colour = model.classes.at(-1).colour;
+  setColour(model.classes.at(-1).colour);
   const listedClasses = model.classes.slice(1); // the first is the background
   panel.showClasses(listedClasses, hidden, (value, isVisible) => {
     if (isVisible) hidden.delete(value);
@@ -230,6 +232,13 @@ $("classes-all").addEventListener("click", () => {
   const show = hidden.size > 0;
   for (const box of $("classes").querySelectorAll("input")) if (box.checked !== show) box.click();
 });
+
+function setColour(colour) {
+  viewer.colour = colour;
+  $("colour").value = `#${colour.map((each) => each.toString(16).padStart(2, "0")).join("")}`;
+}
+
+$("colour").addEventListener("input", () => setColour([1, 3, 5].map((at) => parseInt($("colour").value.slice(at, at + 2), 16))));
 
 const opacities = { fill: 0.5, outline: 1 };
 function setOpacity(value) {
@@ -342,8 +351,8 @@ async function save(kind) {
 function fail(error, kind) {
   report(error);
   const title = KINDS.find(({ name }) => name === kind).title;
-  const action = error instanceof ModelChanged ? { label: "Segment again", act: again } : null;
-  notice("save", `${title} was not saved. ${error.title ?? ""}: ${error.message || error.advice}`, { isError: true, action });
+  notice("save", `${title} was not saved. ${[error.title, error.message].filter(Boolean).join(": ")}.`, { isError: true });
+  if (error instanceof ModelChanged) status.look(); // which offers to segment again
 }
 
 $("kinds").append(
@@ -476,6 +485,9 @@ function showState() {
   $("progress").hidden = state !== "working" && state !== "waiting";
   $("problem").hidden = !error;
   if (error && $("problem-title").textContent !== (error.title ?? "This did not work")) announce(`${item.name}: ${error.title}`);
+  const isFinal = error?.status >= 400 && error.status < 500 && error.status !== 401 && error.status !== 408;
+  $("retry").className = isFinal ? "plain" : "primary";
+  $("remove").className = isFinal ? "primary" : "plain";
   $("problem-title").textContent = error ? (error.title ?? "This did not work") : "";
   $("problem-advice").textContent = error?.advice ?? "";
   $("problem-detail").textContent = error?.message ?? "";
@@ -491,7 +503,10 @@ function showState() {
 }
 
 function stateWords(item) {
-  if (item.state === "working") return "Segmenting …";
+  if (item.state === "working") {
+    const seconds = Math.floor((performance.now() - item.since) / 1000);
+    return seconds < 3 ? "Segmenting …" : `Segmenting … ${seconds} s`;
+  }
   if (item.state !== "waiting") return "";
   return { ok: "Waiting its turn", offline: "Waiting for the service", key: "Waiting for the key" }[status.state] ?? "Waiting for the model";
 }
@@ -560,6 +575,7 @@ installKeys([
   { what: "This list", keys: { "?": () => $("help-dialog").showModal() } },
 ]);
 
+setInterval(() => files.current?.state === "working" && showState(), 1000);
 panel.showFound(null);
 setOpacity(opacities.fill);
 showState();

@@ -26,6 +26,7 @@ export class Item {
   pictureError = null; // why there is no picture of it
   page = 1;
   pages = 1;
+  since = 0; // when its request began
   losses = 0; // requests in a row that had no answer
   /** @type {Map<string, Result>} by page and way of predicting */
   results = new Map();
@@ -200,7 +201,7 @@ export class Files extends EventTarget {
     const how = {
       signal: ended.signal,
       urgency: item === this.current ? SHOWN : ASIDE,
-      onStart: () => this.#become(item, "working"),
+      onStart: () => ((item.since = performance.now()), this.#become(item, "working")),
       onWait: () => this.#become(item, "waiting"),
     };
     try {

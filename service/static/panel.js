@@ -149,7 +149,7 @@ const goodness = (score) => (score >= 0.9 ? "very good" : score >= 0.8 ? "good" 
 
 function device({ device, deviceName }) {
   const kind = device.startsWith("cuda") ? "GPU" : device === "cpu" ? "CPU" : device;
-  return deviceName && deviceName !== device ? `${kind}, ${deviceName}` : kind;
+  return deviceName && deviceName !== device ? `${kind}, ${deviceName.replace(/\((R|TM)\)/g, "")}` : kind;
 }
 
 /** A Server-Timing header as a bar of its stages. */

@@ -16,8 +16,7 @@ const EXTENSIONS = { "image/tiff": "tif", "text/csv": "csv", "application/zip": 
 
 /** The model has changed since what is on the screen was computed. */
 export class ModelChanged extends Error {
-  title = "A newer model has taken over";
-  advice = "What you see is the older model’s. Segment again, then save.";
+  title = "A newer model has taken over, and what you see is the older one’s";
 }
 
 /** The name that the service gives an answer, else one like it. */

@@ -18,7 +18,7 @@ export function showTraining(training, isServed) {
   card.dataset.state = state;
   card.hidden = state === "none" || (isServed && state !== "running");
   if (card.hidden) return;
-  $("training-title").textContent = isServed ? "Training a newer model" : "Training";
+  $("training-title").textContent = isServed ? "Next model" : "Training";
   const done = Math.round(100 * (training.done ?? 0));
   $("training-meter").setAttribute("aria-valuenow", done);
   $("training-meter").firstElementChild.style.width = `${done}%`;

@@ -13,11 +13,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import listening, picture, png, received, running
+from conftest import picture, png, received, running
 
 from service.__main__ import _listen, main
-from service.app import create_app
-from service.settings import ServeSettings
 from trainer.data import sample
 
 
@@ -169,19 +167,6 @@ def test_a_lost_device_ends_the_program_with_an_error(trained: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, "inference failed" in done.stdout) == (1, True)
-
-
-def test_the_service_works_behind_a_proxy_that_takes_off_a_prefix(trained: Path) -> None:
-    app = create_app(ServeSettings(model=trained / "best_model.pth", device="cpu", api_keys=["k"], idle_s=1))
-    with listening(app, root_path="/unet") as (_, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        assert client.get("/health").status_code == 200  # needs no key
-        image = png(np.zeros((32, 32), np.uint8))
-        assert client.post("/segment", content=image, headers={"X-API-Key": "k"}).status_code == 200
-        page = client.get("/docs")
-        assert "/unet/openapi.json" in page.text
-        assert "script-src" in page.headers["content-security-policy"]
-        assert client.get("/openapi.json").json()["servers"] == [{"url": "/unet"}]
-        assert 'unet_requests_total{route="/segment",status="200"} 1.0' in client.get("/metrics").text
 
 
 def ends(argv: list[str]) -> object:

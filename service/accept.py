@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 
 from service import problems
+from service.upload import BYTES
 from unet.outputs import KINDS, Kind
 
 ASKED_FOR = ("mask", "geojson", "table", "rois")
@@ -28,9 +29,10 @@ def weights(header: str) -> dict[str, float]:
 
 
 def quality(accepted: Mapping[str, float], media_type: str) -> float:
-    """How welcome a media type is, 0 to 1, by the most specific range: `application/json` is one of GeoJSON's."""
+    """How welcome a media type is, 0 to 1, by the most specific range: `application/json` is one of GeoJSON's, and
+    `application/octet-stream` of all."""
     kind = media_type.partition("/")[0]
-    names = [media_type, *["application/json"] * media_type.endswith("+json"), f"{kind}/*", "*/*"]
+    names = [media_type, *["application/json"] * media_type.endswith("+json"), f"{kind}/*", *BYTES, "*/*"]
     return next((accepted[name] for name in names if name in accepted), 0.0)
 
 

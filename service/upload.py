@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +20,17 @@ FORM = "multipart/form-data"
 # curl --data-binary calls everything a form
 RAW = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-DECLARED = (*(f"image/{kind}" for kind in ("png", "jpeg", "tiff", "bmp", "webp", "gif")), "application/octet-stream")
+BYTES = {"application/octet-stream": BINARY}
+"""Content that generators of clients read as bytes; they know no images."""
+BODY = {
+    "required": True,
+    "description": "an image, as the field `file` of a form, or as it is: of an image type or as octet-stream",
+    "content": {
+        FORM: {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"]}}},
+        **BYTES,
+    },
+}
+"""The request body in the OpenAPI document. The options are in the query there, though a form may have them."""
 
 
 class Options(BaseModel):
@@ -55,13 +65,6 @@ class Upload(Generic[O]):
     data: bytes
     name: str  # of the image's file; empty where nothing says it
     options: O
-
-
-def openapi(options: type[Options]) -> dict[str, Any]:
-    """The request body in the OpenAPI document: an image, or a form that has the options, too."""
-    fields = options.model_json_schema()["properties"]
-    form = {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"], **fields}}
-    return {"requestBody": {"required": True, "content": {FORM: {"schema": form}, **dict.fromkeys(DECLARED, BINARY)}}}
 
 
 @asynccontextmanager

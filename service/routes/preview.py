@@ -9,7 +9,7 @@ from pydantic import Field
 
 from service.problems import declare
 from service.telemetry import Notes
-from service.upload import BINARY, Options, admitted, openapi
+from service.upload import BINARY, BODY, BYTES, Options, admitted
 from unet import imaging
 from unet.imaging import Picture
 from unet.outputs.overlay import to_rgb
@@ -30,12 +30,12 @@ class PreviewOptions(Options):
     responses={
         200: {
             "description": "8-bit grey, or RGB of the first three channels, as `output=overlay` shows the image",
-            "content": {"image/png": BINARY},
+            "content": BYTES | {"image/png": BINARY},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
         **declare(400, 401, 408, 415, 422, 503, 504),
     },
-    openapi_extra=openapi(PreviewOptions),
+    openapi_extra={"requestBody": BODY},
 )
 async def preview(request: Request, query: Annotated[PreviewOptions, Query()]) -> Response:
     """A PNG to look at of one page of an image, sent as to `/segment`: TIFFs, 16 bits and floats are nothing that a

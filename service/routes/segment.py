@@ -18,7 +18,7 @@ from service.models import Model
 from service.problems import declare
 from service.queue import Queue
 from service.telemetry import Notes
-from service.upload import BINARY, Options, admitted, openapi
+from service.upload import BINARY, BODY, BYTES, Options, admitted
 from unet import Predictor, imaging
 from unet.imaging import Limits, Picture
 from unet.listing import stem
@@ -36,6 +36,7 @@ HEADERS = {
     "X-Input-Warning": "how the image differs from those that the model was trained on; missing where it does not",
 }
 
+CONTENT = BYTES | dict.fromkeys(SUFFIXES, BINARY) | {"application/geo+json": {"schema": {"type": "object"}}}
 COMPRESSED = ("application/geo+json", "text/csv")
 
 router = APIRouter()
@@ -74,12 +75,12 @@ class SegmentOptions(Options):
     responses={
         200: {
             "description": "Images have the size of the upload (EXIF orientation applied), and are TIFFs for a TIFF",
-            "content": dict.fromkeys(SUFFIXES, BINARY) | {"application/geo+json": {"schema": {"type": "object"}}},
+            "content": CONTENT,
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
         **declare(400, 401, 406, 408, 415, 422, 503, 504),
     },
-    openapi_extra=openapi(SegmentOptions),
+    openapi_extra={"requestBody": BODY},
 )
 async def segment(request: Request, query: Annotated[SegmentOptions, Query()]) -> Response:
     """The answer for an image: PNG, JPEG, TIFF (of several pages, too), BMP, WebP or GIF, sent as the multipart field

@@ -8,6 +8,7 @@ const SHOWN = 1; // of the one that is shown
 
 /**
  * @typedef {object} Result what the service answered about one page
+ * @property {number} page
  * @property {string} modelId
  * @property {boolean} tta
  * @property {Blob|null} probability of the foreground; binary models
@@ -163,6 +164,12 @@ export class Files extends EventTarget {
     this.#pump();
   }
 
+  /** Asks again for an answer that cannot be shown. */
+  redo(item) {
+    item.results.clear();
+    this.#restart(item);
+  }
+
   resultOf(item) {
     return item?.results.get(this.#key(item)) ?? null;
   }
@@ -208,6 +215,7 @@ export class Files extends EventTarget {
       const output = this.model.binary ? "probability" : "mask";
       const { blob, headers } = await this.api.post("segment", item.file, { output, page: item.page, tta: this.tta || null }, how);
       item.results.set(key, {
+        page: item.page,
         modelId: headers.get("X-Model-Id"),
         tta: this.tta,
         probability: output === "probability" ? blob : null,

@@ -103,6 +103,16 @@ export function showClasses(classes, hidden, onChange) {
   );
 }
 
+/** The value under the pointer in words. @param {{x: number, y: number, probability: number|null, value: number|null}} at */
+export function under({ x, y, probability, value }, model) {
+  const where = `x ${x}, y ${y}`;
+  if (!model || (probability === null && value === null)) return where;
+  const sure = probability === null ? "" : `${Math.round(100 * probability)} %`;
+  if (model.binary) return `${where}: ${sure} ${className(model.classes.at(-1))}`;
+  const found = model.classes.find((each) => each.value === value);
+  return `${where}: ${found ? className(found) : value}${sure && `, ${sure} sure`}`;
+}
+
 /** Numbers of objects beside the names. @param {(name: string, value: number) => number|undefined} countOf */
 export function showClassCounts(countOf) {
   for (const row of $("classes").children) {

@@ -12,22 +12,19 @@ export const KINDS = [
   { name: "geojson", title: "GeoJSON", hint: "for QuPath" },
 ];
 
-const EXTENSIONS = { "image/tiff": "tif", "text/csv": "csv", "application/zip": "zip", "application/geo+json": "geojson" };
-
 /** The model has changed since what is on the screen was computed. */
 export class ModelChanged extends Error {
   title = "A newer model has taken over, and what you see is the older one’s";
 }
 
-/** The name that the service gives an answer, else one like it. */
+/** The name that the service gives an answer. */
 export function fileName(headers, file, kind) {
   const said = headers.get("Content-Disposition") ?? "";
   const [, utf8] = said.match(/filename\*=UTF-8''([^;]+)/i) ?? [];
   if (utf8) return decodeURIComponent(utf8);
   const [, plain] = said.match(/filename="((?:[^"\\]|\\.)*)"/i) ?? [];
   if (plain) return plain.replace(/\\(.)/g, "$1");
-  const type = (headers.get("Content-Type") ?? "").split(";")[0];
-  return `${file.name.replace(/\.[^.]*$/, "") || "image"}_${kind}.${EXTENSIONS[type] ?? "png"}`;
+  return `${file.name}_${kind}`;
 }
 
 export function download(blob, name) {

@@ -22,7 +22,7 @@ export function summary(areas) {
 const ascending = (areas) => Float64Array.from(areas).sort();
 
 /**
- * A table -> areas in µm² where the file says its pixel size, else in pixels; the sum always in pixels, too.
+ * A table -> areas in µm² where the file says its pixel size, else in pixels; `pixels`: their sum in pixels;
  * `byClass`: number of objects by name of the class.
  */
 export function measure(text) {
@@ -34,6 +34,7 @@ export function measure(text) {
   return {
     areas: ascending(known ? objects.map((row) => Number(row.area_um2)) : pixels),
     unit: known ? "µm²" : "px",
+    pixelArea: known ? Number(objects[0].area_um2) / pixels[0] : 1,
     pixels: pixels.reduce((a, b) => a + b, 0),
     byClass,
   };

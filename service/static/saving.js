@@ -1,22 +1,56 @@
-/** Dialogs: the key, and the ZIP of all images. */
+/** Saving: a button for each kind of answer, and the dialog for a ZIP of all images. */
 
+import { notice } from "./notices.js";
 import { archive, download, KINDS } from "./save.js";
 import { count } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** Asks for the API key. @returns {Promise<string|null>} null: not now */
-export function askForKey(wrong) {
-  const dialog = $("key-dialog");
-  $("key-wrong").hidden = !wrong;
-  $("key").value = "";
-  $("key").setAttribute("aria-invalid", String(wrong));
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    const done = () => resolve(dialog.returnValue === "ok" ? $("key").value : null);
-    dialog.addEventListener("close", done, { once: true });
-  });
+/**
+ * The buttons. A second click cancels.
+ * @param {(kind: string, signal: AbortSignal) => Promise<{name: string, blob: Blob}>} fetchKind
+ * @param {(name: string) => void} onSaved
+ * @param {(error: Error) => void} onError
+ */
+export function installButtons(fetchKind, onSaved, onError) {
+  const running = new Map(); // kind -> AbortController
+
+  async function save({ name: kind, title }, button) {
+    if (running.has(kind)) return running.get(kind).abort();
+    const { signal } = running.set(kind, new AbortController()).get(kind);
+    button.setAttribute("aria-busy", "true");
+    button.title = "Cancel";
+    try {
+      const { name, blob } = await fetchKind(kind, signal);
+      download(blob, name);
+      notice("save", null);
+      onSaved(name);
+    } catch (error) {
+      if (!signal.aborted) {
+        const reason = [error.title, error.message].filter(Boolean).join(": ");
+        notice("save", `${title} was not saved. ${reason}.`, { isError: true });
+        onError(error);
+      }
+    }
+    button.removeAttribute("aria-busy");
+    button.title = "";
+    running.delete(kind);
+  }
+
+  for (const kind of KINDS) {
+    const button = Object.assign(document.createElement("button"), { type: "button", id: `save-${kind.name}`, className: "kind" });
+    button.append(
+      Object.assign(document.createElement("span"), { textContent: kind.title }),
+      Object.assign(document.createElement("small"), { textContent: kind.hint }),
+    );
+    button.addEventListener("click", () => save(kind, button));
+    $("kinds").append(button);
+  }
+}
+
+export function enableSaving(isImage, isService) {
+  for (const { name } of KINDS) $(`save-${name}`).disabled = !isImage || !isService;
+  $("save-all").disabled = !isService;
 }
 
 /** The dialog that saves all images. `about` tells, when it opens, of `items`, `settings`, `words`, `modelIdOf`. */

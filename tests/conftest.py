@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from unet.prediction import Piece, Prediction
 
 if TYPE_CHECKING:  # imported where used: the trainer's tests need none of it
     from fastapi.testclient import TestClient
+    from playwright.sync_api import Browser
 
     from service.queue import Queue
 
@@ -91,6 +93,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     assert train(["--recipe", "quick", "--base-channels", "8", "--epochs", "4", "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium without a window. Not for the session: as long as it is there, `asyncio.run` fails."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("no chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from unet.prediction import Prediction
 
 log = logging.getLogger(__name__)
 
+FIRST_S = 1.0  # between looks for the first model, if no other shall be loaded after it
 RETRY_S = 30.0  # before a file that could not be read is tried again: there may have been no memory for it
 
 Status = Literal["ok", "waiting", "failed"]
@@ -60,10 +61,10 @@ class ModelSlot:
         return "failed" if self.refusal else "waiting"
 
     async def watch(self, interval: float) -> None:
-        """Checks the file every `interval` seconds, until cancelled."""
-        while True:
+        """Checks the file every `interval` seconds, until cancelled; if that is 0, until there is a model."""
+        while interval or not self.current:
             await asyncio.to_thread(self.refresh)
-            await asyncio.sleep(interval)
+            await asyncio.sleep(interval or FIRST_S)
 
     def refresh(self) -> None:
         """Loads the file if it has changed since the last look, or is due for another try. Blocks; never raises."""

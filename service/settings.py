@@ -1,5 +1,6 @@
 """The settings of `unet-serve`: every limit with its one default."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,7 @@ class ServeSettings(ProgramSettings):
         10, gt=0, description="longest time for headers, for the next KiB of a body (above: 408), and between requests"
     )
     max_connections: int = Field(512, ge=1, description="open connections, in each worker; above: 503")
-    watch_s: float = Field(1, ge=0.01, description="seconds between looks at the model file")
+    watch_s: float = Field(1, description="seconds between looks at the model file; 0: keep the first one that loads")
     api_keys: CommaSeparated[Key] = Field(
         [], repr=False, description="keys of clients, comma-separated (none: all may ask); safer in SERVICE_API_KEYS"
     )
@@ -68,6 +69,13 @@ class ServeSettings(ProgramSettings):
     allowed_hosts: CommaSeparated[Host] = Field(["*"], description="host names, also *.example.org; others: 400")
     cors_origins: CommaSeparated[Origin] = Field([], description="origins whose pages may call it, https://a.org, or *")
     log_format: Style = Field("json", description="JSON objects, one per line, or plain lines for people")
+
+    @field_validator("watch_s")
+    @classmethod
+    def _is_no_busy_loop(cls, value: float) -> float:
+        if value and not 0.01 <= value < math.inf:
+            raise ValueError("expected 0, or at least 0.01")
+        return value
 
     @field_validator("keys_everywhere")
     @classmethod

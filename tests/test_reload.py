@@ -95,6 +95,40 @@ def test_a_file_is_tried_again_after_a_lack_of_memory(make_checkpoint: Make, mon
     assert outcomes == ["refused", "loaded"]
 
 
+def test_without_a_watch_the_first_model_is_kept(
+    tmp_path: Path, make_checkpoint: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "best_model.pth"
+    looks: list[bool] = []
+    refresh = ModelSlot.refresh
+
+    def counted(slot: ModelSlot) -> None:
+        looks.append(path.exists())
+        refresh(slot)
+
+    monkeypatch.setattr(ModelSlot, "refresh", counted)
+    monkeypatch.setattr(models, "FIRST_S", 0.01)
+    with serve(model=path, watch_s=0) as client:
+        path.write_bytes(b"damaged: not the first one")
+        while client.get("/health").json()["status"] != "failed":
+            pass
+        make_checkpoint(seed=1)
+        while client.get("/health").status_code == 503:
+            pass
+        first, n = client.get("/health").json()["model"]["id"], len(looks)
+        make_checkpoint(seed=2)
+        for _ in range(50):
+            assert client.get("/health").json()["model"]["id"] == first
+        assert len(looks) == n
+    looks.clear()
+    with serve(model=path, watch_s=0) as client:
+        second = client.get("/health").json()["model"]["id"]
+        assert second != first
+        make_checkpoint(seed=1)
+        assert client.get("/health").json()["model"]["id"] == second
+    assert looks == [True]
+
+
 def test_the_file_is_watched(tmp_path: Path, serve: Serve) -> None:
     path = tmp_path / "best_model.pth"
     with serve(model=path, watch_s=0.01) as client:

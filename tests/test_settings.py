@@ -80,7 +80,10 @@ def test_a_wrong_variable_is_an_error_of_one_line(
         (["--keys-everywhere"], "--keys-everywhere (or SERVICE_KEYS_EVERYWHERE): expected keys in SERVICE_API_KEYS"),
         (["--api-keys", 'a"b'], 'expected keys of printable ASCII characters but []"'),
         (["--root-path", "unet/"], "--root-path (or SERVICE_ROOT_PATH): string should match pattern"),
-        (["--watch-s", "1e-300"], "--watch-s (or SERVICE_WATCH_S): input should be greater than or equal to 0.01"),
+        *[
+            (["--watch-s", value], f"--watch-s (or SERVICE_WATCH_S): expected 0, or at least 0.01, found '{value}'")
+            for value in ("1e-300", "-1", "nan", "inf")
+        ],
     ],
 )
 def test_wrong_flags_of_the_service(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +161,54 @@ def test_unknown_variables_are_warned_of(monkeypatch: pytest.MonkeyPatch, capsys
         printed
         == "unet-serve: warning: SERVICE_MAX_PIXEL is no setting of unet-serve: did you mean SERVICE_MAX_PIXELS?\n"
     )
+
+
+LINKS = {
+    "SERVICE_SERVICE_HOST": "10.0.0.1",
+    "SERVICE_SERVICE_PORT": "80",
+    "SERVICE_SERVICE_PORT_HTTP": "80",
+    "SERVICE_PORT": "tcp://10.0.0.1:80",
+    "SERVICE_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "SERVICE_PORT_80_TCP_PROTO": "tcp",
+    "SERVICE_PORT_80_TCP_PORT": "80",
+    "SERVICE_PORT_80_TCP_ADDR": "10.0.0.1",
+}
+"""What Kubernetes sets in pods beside a Service called `service` with a port called http."""
+WARNING = (
+    "unet-serve: warning: SERVICE_PORT=tcp://10.0.0.1:80 is a link that Kubernetes makes to a Service: ignored "
+    "(enableServiceLinks: false makes none)\n"
+)
+
+
+def test_service_links_of_kubernetes_do_no_harm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in LINKS.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.replace("SERVICE", "SERVICE_MODEL", 1), value)  # of another Service, `service-model`
+    assert parse(ServeSettings, []).port == 8000
+    assert capsys.readouterr().err == WARNING
+    assert parse(ServeSettings, ["--port", "9000"]).port == 9000
+    assert parse(ServeSettings, []).model == ServeSettings(port=8000).model
+    monkeypatch.setenv("SERVICE_PORTS", "1")
+    parse(ServeSettings, ["--port", "0"])
+    assert capsys.readouterr().err == (
+        WARNING + "unet-serve: warning: SERVICE_PORTS is no setting of unet-serve: did you mean SERVICE_PORT?\n"
+    )
+
+
+def test_what_is_no_service_link_is_a_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in LINKS.items():
+        if name != "SERVICE_PORT":
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SERVICE_PORT", "9000")
+    assert parse(ServeSettings, []).port == 9000
+    assert capsys.readouterr().err.count("is no setting of unet-serve") == len(LINKS) - 1
+    monkeypatch.setenv("SERVICE_PORT", "http://10.0.0.1:80")
+    with pytest.raises(SystemExit):
+        parse(ServeSettings, [])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Imported by the programs only, so that `from unet import Predictor` needs no pyd
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Set
 from difflib import get_close_matches
@@ -44,7 +45,13 @@ def parse(settings: type[S], argv: list[str] | None = None) -> S:
     config = settings.model_config
     program, prefix = config.get("cli_prog_name") or "", config.get("env_prefix") or ""
     given = vars(_parser(settings, program).parse_intermixed_args(argv))
-    _warn_of_unknown_variables(settings, program, prefix)
+    links = _service_links()
+    _warn_of_unknown_variables(settings, program, prefix, links)
+    for name, field in settings.model_fields.items():
+        if name not in given and (variable := _variable(prefix, name)) in links:
+            given[name] = field.default
+            told = f"{variable}={os.environ[variable]} is a link that Kubernetes makes to a Service: ignored"
+            print(f"{program}: warning: {told} (enableServiceLinks: false makes none)", file=sys.stderr)
     try:
         return settings(**given)
     except ValidationError as error:
@@ -134,11 +141,21 @@ def _metavar(field: FieldInfo) -> str:
     return {int: "N", float: "N", Path: "FILE"}.get(kind, "TEXT")
 
 
-def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, prefix: str) -> None:
+def _service_links() -> set[str]:
+    """Variables that Kubernetes makes for Services: for `service` these are SERVICE_PORT=tcp://10.0.0.1:80,
+    SERVICE_PORT_80_TCP_ADDR, SERVICE_SERVICE_HOST and others."""
+    ports = [name for name, value in os.environ.items() if re.match(r"(tcp|udp|sctp)://", value)]
+    services = tuple(name.removesuffix("_PORT") for name in ports if name.endswith("_PORT"))
+    parts = (r"_PORT(_\d+_\w+)?", "_SERVICE_HOST", r"_SERVICE_PORT(_\w+)?")
+    links = re.compile(f"({'|'.join(map(re.escape, services))})({'|'.join(parts)})")
+    return {name for name in os.environ if services and links.fullmatch(name)}
+
+
+def _warn_of_unknown_variables(settings: type[ProgramSettings], program: str, prefix: str, links: Set[str]) -> None:
     """Names environment variables that look like settings and are none, such as a misspelt one."""
     known = {_variable(prefix, name) for name in settings.model_fields}
     for name in sorted(os.environ):
-        if name.upper().startswith(prefix) and name.upper() not in known:
+        if name.upper().startswith(prefix) and name.upper() not in known and name not in links:
             close = get_close_matches(name.upper(), known, n=1)
             hint = f": did you mean {close[0]}?" if close else ""
             print(f"{program}: warning: {name} is no setting of {program}{hint}", file=sys.stderr)

@@ -176,10 +176,10 @@ function showNumbers() {
     panel.showFound(exact, "exact");
     panel.showClassCounts((name) => exact.byClass.get(name) ?? 0);
   } else if (shown && live) {
-    const [known] = [...shown.exact.values()].filter(({ unit }) => unit !== "px");
-    const areas = live.areas.map((area) => area * (known?.pixelArea ?? 1));
+    const { unit, pixelArea } = drawn.item;
+    const areas = live.areas.map((area) => area * pixelArea);
     const share = live.areas.reduce((a, b) => a + b, 0) / (drawn.width * drawn.height);
-    panel.showFound({ areas, unit: known?.unit ?? "px", share }, isCounting ? "counting" : "about");
+    panel.showFound({ areas, unit, share }, isCounting ? "counting" : "about");
     panel.showClassCounts((_, value) => live.byClass.get(value)?.count);
   }
 }
@@ -200,7 +200,9 @@ async function countExactly(rest = 0) {
     const options = { output: "table", page: result.page, threshold: at, tta: result.tta || null };
     const { blob, headers } = await api.post("segment", item.file, options, { signal, urgency: 2 });
     if (headers.get("X-Model-Id") !== result.modelId) throw new ModelChanged();
-    result.exact.set(at, measure(await blob.text()));
+    const measured = measure(await blob.text());
+    result.exact.set(at, measured);
+    if (measured.areas.length) [item.unit, item.pixelArea] = [measured.unit, measured.pixelArea];
     if (signal.aborted) return;
     showNumbers();
     announce(`${item.name}: ${panel.sentence(exactly())}`);

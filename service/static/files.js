@@ -27,6 +27,8 @@ export class Item {
   pictureError = null; // why there is no picture of it
   page = 1;
   pages = 1;
+  unit = "px"; // of areas, until a table says otherwise
+  pixelArea = 1; // in this unit
   since = 0; // when its request began
   losses = 0; // requests in a row that had no answer
   /** @type {Map<string, Result>} by page and way of predicting */

@@ -151,11 +151,11 @@ export function showAnswered(model, timing, { refused, failure }) {
   $("model-words").textContent =
     model.score === null
       ? ""
-      : `On images that it was checked with, what it marks and what a person marked overlap by ${Math.round(100 * model.score)} % (Dice).`;
+      : `On images that it was checked with, what it marks and what a person marked overlap by ${Math.round(100 * model.score)} % (Dice${model.binary ? "" : ", mean of the classes"}).`;
   showTiming(timing);
 }
 
-const goodness = (score) => (score >= 0.9 ? "very good" : score >= 0.8 ? "good" : score >= 0.6 ? "fair" : "poor");
+const goodness = (score) => (score >= 0.9 ? "very good" : score >= 0.8 ? "good" : score >= 0.6 ? "fair" : "weak");
 
 function device({ device, deviceName }) {
   const kind = device.startsWith("cuda") ? "GPU" : device === "cpu" ? "CPU" : device;

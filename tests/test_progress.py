@@ -82,7 +82,7 @@ def test_a_run_that_is_interrupted_and_goes_on(half: Path, at_epoch: AtEpoch, mo
     monkeypatch.setattr(heartbeat, "EVERY_S", 0.001)
     out, seen = half / "out", []
     begun = progress(out)  # as it was when epoch 1 was over
-    assert (begun["state"], begun["epoch"]) == ("running", 1)
+    assert (begun["state"], begun["epoch"], begun["done"]) == ("running", 2, pytest.approx(1 / 3))
     at_epoch.interrupt(3)
     assert train_in(half) == 143
     assert (progress(out)["state"], progress(out)["epoch"], progress(out)["seconds_left"]) == ("stopped", 3, None)

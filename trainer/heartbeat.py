@@ -27,6 +27,7 @@ class Heartbeat:
         # runs of --curve before the one that starts next, and seconds of each that follows it; inf: not known
         self.runs: tuple[int, list[float]] = 0, []
         self._classes: dict[int, str] = {}
+        self._writing = threading.Lock()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -42,7 +43,7 @@ class Heartbeat:
         self._present, self._classes = self.runs, classes
         self.at(position)
         if world.is_first():
-            self._write("running")
+            self.beat()
             if not self._thread:
                 self._thread = threading.Thread(target=self._beat, daemon=True)
                 self._thread.start()
@@ -50,6 +51,10 @@ class Heartbeat:
     def at(self, position: Position) -> None:
         """The run has come to this position, which the next beat writes."""
         self._seen = position, time.monotonic(), self._present
+
+    def beat(self) -> None:
+        """Write now: the files of an epoch are there. Raises OSError."""
+        self._write("running")
 
     def finish(self, position: Position) -> None:
         """The model is complete, or the next run of --curve follows. Raises OSError."""
@@ -68,21 +73,22 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._over.wait(EVERY_S):
             with suppress(OSError):  # no reason to stop in an epoch: its own files fail as well, if it lasts
-                self._write("running")
+                self.beat()
 
     def _write(self, state: Literal["running", "finished", "stopped"]) -> None:
-        position, then, (earlier, later) = self._seen
-        age = time.monotonic() - then
-        left = max(position.left - age, 0.0) + sum(later)
-        content: dict[str, Any] = {
-            "state": state,
-            # history.csv beside this file is that of the last run
-            "epoch": None if later else position.epoch,
-            "epochs": None if later else position.epochs,
-            "done": (earlier + position.done) / (earlier + 1 + len(later)),
-            "seconds": position.seconds + age,
-            "seconds_left": left if state == "running" and math.isfinite(left) else None,
-            "classes": self._classes,
-            "written": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        }
-        files.replace_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
+        with self._writing:
+            position, then, (earlier, later) = self._seen
+            age = time.monotonic() - then
+            left = max(position.left - age, 0.0) + sum(later)
+            content: dict[str, Any] = {
+                "state": state,
+                # history.csv beside this file is that of the last run
+                "epoch": None if later else position.epoch,
+                "epochs": None if later else position.epochs,
+                "done": (earlier + position.done) / (earlier + 1 + len(later)),
+                "seconds": position.seconds + age,
+                "seconds_left": left if state == "running" and math.isfinite(left) else None,
+                "classes": self._classes,
+                "written": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            }
+            files.replace_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())

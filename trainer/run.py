@@ -232,6 +232,7 @@ class Trainer:
                 self.join()
             if world.is_first() and (progress.finished or time.monotonic() >= self.next_save):
                 self.save()
+                heartbeat.beat()
                 stop.epoch = progress.epoch
             stop.epoch = int(world.broadcast(stop.epoch))
         heartbeat.finish(self.pace.position())

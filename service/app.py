@@ -34,7 +34,7 @@ DESCRIPTION = """Segments images with a trained U-Net. An example, from the gene
 Save the first picture ([example.png](static/example.png)) to try it out."""
 TAGS = [
     {"name": "images", "description": "An image in; its mask, a table of its objects or another picture of it out."},
-    {"name": "service", "description": "How the service, its model and its training are."},
+    {"name": "service", "description": "State of the service, of its model and of its training."},
 ]
 
 

@@ -1,6 +1,7 @@
 /** The page: joins files, service, viewer and controls. */
 
 import { Api, Problem, Unreachable } from "./api.js";
+import { $ } from "./dom.js";
 import { Files } from "./files.js";
 import { install as installInput } from "./input.js";
 import { askForKey } from "./key.js";
@@ -25,7 +26,6 @@ const REST_MS = 500; // of the slider, before the service counts exactly
 const ZOOM = 1.5;
 const STEP = 40; // CSS pixels that an arrow key moves the image
 
-const $ = (id) => document.getElementById(id);
 const api = new Api(askForKey, () => {
   files.retryWithKey();
   status.look();
@@ -335,6 +335,8 @@ function showState() {
     $("caption-size").textContent = drawn?.item === item ? `${number(drawn.width)} × ${number(drawn.height)}` : "";
     $("caption-state").textContent = stateWords(item);
     pages.show(item.page, item.pages);
+    $("result-title").textContent = item.pages > 1 ? `Result, page ${item.page}` : "Result";
+    $("save-title").textContent = item.pages > 1 ? `Save all ${item.pages} pages` : "Save";
   }
   showProblem(item, error);
   enableSaving(item && !error, Boolean(status.model));

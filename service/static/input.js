@@ -1,6 +1,6 @@
 /** How images come in: dropped anywhere, pasted, chosen. */
 
-const $ = (id) => document.getElementById(id);
+import { $ } from "./dom.js";
 
 /** @param {(files: File[]) => void} onFiles */
 export function install(onFiles) {

@@ -1,6 +1,6 @@
 /** The dialog that asks for the API key. */
 
-const $ = (id) => document.getElementById(id);
+import { $ } from "./dom.js";
 
 /** @returns {Promise<string|null>} null: not now */
 export function askForKey(wrong) {

@@ -1,10 +1,11 @@
 /** Keyboard shortcuts and the dialog that lists them. */
 
+import { $, make } from "./dom.js";
+
 const OFF = "unet-service-shortcuts-off";
 
 const CAPS = { "-": "−", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
 
-const $ = (id) => document.getElementById(id);
 const isTyping = (target) => target.matches?.("input:not([type=range], [type=checkbox], [type=radio]), textarea, select");
 /** Keys that a slider or a group of radio buttons needs for itself. */
 const isForControl = (target, key) => target.matches?.("input") && /^(Arrow|Page|Home|End)/.test(key);
@@ -16,12 +17,8 @@ const isForControl = (target, key) => target.matches?.("input") && /^(Arrow|Page
 export function install(shortcuts) {
   $("shortcuts").replaceChildren(
     ...shortcuts.map(({ what, keys }) => {
-      const term = document.createElement("dt");
-      const caps = Object.keys(keys).map((key) => Object.assign(document.createElement("kbd"), { textContent: CAPS[key] ?? key }));
-      term.append(...caps);
-      const row = document.createElement("div");
-      row.append(term, Object.assign(document.createElement("dd"), { textContent: what }));
-      return row;
+      const caps = Object.keys(keys).map((key) => make("kbd", {}, CAPS[key] ?? key));
+      return make("div", {}, make("dt", {}, ...caps), make("dd", {}, what));
     }),
   );
   const box = $("shortcuts-on");

@@ -1,6 +1,6 @@
 /** How the mask is shown: fill or outlines, opacity, colour, hidden for a moment. */
 
-const $ = (id) => document.getElementById(id);
+import { $, fill } from "./dom.js";
 
 /** @param {import("./viewer.js").Viewer} viewer */
 export function install(viewer) {
@@ -11,7 +11,7 @@ export function install(viewer) {
   function setOpacity(opacity) {
     opacities[style()] = opacity;
     $("opacity").value = opacity;
-    $("opacity").style.setProperty("--at", opacity);
+    fill($("opacity"), opacity);
     $("opacity-text").textContent = `${Math.round(100 * opacity)} %`;
     hide(false);
   }

@@ -1,6 +1,6 @@
 /** The page slider of a stack. */
 
-const $ = (id) => document.getElementById(id);
+import { $, fill } from "./dom.js";
 
 const REST_MS = 150; // of the slider, before a page is turned to
 
@@ -43,7 +43,7 @@ export class Pages extends EventTarget {
     $("pages").hidden = pages < 2;
     $("page").max = pages;
     $("page").value = page;
-    $("page").style.setProperty("--at", pages > 1 ? (page - 1) / (pages - 1) : 0);
+    fill($("page"), pages > 1 ? (page - 1) / (pages - 1) : 0);
     $("page-text").textContent = `${page} of ${pages}`;
     $("page-back").disabled = page === 1;
     $("page-on").disabled = page === pages;

@@ -1,9 +1,8 @@
 /** The panel beside the image: what was found, the classes, and what answered. */
 
+import { $, make, shape } from "./dom.js";
 import { summary } from "./table.js";
 import { count, day, milliseconds, number, percent } from "./words.js";
-
-const $ = (id) => document.getElementById(id);
 
 const BINS = 30;
 const CERTAINTY = {
@@ -63,9 +62,7 @@ function drawHistogram(areas, words) {
     const height = n ? Math.max(1.5, (38 * n) / tallest) : 0;
     return `M${(i * width + 0.75).toFixed(2)} 40v${-height.toFixed(2)}h${width - 1.5}V40z`;
   });
-  const bar = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  bar.setAttribute("d", path.join(""));
-  $("histogram").replaceChildren(bar);
+  $("histogram").replaceChildren(shape("path", { d: path.join("") }));
   $("histogram").setAttribute("aria-label", areas.length ? `Areas from ${words(least)} to ${words(most)}` : "No areas");
   $("histogram-low").textContent = areas.length > 1 ? words(least) : "";
   $("histogram-high").textContent = areas.length > 1 ? words(most) : "";
@@ -86,19 +83,13 @@ export function showWarning(text) {
 export function showClasses(classes, hidden, onChange) {
   $("classes").replaceChildren(
     ...classes.map((each) => {
-      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: !hidden.has(each.value) });
-      box.dataset.value = each.value;
+      const box = make("input", { type: "checkbox", checked: !hidden.has(each.value), value: each.value });
       box.addEventListener("change", () => onChange(each.value, box.checked));
-      const swatch = document.createElement("i");
+      const swatch = make("i");
       swatch.style.background = `rgb(${each.colour.join(" ")})`;
-      const name = Object.assign(document.createElement("span"), { textContent: className(each) });
-      const found = Object.assign(document.createElement("output"), { className: "found" });
+      const found = make("output", { className: "found" });
       found.dataset.class = each.name;
-      const label = document.createElement("label");
-      label.append(box, swatch, name, found);
-      const row = document.createElement("li");
-      row.append(label);
-      return row;
+      return make("li", {}, make("label", {}, box, swatch, make("span", {}, className(each)), found));
     }),
   );
 }
@@ -117,7 +108,7 @@ export function under({ x, y, probability, value }, model) {
 export function showClassCounts(countOf) {
   for (const row of $("classes").children) {
     const found = row.querySelector("output");
-    const n = countOf(found.dataset.class, Number(row.querySelector("input").dataset.value));
+    const n = countOf(found.dataset.class, Number(row.querySelector("input").value));
     found.textContent = n === undefined ? "" : count(n, "object");
   }
 }
@@ -139,14 +130,7 @@ export function showAnswered(model, timing, { refused, failure }) {
   if (refused) facts.push(["Newer file", `not used: ${refused}`]);
   if (failure) facts.push(["Last failure", failure]);
   $("model-facts").replaceChildren(
-    ...facts.map(([term, text]) => {
-      const row = document.createElement("div");
-      row.append(
-        Object.assign(document.createElement("dt"), { textContent: term }),
-        Object.assign(document.createElement("dd"), { textContent: text }),
-      );
-      return row;
-    }),
+    ...facts.map(([term, text]) => make("div", {}, make("dt", {}, term), make("dd", {}, text))),
   );
   $("model-words").textContent =
     model.score === null
@@ -170,7 +154,7 @@ function showTiming(header) {
   $("timing-total").textContent = milliseconds(total);
   $("timing-bar").replaceChildren(
     ...stages.map(({ name, ms }) => {
-      const part = document.createElement("i");
+      const part = make("i");
       part.dataset.stage = name;
       part.style.flexGrow = ms / total;
       return part;

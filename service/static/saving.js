@@ -1,10 +1,9 @@
 /** Saving: a button for each kind of answer, and the dialog for a ZIP of all images. */
 
+import { $, make } from "./dom.js";
 import { notice } from "./notices.js";
 import { archive, download, KINDS } from "./save.js";
 import { count } from "./words.js";
-
-const $ = (id) => document.getElementById(id);
 
 /**
  * The buttons. A second click cancels.
@@ -38,11 +37,8 @@ export function installButtons(fetchKind, onSaved, onError) {
   }
 
   for (const kind of KINDS) {
-    const button = Object.assign(document.createElement("button"), { type: "button", id: `save-${kind.name}`, className: "kind" });
-    button.append(
-      Object.assign(document.createElement("span"), { textContent: kind.title }),
-      Object.assign(document.createElement("small"), { textContent: kind.hint }),
-    );
+    const [title, hint] = [make("span", {}, kind.title), make("small", {}, kind.hint)];
+    const button = make("button", { type: "button", id: `save-${kind.name}`, className: "kind" }, title, " ", hint);
     button.addEventListener("click", () => save(kind, button));
     $("kinds").append(button);
   }
@@ -59,11 +55,8 @@ export function installZip(api, about) {
   let running = null;
 
   for (const { name, title } of KINDS) {
-    const box = Object.assign(document.createElement("input"), { type: "checkbox", name: "kind", value: name });
-    box.checked = name === "mask" || name === "table";
-    const label = document.createElement("label");
-    label.append(box, ` ${title}`);
-    $("zip-kinds").append(label);
+    const checked = name === "mask" || name === "table";
+    $("zip-kinds").append(make("label", {}, make("input", { type: "checkbox", value: name, checked }), ` ${title}`));
   }
   const chosen = () => [...$("zip-kinds").querySelectorAll(":checked")].map((box) => box.value);
   const ready = () => ($("zip-start").disabled = Boolean(running) || !chosen().length);
@@ -97,8 +90,7 @@ export function installZip(api, about) {
       if (blob) download(blob, "segmented.zip");
       $("zip-state").textContent = blob ? "Saved as segmented.zip" : "Nothing was saved";
       $("zip-problems").hidden = !failures.length;
-      const lines = failures.map((text) => Object.assign(document.createElement("li"), { textContent: text }));
-      $("zip-problems").querySelector("ul").replaceChildren(...lines);
+      $("zip-problems").querySelector("ul").replaceChildren(...failures.map((text) => make("li", {}, text)));
       $("zip-cancel").textContent = "Close";
     } catch (error) {
       if (!controller.signal.aborted) throw error;

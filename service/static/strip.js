@@ -1,5 +1,7 @@
 /** The strip of thumbnails: one for each image, with its state. */
 
+import { make, shape } from "./dom.js";
+
 export class Strip {
   #list;
   #rows = new Map(); // item -> li
@@ -38,20 +40,17 @@ export class Strip {
   }
 
   #row(item) {
-    const show = Object.assign(document.createElement("button"), { type: "button", className: "thumbnail" });
-    const name = Object.assign(document.createElement("span"), { className: "name", textContent: item.name });
-    const state = Object.assign(document.createElement("span"), { className: "state" });
-    const frame = Object.assign(document.createElement("span"), { className: "frame" });
     item.thumbnail.setAttribute("aria-hidden", "true");
-    frame.append(item.thumbnail);
-    show.append(frame, name, state);
-    show.addEventListener("click", () => this.#actions.show(item));
-    const remove = Object.assign(document.createElement("button"), { type: "button", className: "remove" });
-    remove.setAttribute("aria-label", `Remove ${item.name}`);
-    remove.innerHTML = '<svg><use href="#i-close"/></svg>';
-    remove.addEventListener("click", () => this.#actions.remove(item));
-    const row = document.createElement("li");
-    row.append(show, remove);
-    return row;
+    const show = make(
+      "button",
+      { type: "button", className: "thumbnail", onclick: () => this.#actions.show(item) },
+      make("span", { className: "frame" }, item.thumbnail),
+      make("span", { className: "name" }, item.name),
+      make("span", { className: "state" }),
+    );
+    const cross = shape("svg", {}, shape("use", { href: "#i-close" }));
+    const onclick = () => this.#actions.remove(item);
+    const remove = make("button", { type: "button", className: "remove", ariaLabel: `Remove ${item.name}`, onclick }, cross);
+    return make("li", {}, show, remove);
   }
 }

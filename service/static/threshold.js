@@ -1,6 +1,6 @@
 /** The threshold slider. */
 
-const $ = (id) => document.getElementById(id);
+import { $, fill } from "./dom.js";
 
 /** Event "change": another value, by hand. */
 export class Threshold extends EventTarget {
@@ -31,9 +31,9 @@ export class Threshold extends EventTarget {
     this.own = model?.threshold ?? 0.5;
     $("threshold-section").hidden = model?.binary === false;
     $("threshold").value = this.value;
-    $("threshold").style.setProperty("--at", this.value);
+    fill($("threshold"), this.value);
     $("threshold-text").textContent = this.text;
-    $("tick").style.setProperty("--at", this.own);
+    fill($("tick"), this.own);
     $("threshold-reset").disabled = this.byHand === null;
   }
 

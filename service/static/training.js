@@ -1,5 +1,6 @@
 /** How far a training is: words, a bar, and a live curve. */
 
+import { $, shape } from "./dom.js";
 import { clock, count, duration, number } from "./words.js";
 
 const WIDTH = 320;
@@ -8,8 +9,6 @@ const LEFT = 26;
 const BOTTOM = 16;
 const TOP = 8;
 const RIGHT = 34;
-
-const $ = (id) => document.getElementById(id);
 
 /** Shows a training (the JSON of GET /training), or hides the card when there is none to tell of. */
 export function showTraining(training, isServed) {
@@ -90,10 +89,3 @@ function drawCurve(history) {
 }
 
 const points = (rows, x, y) => rows.map((row) => `${x(row).toFixed(1)},${y(row).toFixed(1)}`).join(" ");
-
-function shape(name, attributes, text = "") {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.textContent = text;
-  return element;
-}

@@ -1,10 +1,9 @@
 /** What the service is doing, in words: on the first visit, in the header, about a newer model. */
 
+import { $ } from "./dom.js";
 import { brief } from "./training.js";
 import { className } from "./panel.js";
 import { count } from "./words.js";
-
-const $ = (id) => document.getElementById(id);
 
 const WORDS = { failed: "Model cannot be used", stopping: "Stopping", offline: "No answer", key: "Needs a key" };
 

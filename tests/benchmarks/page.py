@@ -1,8 +1,9 @@
-"""How long the page's viewer takes to draw:  python tests/benchmarks/page.py [--sides 512 2048 4096] [--screen 1400 900]
+"""How long the page's viewer takes to draw:  python tests/benchmarks/page.py [--sides 512 2048] [--screen 1400 900]
 
 Needs Chromium, and playwright from the extra `test`. A synthetic probability map, whole and at 1:1, filled and
-outlined. Prints milliseconds, median and largest of 50: from a move of the threshold, and a step of the zoom, until the canvas
-is drawn; between frames while the threshold moves in each; until regions are counted; and for an answer to be decoded.
+outlined. Prints milliseconds, median and largest of 50: from a move of the threshold, and a step of the zoom, until the
+canvas is drawn; between frames while the threshold moves in each; until regions are counted. And how long an answer
+takes to decode.
 """
 
 import argparse

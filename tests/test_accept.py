@@ -55,6 +55,8 @@ IMAGE = np.kron(GREY, np.ones((5, 5), np.uint8))
         *[("image/png", "mask", False), ("image/tiff", "mask", True), ("image/*", "mask", None)],
         ("image/png, image/tiff;q=0.9", "mask", False),
         ("image/png, application/problem+json", "mask", False),
+        *[("application/octet-stream", "mask", None), ("application/octet-stream;q=0.5, text/csv", "table", None)],
+        ("application/octet-stream, image/png, image/tiff, application/geo+json, text/csv", "mask", None),
         ("application/problem+json", "mask", None),
         ("text/csv;q=0.2, application/json;q=0.3", "geojson", None),
         ("text/csv;q=0.3, application/json;q=0.3, image/*;q=0.1", "geojson", None),
@@ -70,7 +72,7 @@ def test_accept_chooses_where_no_output_is_given(header: str, kind: str, tiff: b
     assert choose(header, None) == (KINDS[kind], tiff)
 
 
-@pytest.mark.parametrize("header", ["*/*", "text/html, */*;q=0.1", "application/json", "application/vnd.a+json", ""])
+@pytest.mark.parametrize("header", ["*/*", "text/html, */*;q=0.1", "application/octet-stream", GENERATED, ""])
 @pytest.mark.parametrize("output", KINDS)
 def test_an_output_is_answered_to_whoever_takes_all_or_json(header: str, output: str) -> None:
     assert choose(header, output) == (KINDS[output], None)

@@ -11,16 +11,24 @@ const MEANINGS = {
   415: ["This is not an image that the service can read", "It reads PNG, JPEG, TIFF, WebP, BMP, GIF and JPEG 2000."],
   422: ["This image does not fit the model", "Choose an image of the kind that the model was trained on."],
   500: ["Something broke inside the service", "It is not your fault. Tell whoever runs the service the number below."],
+  502: ["The service does not answer", "It may be restarting. Try again in a moment."],
   503: ["The service cannot answer now", "Try again in a moment."],
   504: ["The image took too long", "Try a smaller image, or switch “More careful” off."],
 };
 
-/** An answer that is an error. */
-export class Problem extends Error {
-  constructor(status, detail = "") {
+/** What went wrong, for people: `title`, `advice`, and as `message` the details. */
+export class Trouble extends Error {
+  constructor(title, advice, detail = "") {
     super(detail);
+    Object.assign(this, { title, advice });
+  }
+}
+
+/** An answer that is an error. */
+export class Problem extends Trouble {
+  constructor(status, detail) {
+    super(...(MEANINGS[status] ?? ["The service refused this", "See the reason below."]), detail);
     this.status = status;
-    [this.title, this.advice] = MEANINGS[status] ?? ["The service refused this", "See the reason below."];
   }
 
   static async of(response) {
@@ -30,9 +38,10 @@ export class Problem extends Error {
 }
 
 /** No answer at all. */
-export class Unreachable extends Error {
-  title = "The service does not answer";
-  advice = "It may be restarting, or the network is down.";
+export class Unreachable extends Trouble {
+  constructor() {
+    super("The connection broke", "Try again. If it breaks again, the image may be too large for a server on the way.");
+  }
 }
 
 /** Resolves after some seconds; rejects when the signal aborts. */
@@ -120,6 +129,9 @@ export class Api {
         onWait?.(seconds);
         await pause(seconds, signal);
       }
+    } catch (error) {
+      if (error instanceof Unreachable) await check(file);
+      throw error;
     } finally {
       lane.leave();
     }
@@ -147,23 +159,32 @@ export class Api {
   }
 }
 
+/** A file that has changed since it was added cannot be read, which looks like no answer. */
+async function check(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Trouble("The file has changed or is gone", "Add it again.");
+  }
+}
+
 const stored = () => sessionStorage.getItem(KEY);
 
 /** `fetch`, where no answer is Unreachable. */
 async function reach(path, init) {
   try {
     return await fetch(path, { ...init, cache: "no-store" });
-  } catch (error) {
+  } catch {
     init.signal?.throwIfAborted();
-    throw new Unreachable(error.message);
+    throw new Unreachable();
   }
 }
 
 async function readAll(response, signal) {
   try {
     return await response.blob();
-  } catch (error) {
+  } catch {
     signal?.throwIfAborted();
-    throw new Unreachable(error.message);
+    throw new Unreachable();
   }
 }

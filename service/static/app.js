@@ -1,6 +1,6 @@
 /** The page: joins files, service, viewer and controls. */
 
-import { Api, Problem, Unreachable } from "./api.js";
+import { Api, Problem, Trouble, Unreachable } from "./api.js";
 import { $ } from "./dom.js";
 import { Files } from "./files.js";
 import { install as installInput } from "./input.js";
@@ -324,8 +324,8 @@ function placeTraining() {
 /** State of the image that is shown: caption, progress, error. */
 function showState() {
   const item = files.current;
-  const problem = item?.pictureError instanceof Problem ? item.pictureError : null;
-  const error = item?.state === "failed" ? item.error : problem;
+  const pictureError = item?.pictureError instanceof Unreachable ? null : item?.pictureError;
+  const error = item?.state === "failed" ? item.error : pictureError;
   const state = error ? "failed" : (item?.state ?? "empty");
   $("stage").dataset.state = state;
   $("progress").hidden = state !== "working" && state !== "waiting";
@@ -338,11 +338,11 @@ function showState() {
     $("result-title").textContent = item.pages > 1 ? `Result, page ${item.page}` : "Result";
     $("save-title").textContent = item.pages > 1 ? `Save all ${item.pages} pages` : "Save";
   }
-  showProblem(item, error);
+  showProblem(error);
   enableSaving(item && !error, Boolean(status.model));
 }
 
-function showProblem(item, error) {
+function showProblem(error) {
   $("problem").hidden = !error;
   if (!error) return;
   const isFinal = error.status >= 400 && error.status < 500 && ![401, 408].includes(error.status);
@@ -406,7 +406,7 @@ $("example").addEventListener("click", async () => {
 
 /** Errors that the service did not tell of are ours: they belong into the console. */
 function report(error) {
-  if (!(error instanceof Problem || error instanceof Unreachable || error instanceof ModelChanged)) console.error(error);
+  if (!(error instanceof Trouble)) console.error(error);
 }
 
 const pan = (x, y) => () => viewer.panBy(x * STEP, y * STEP);
@@ -414,7 +414,7 @@ installKeys([
   { what: "Add images", keys: { a: () => $("chooser").click() } },
   { what: "Next, previous image", keys: { n: () => files.step(1), p: () => files.step(-1) } },
   { what: "Next, previous page of a stack", keys: { ".": () => pages.step(1), ",": () => pages.step(-1) } },
-  { what: "Threshold up, down", keys: { "]": () => threshold.step(0.01), "[": () => threshold.step(-0.01) } },
+  { what: "Threshold up, down", keys: { k: () => threshold.step(0.01), j: () => threshold.step(-0.01) } },
   { what: "Fill or outlines", keys: { o: look.toggleStyle } },
   { what: "Hide or show the mask", keys: { h: look.toggleMask } },
   { what: "Zoom in, out", keys: { "+": () => viewer.zoomBy(ZOOM), "-": () => viewer.zoomBy(1 / ZOOM) } },

@@ -1,6 +1,6 @@
 /** The images a person has added: what each is, what was answered about it, and the queue in which they are segmented. */
 
-import { Problem, Unreachable } from "./api.js";
+import { Trouble, Unreachable } from "./api.js";
 
 const THUMBNAIL = 144; // pixels, for 72 on a screen of twice the density
 const ASIDE = 0; // urgency of images that nobody looks at
@@ -232,7 +232,7 @@ export class Files extends EventTarget {
       this.#emit("result", item);
     } catch (error) {
       if (ended.signal.aborted) return;
-      if (!(error instanceof Problem || error instanceof Unreachable)) console.error(error);
+      if (!(error instanceof Trouble)) console.error(error);
       item.error = error;
       // an upload that the service cuts off looks like no answer: only one that fails again is the image's fault
       const isLost = error instanceof Unreachable && (item.losses += 1) < 3;

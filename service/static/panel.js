@@ -7,7 +7,6 @@ import { count, day, milliseconds, number, percent } from "./words.js";
 const BINS = 30;
 const CERTAINTY = {
   none: "",
-  working: "",
   about: "about",
   counting: "about",
   exact: "exact",

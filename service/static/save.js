@@ -1,5 +1,6 @@
 /** Saving: the kinds of answer, their file names, one file or a ZIP of all. */
 
+import { Trouble } from "./api.js";
 import { Zip } from "./zip.js";
 
 export const KINDS = [
@@ -13,8 +14,10 @@ export const KINDS = [
 ];
 
 /** The model has changed since what is on the screen was computed. */
-export class ModelChanged extends Error {
-  title = "A newer model has taken over, and what you see is the older one’s";
+export class ModelChanged extends Trouble {
+  constructor() {
+    super("A newer model has taken over, and what you see is the older one’s", "Segment again, then save.");
+  }
 }
 
 /** The name that the service gives an answer. */

@@ -27,7 +27,7 @@ export function installButtons(fetchKind, onSaved, onError) {
     } catch (error) {
       if (!signal.aborted) {
         const reason = [error.title, error.message].filter(Boolean).join(": ");
-        notice("save", `${title} was not saved. ${reason}.`, { isError: true });
+        notice("save", `${title} was not saved. ${reason}. ${error.advice ?? ""}`, { isError: true });
         onError(error);
       }
     }

@@ -1,4 +1,4 @@
-"""The page's viewer in a browser: each pixel of the mask where the image has it, at any zoom, and numbers that are right.
+"""The page's viewer in a browser: each pixel of the mask where the image has it, at any zoom, and right numbers.
 
 The modules alone, on a page of their own with the policy of the service's. Images are black and white, masks orange.
 """
@@ -34,9 +34,8 @@ CLASSES = [
 ]
 
 PAGE = {
-    "": b'<!doctype html><link rel="stylesheet" href="page.css"><canvas id="canvas"></canvas>'
-    b'<script type="module" src="page.js"></script>',
-    "page.css": b"body { margin: 0 } canvas { display: block; width: 100vw; height: 100vh }",
+    "": b'<!doctype html><link rel="stylesheet" href="page.css"><canvas id="canvas" width="1"></canvas>',
+    "page.css": b"body { margin: 0 } canvas { display: block }",
     "page.js": b"""
 import { Viewer } from "./viewer.js";
 import { decodePng } from "./png.js";
@@ -50,16 +49,16 @@ Object.assign(window, {
   image: async (name) => createImageBitmap(await blob(name)),
   values: async (name) => decodePng(await blob(name)),
   drawn,
+  until: async (test) => { while (!test()) await drawn(); },
   counted: () => new Promise((done, fail) => {
-    viewer.addEventListener("regions", ({ detail }) => done({ ...detail, byClass: [...detail.byClass] }), { once: true });
+    const plain = ({ detail }) => done({ ...detail, byClass: [...detail.byClass] });
+    viewer.addEventListener("regions", plain, { once: true });
     setTimeout(fail, 20000, new Error("nothing is counted"));
   }),
 });
 for (const name in events) viewer.addEventListener(name, ({ detail }) => events[name].push(detail));
 viewer.opacity = 1;
-await drawn(); // its size is known
-await drawn();
-window.ready = true;
+await until(() => canvas.width > 1);
 """,
 }
 TYPES = {"": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
@@ -67,8 +66,8 @@ TYPES = {"": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": 
 
 @pytest.fixture
 def open_page(browser: "Browser") -> "Iterator[Open]":
-    """`open_page(width, height, **images)`: a page of this size that is nothing but a viewer, with images to fetch.
-    Nothing may go wrong on it."""
+    """`open_page(width, height, **images)`: a page with a viewer of this size and images to fetch. Nothing may go
+    wrong on it."""
     problems: list[str] = []
     contexts = []
 
@@ -81,15 +80,14 @@ def open_page(browser: "Browser") -> "Iterator[Open]":
             headers = {"Content-Type": TYPES[Path(name).suffix], "Content-Security-Policy": POLICY}
             route.fulfill(body=body, headers=headers)
 
-        size: Any = {"width": width, "height": height}
-        context = browser.new_context(viewport=size, device_scale_factor=ratio, has_touch=True)
+        context = browser.new_context(device_scale_factor=ratio, has_touch=True)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text))
         page.route("**/*", answer)
         page.goto("http://viewer.test/")
-        page.wait_for_function("window.ready")
+        page.evaluate(f"canvas.style.width = '{width}px'; canvas.style.height = '{height}px'; import('./page.js')")
         return page
 
     yield start
@@ -152,9 +150,7 @@ def test_coarse_pixels_are_as_opaque_as_their_share_of_mask(open_page: "Open", s
 
 
 @pytest.mark.parametrize("ratio", [1, 1.5, 2])
-def test_outlines_are_two_css_pixels_wide_and_inside(
-    open_page: "Open", rng: np.random.Generator, ratio: float
-) -> None:
+def test_outlines_are_two_css_pixels_wide_and_inside(open_page: "Open", rng: np.random.Generator, ratio: float) -> None:
     blobs = np.where(ndimage.gaussian_filter(rng.normal(size=(60, 80)), 2) > 0, 255, 0).astype(np.uint8)
     page = open_page(100, 80, ratio=ratio, map=blobs)
     line = round(2 * ratio)
@@ -261,7 +257,7 @@ def test_newest_threshold_and_mask_are_counted_last(open_page: "Open", rng: np.r
     page = open_page(100, 100, map=noise, dot=np.array([[0, 255]], np.uint8))
     show(page, f"{MASK}; for (let t = 0.3; t < 0.7; t += 0.02) {{ viewer.threshold = t; await drawn() }}")
     show(page, "viewer.threshold = 0.7")
-    page.wait_for_function(f"events.regions.at(-1)?.count === {len(areas(noise > 255 * 0.7))}")
+    page.evaluate(f"until(() => events.regions.at(-1)?.count === {len(areas(noise > 255 * 0.7))})")
     script = "const dot = await values('dot.png'); viewer.threshold = 0.5; await drawn(); events.regions.length = 0"
     count(page, f"{script}; viewer.showProbability(dot)")  # while the other is being counted
     assert page.evaluate("events.regions.map(({ areas }) => areas)") == [[1]]
@@ -271,13 +267,173 @@ def test_wheel_zooms_towards_the_pointer(open_page: "Open", speckles: np.ndarray
     page = open_page(240, 170, map=speckles)
     show(page, IMAGE_AND_MASK)
     page.mouse.move(61, 122)
-    for key, step in (("Shift", -300), ("Control", -50), ("Shift", 250)):
+    for n, (key, step) in enumerate((("Shift", -300), ("Control", -50), ("Shift", 250)), 2):
         page.keyboard.down(key)
         page.mouse.wheel(0, step)
         page.keyboard.up(key)
-        page.wait_for_function("count => events.view.length > count", arg=page.evaluate("events.view.length - 1"))
+        page.evaluate(f"until(() => events.view.length === {n})")
     show(page, "")
     places = page.evaluate("events.pointer.map(({ x, y }) => [x, y])")
     scales = page.evaluate("events.view.map(({ scale }) => scale)")
     assert len(set(map(tuple, places))) == 1
     assert scales[0] < scales[1] < scales[2] > scales[3] > scales[1] - 1
+
+
+def test_drag_pans_and_double_click_enlarges_and_fits_again(open_page: "Open", speckles: np.ndarray) -> None:
+    page = open_page(240, 180, map=speckles)  # 4 pixels for each of the image
+    fitted = show(page, IMAGE_AND_MASK)
+    show(page, "viewer.zoomBy(2)")
+    page.mouse.move(100, 100)
+    page.mouse.down()
+    page.mouse.move(70, 80, steps=3)
+    page.mouse.up()
+    expected = np.kron(speckles > 0, np.ones((8, 8), bool))[90 + 20 : 270 + 20, 120 + 30 : 360 + 30]
+    assert (is_orange(show(page, "")) == expected).all()
+    page.mouse.move(0, 0)  # no longer held down
+    assert (is_orange(show(page, "")) == expected).all()
+    page.mouse.dblclick(100, 100)
+    assert (show(page, "") == fitted).all()
+    page.mouse.dblclick(0, 0)  # the corner stays where it is
+    expected = np.kron(speckles > 0, np.ones((16, 16), bool))[:180, :240]
+    assert (is_orange(show(page, "")) == expected).all()
+
+
+def test_two_fingers_zoom_and_pan(open_page: "Open", speckles: np.ndarray) -> None:
+    page = open_page(240, 180, map=speckles)
+    show(page, IMAGE_AND_MASK)
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *places: tuple[int, int]) -> None:
+        points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+        fingers.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+    touch("Start", (80, 90))
+    touch("Start", (80, 90), (160, 90))
+    touch("Move", (60, 70), (220, 70))  # twice as far from each other, around (140, 70) instead of (120, 90)
+    touch("End")
+    touch("Start", (200, 100))
+    touch("Move", (190, 100))
+    touch("End")
+    expected = np.kron(speckles > 0, np.ones((8, 8), bool))[110:290, 110:350]
+    assert (is_orange(show(page, "")) == expected).all()
+    assert page.evaluate("getComputedStyle(canvas).touchAction") == "none"
+    assert page.evaluate("events.pointer.at(-1)") is None
+
+
+def test_fitted_image_follows_the_size_of_the_page(open_page: "Open", speckles: np.ndarray) -> None:
+    page = open_page(240, 180, map=speckles)
+    show(page, IMAGE_AND_MASK)
+    page.evaluate("canvas.style.width = '600px'; canvas.style.height = '500px'; until(() => canvas.width === 600)")
+    large = np.kron(speckles > 0, np.ones((10, 10), bool))
+    assert (is_orange(show(page, "")) == np.pad(large, ((25, 25), (0, 0)))).all()
+    show(page, "viewer.zoomBy(2)")
+    page.evaluate("canvas.style.width = '300px'; canvas.style.height = '200px'; until(() => canvas.width === 300)")
+    expected = np.kron(speckles > 0, np.ones((20, 20), bool))[350:550, 450:750]  # the centre stays
+    assert (is_orange(show(page, "")) == expected).all()
+
+
+def test_image_that_comes_while_nothing_is_shown(open_page: "Open", speckles: np.ndarray) -> None:
+    page = open_page(120, 90, map=speckles)
+    show(page, "canvas.style.display = 'none'")
+    page.evaluate("until(() => canvas.width === 0)")
+    assert count(page, IMAGE_AND_MASK)["count"] == len(areas(speckles > 0))
+    canvas = show(page, "canvas.style.display = ''; await until(() => canvas.width === 120)")
+    assert (is_orange(canvas) == np.kron(speckles > 0, np.ones((2, 2), bool))).all()
+
+
+def test_pointer_names_the_pixel_under_it(open_page: "Open") -> None:
+    page = open_page(40, 30, map=np.array([[0, 51], [102, 255]], np.uint8))  # 15 pixels for each, 5 beside them
+    show(page, IMAGE_AND_MASK)
+    for place in ((5, 0), (19, 14), (20, 14), (19, 15), (34, 29), (35, 29)):
+        page.mouse.move(*place)
+        show(page, "")
+    pixels = [
+        {"x": 0, "y": 0, "probability": 0, "value": None},
+        {"x": 1, "y": 0, "probability": 0.2, "value": None},
+        {"x": 0, "y": 1, "probability": 0.4, "value": None},
+        {"x": 1, "y": 1, "probability": 1, "value": None},
+        None,
+    ]
+    assert page.evaluate("events.pointer") == pixels
+
+
+def test_view_stays_as_long_as_the_size_does(open_page: "Open", speckles: np.ndarray) -> None:
+    page = open_page(240, 180, map=speckles, next=255 - speckles, wide=speckles[:20])
+    show(page, f"{IMAGE_AND_MASK}; viewer.zoomBy(2)")
+    inverse = show(page, "viewer.showImage(await image('next.png')); viewer.showProbability(null)")
+    assert (inverse[..., 0] == np.kron(255 - speckles, np.ones((8, 8)))[90:270, 120:360]).all()
+    show(page, "viewer.showImage(await image('wide.png'))")
+    assert page.evaluate("events.view.map(({ scale }) => scale)") == [4, 8, 4]
+    problem = page.evaluate(f"async () => {{ try {{ {MASK} }} catch (error) {{ return error.message }} }}")
+    assert problem == "expected a mask of 60 x 20 pixels, got 60 x 45"
+    assert not show(page, "viewer.showImage(null)").any()
+
+
+def test_wider_than_a_canvas_can_be(open_page: "Open") -> None:
+    bars = np.kron(np.arange(250) % 2 * 255, np.ones((20, 80))).astype(np.uint8)  # 20000 x 20
+    page = open_page(250, 50, map=bars)
+    canvas = show(page, IMAGE_AND_MASK)
+    expected = np.zeros((50, 250), bool)
+    expected[25, 1::2] = True
+    assert (is_orange(canvas) == expected).all()
+    canvas = show(page, "viewer.actualSize()")
+    assert (is_orange(canvas)[20] == (bars[0, 9875:10125] > 0)).all()
+
+
+def grey_png(rows: list[bytes], width: int, header: bytes = b"\x08\0\0\0\0", pieces: int = 1) -> bytes:
+    """A PNG of filtered rows, its data in several chunks."""
+    data = zlib.compress(b"".join(rows))
+    step = -(-len(data) // pieces)
+    chunks = [(b"IHDR", struct.pack(">II", width, len(rows)) + header), (b"tEXt", b"Software\0a test")]
+    chunks += [(b"IDAT", data[i : i + step]) for i in range(0, len(data), step)]
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, content in [*chunks, (b"IEND", b"")]:
+        file += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return file
+
+
+def filtered(image: np.ndarray) -> list[bytes]:
+    """Rows of a PNG with filter 0, 1, 2, 3, 4, 0, ..., from the definitions of the specification."""
+    x = image.astype(int)
+    a = np.pad(x, ((0, 0), (1, 0)))[:, :-1]  # left
+    b = np.pad(x, ((1, 0), (0, 0)))[:-1]  # above
+    c = np.pad(x, ((1, 0), (1, 0)))[:-1, :-1]
+    pa, pb, pc = abs(b - c), abs(a - c), abs(a + b - 2 * c)
+    paeth = np.where((pa <= pb) & (pa <= pc), a, np.where(pb <= pc, b, c))
+    predicted = [0 * x, a, b, (a + b) // 2, paeth]
+    return [bytes([y % 5]) + ((x - predicted[y % 5])[y] % 256).astype(np.uint8).tobytes() for y in range(len(x))]
+
+
+def test_png_values_are_those_of_opencv(open_page: "Open", rng: np.random.Generator) -> None:
+    images = {}
+    for width, height in ((1, 1), (3, 7), (64, 64), (101, 67)):
+        noise = rng.integers(0, 256, (height, width), dtype=np.uint8)
+        smooth = cv2.GaussianBlur(noise, (0, 0), 4)
+        images[f"noise{width}"] = grey_png(filtered(noise), width)
+        images[f"smooth{width}"] = grey_png(filtered(smooth), width, pieces=3)
+        images[f"opencv{width}"] = png(smooth)
+    page = open_page(10, 10, **images)
+    script = "async (name) => { const v = await values(`${name}.png`); return [v.width, v.height, [...v.data]] }"
+    for name, data in images.items():
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert page.evaluate(script, name) == [expected.shape[1], expected.shape[0], expected.ravel().tolist()], name
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"<html>", "expected a PNG file, got 6 bytes of another kind"),
+        (
+            png(np.zeros((4, 4, 3), np.uint8)),
+            r"expected a PNG with 8-bit grey pixels .*, got bit depth 8, colour type 2",
+        ),
+        (png(np.zeros((4, 4), np.uint16)), r"expected .*, got bit depth 16, colour type 0, interlace 0"),
+        (grey_png(filtered(np.zeros((4, 4), np.uint8)), 4)[:60], "the PNG is damaged or incomplete"),
+        (grey_png(filtered(np.zeros((4, 4), np.uint8)), 5), "expected 4 rows of 5 pixels in the PNG, got 20 bytes"),
+        (grey_png([b"\5abc"], 3), "the PNG is damaged: filter 5 in row 0"),
+    ],
+)
+def test_other_files_are_refused(open_page: "Open", data: bytes, problem: str) -> None:
+    page = open_page(10, 10, file=data)
+    message = page.evaluate("values('file.png').then(() => '', (error) => error.message)")
+    assert re.match(problem, message), message

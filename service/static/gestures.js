@@ -38,8 +38,8 @@ export function listen(element, { pan, zoom, toggle, hover, active }) {
     const before = middle(down);
     down.set(event.pointerId, now);
     const after = middle(down);
+    if (before.spread) zoom(after.spread / before.spread, before.x, before.y); // first: what is fitted cannot be panned
     pan(after.x - before.x, after.y - before.y);
-    if (before.spread) zoom(after.spread / before.spread, after.x, after.y);
   });
   for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
     element.addEventListener(name, (event) => {

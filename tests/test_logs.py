@@ -107,7 +107,7 @@ def test_no_request_can_break_a_line(client: TestClient, formatter: logging.Form
     assert len(answer.headers["x-request-id"]) == 32  # a new one
     (line,) = lines()
     assert line.isprintable()
-    assert "\\n" in line
+    assert "\\r" in line
     assert "\\u001b" in line or "\\x1b" in line
     assert len(line) < 1500
 

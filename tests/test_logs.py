@@ -174,7 +174,7 @@ def test_a_long_client_name_from_a_proxy_is_cut(client: TestClient) -> None:
     scope = {
         "type": "http",
         "method": "GET",
-        "path": "/",
+        "path": "/nothing",
         "query_string": b"",
         "headers": [],
         "client": ("x" * 9999, 0),

@@ -1,13 +1,17 @@
 /** Requests to the service: its key, its problems in plain words, waiting where it asks for that. */
 
 const KEY = "unet-service-key";
+const GET_MS = 10_000; // a service that is silent for longer does not answer
 
 /** What a status means to a person, and what to do about it. */
 const MEANINGS = {
   400: ["This file cannot be read as an image", "Open it in another program and save it as PNG or TIFF."],
   401: ["This service needs a key", "Try again, and enter the key that whoever runs the service gave you."],
   408: ["The upload took too long", "Try again, or on a faster connection."],
-  413: ["Too large for this service", "Send a smaller part of the image, or fewer pages. Whoever runs the service can raise the limit."],
+  413: [
+    "Too large for this service",
+    "Send a smaller part of the image, or fewer pages. Whoever runs the service can raise the limit.",
+  ],
   415: ["This is not an image that the service can read", "It reads PNG, JPEG, TIFF, WebP, BMP, GIF and JPEG 2000."],
   422: ["This image does not fit the model", "Choose an image of the kind that the model was trained on."],
   500: ["Something broke inside the service", "It is not your fault. Tell whoever runs the service the number below."],
@@ -103,7 +107,7 @@ export class Api {
 
   /** The answer, whatever its status; asks for the key where one is wanted. */
   async get(path) {
-    return this.#send(path, {});
+    return this.#send(path, () => ({ signal: AbortSignal.timeout(GET_MS) }));
   }
 
   /**
@@ -122,7 +126,7 @@ export class Api {
     try {
       for (;;) {
         onStart?.();
-        const response = await this.#send(path, { method: "POST", body, signal });
+        const response = await this.#send(path, () => ({ method: "POST", body, signal }));
         if (response.ok) return { blob: await readAll(response, signal), headers: response.headers };
         const seconds = Number(response.headers.get("Retry-After"));
         if (response.status !== 503 || !(seconds > 0)) throw await Problem.of(response);
@@ -137,10 +141,11 @@ export class Api {
     }
   }
 
+  /** `init` makes the options of `fetch`, for each try. */
   async #send(path, init) {
     for (;;) {
       const key = stored();
-      const response = await reach(path, { ...init, headers: key ? { Authorization: `Bearer ${key}` } : {} });
+      const response = await reach(path, { ...init(), headers: key ? { Authorization: `Bearer ${key}` } : {} });
       if (response.status !== 401) return response;
       if (this.declined) throw await Problem.of(response);
       if (stored() === key) await this.#newKey(Boolean(key)); // else another request has asked meanwhile

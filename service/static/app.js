@@ -249,7 +249,9 @@ $("zoom-out").addEventListener("click", () => viewer.zoomBy(1 / ZOOM));
 $("fit").addEventListener("click", () => viewer.fit());
 $("actual").addEventListener("click", () => viewer.actualSize());
 viewer.addEventListener("view", ({ detail }) => ($("scale").textContent = `${Math.round(100 * detail.scale)} %`));
-viewer.addEventListener("pointer", ({ detail }) => ($("pointer").textContent = detail ? panel.under(detail, shown && model()) : ""));
+viewer.addEventListener("pointer", ({ detail }) => {
+  $("pointer").textContent = detail ? panel.under(detail, shown && model()) : "";
+});
 
 installButtons(
   (kind, signal) => answer(api, files.current, kind, settings(), shown?.modelId, { signal, urgency: 3 }),
@@ -296,7 +298,8 @@ function showNotices() {
   const { state, model: served } = status;
   const isOffline = state === "offline";
   notice("offline", isOffline ? "The service does not answer. This page keeps trying, and goes on by itself." : null);
-  notice("key", state === "key" ? "This service needs a key." : null, { action: { label: "Enter the key", act: enterKey } });
+  const action = { label: "Enter the key", act: enterKey };
+  notice("key", state === "key" ? "This service needs a key." : null, { action });
   const ids = files.list.map((item) => files.resultOf(item)?.modelId).filter(Boolean);
   const old = served && ids.find((id) => id !== served.id);
   const text = old ? newerWords(served, status.models.get(old)) : null;

@@ -1,4 +1,4 @@
-/** The images a person has added: what each is, what was answered about it, and the queue in which they are segmented. */
+/** The images a person has added: what each is, what was answered, and the queue in which they are segmented. */
 
 import { Trouble, Unreachable } from "./api.js";
 
@@ -215,7 +215,8 @@ export class Files extends EventTarget {
     };
     try {
       const output = this.model.binary ? "probability" : "mask";
-      const { blob, headers } = await this.api.post("segment", item.file, { output, page: item.page, tta: this.tta || null }, how);
+      const options = { output, page: item.page, tta: this.tta || null };
+      const { blob, headers } = await this.api.post("segment", item.file, options, how);
       item.results.set(key, {
         page: item.page,
         modelId: headers.get("X-Model-Id"),

@@ -6,13 +6,13 @@ const OFF = "unet-service-shortcuts-off";
 
 const CAPS = { "-": "−", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
 
-const isTyping = (target) => target.matches?.("input:not([type=range], [type=checkbox], [type=radio]), textarea, select");
+const isTyping = (target) => target.matches?.("input:not([type=range], [type=checkbox], [type=radio])");
 /** Keys that a slider or a group of radio buttons needs for itself. */
 const isForControl = (target, key) => target.matches?.("input") && /^(Arrow|Page|Home|End)/.test(key);
 
 /**
- * @param {{what: string, keys: Record<string, () => void>, inView?: boolean}[]} shortcuts rows of the list: what each is
- *   for, and its keys, as KeyboardEvent.key; those of `inView` belong to other controls while these have the focus
+ * @param {{what: string, keys: Record<string, () => void>, inView?: boolean}[]} shortcuts rows of the list: what each
+ *   is for, and its keys, as KeyboardEvent.key; those of `inView` belong to other controls while these have the focus
  */
 export function install(shortcuts) {
   $("shortcuts").replaceChildren(

@@ -7,9 +7,10 @@ export function notice(id, text, { isError = false, action = null } = {}) {
   const before = $(`notice-${id}`);
   if (!text) return before?.remove();
   if (before?.querySelector("p").textContent === text) return;
-  const line = make("div", { id: `notice-${id}`, className: "notice", role: isError ? "alert" : "status" }, make("p", {}, text));
-  const button = (label, className, onclick) => line.append(make("button", { type: "button", className, onclick }, label));
-  if (action) button(action.label, "primary small", action.act);
-  if (isError) button("Dismiss", "plain small", () => line.remove());
+  const button = (label, className, onclick) => make("button", { type: "button", className, onclick }, label);
+  const role = isError ? "alert" : "status";
+  const line = make("div", { id: `notice-${id}`, className: "notice", role }, make("p", {}, text));
+  if (action) line.append(button(action.label, "primary small", action.act));
+  if (isError) line.append(button("Dismiss", "plain small", () => line.remove()));
   before ? before.replaceWith(line) : $("notices").append(line);
 }

@@ -24,7 +24,8 @@ export function showFound(found, certainty = "none") {
   $("result").dataset.state = certainty;
   $("certainty").dataset.certainty = certainty;
   $("certainty").textContent = CERTAINTY[certainty];
-  $("certainty").title = certainty === "exact" ? "Counted by the service, as in the table that you save" : "Counted on the screen";
+  const isExact = certainty === "exact";
+  $("certainty").title = isExact ? "Counted by the service, as in the table that you save" : "Counted on the screen";
   if (!found) {
     for (const id of ["count", "median", "range", "share"]) $(id).textContent = "–";
     $("count-unit").textContent = "objects";
@@ -62,7 +63,8 @@ function drawHistogram(areas, words) {
     return `M${(i * width + 0.75).toFixed(2)} 40v${-height.toFixed(2)}h${width - 1.5}V40z`;
   });
   $("histogram").replaceChildren(shape("path", { d: path.join("") }));
-  $("histogram").setAttribute("aria-label", areas.length ? `Areas from ${words(least)} to ${words(most)}` : "No areas");
+  const label = areas.length ? `Areas from ${words(least)} to ${words(most)}` : "No areas";
+  $("histogram").setAttribute("aria-label", label);
   $("histogram-low").textContent = areas.length > 1 ? words(least) : "";
   $("histogram-high").textContent = areas.length > 1 ? words(most) : "";
 }
@@ -70,7 +72,8 @@ function drawHistogram(areas, words) {
 /** What is unusual about the image, from X-Input-Warning. */
 export function showWarning(text) {
   $("warning").hidden = !text;
-  $("warning-text").textContent = text && `${text[0].toUpperCase()}${text.slice(1)}. The result may be worse than usual.`;
+  const said = text && `${text[0].toUpperCase()}${text.slice(1)}`;
+  $("warning-text").textContent = text && `${said}. The result may be worse than usual.`;
 }
 
 /**
@@ -93,7 +96,7 @@ export function showClasses(classes, hidden, onChange) {
   );
 }
 
-/** The value under the pointer in words. @param {{x: number, y: number, probability: number|null, value: number|null}} at */
+/** The value under the pointer in words, from the viewer's event. */
 export function under({ x, y, probability, value }, model) {
   const where = `x ${x}, y ${y}`;
   if (!model || (probability === null && value === null)) return where;
@@ -131,10 +134,9 @@ export function showAnswered(model, timing, { refused, failure }) {
   $("model-facts").replaceChildren(
     ...facts.map(([term, text]) => make("div", {}, make("dt", {}, term), make("dd", {}, text))),
   );
-  $("model-words").textContent =
-    model.score === null
-      ? ""
-      : `On images that it was checked with, what it marks and what a person marked overlap by ${Math.round(100 * model.score)} % (Dice${model.binary ? "" : ", mean of the classes"}).`;
+  const share = `${Math.round(100 * model.score)} % (Dice${model.binary ? "" : ", mean of the classes"})`;
+  const words = `On images that it was checked with, what it marks and what a person marked overlap by ${share}.`;
+  $("model-words").textContent = model.score === null ? "" : words;
   showTiming(timing);
 }
 

@@ -39,7 +39,7 @@ export function download(blob, name) {
 }
 
 /**
- * One kind of answer about a whole file, by the model of what is shown of it. Raises Problem, Unreachable or ModelChanged.
+ * One kind of answer about a whole file, by the model of what is shown of it. Raises Trouble.
  * @returns {Promise<{name: string, blob: Blob}>}
  */
 export async function answer(api, item, kind, settings, modelId, how) {

@@ -17,7 +17,7 @@ export class Status extends EventTarget {
   /** Models seen so far, by id: a result may be an earlier one's. */
   models = new Map();
   #looks = 0;
-  #hurry = new AbortController();
+  #hurry;
 
   constructor(api) {
     super();
@@ -31,9 +31,9 @@ export class Status extends EventTarget {
   /** Looks again and again, for as long as the page is open. */
   async watch() {
     for (;;) {
+      this.#hurry = new AbortController(); // also for what is asked while it looks
       await this.#look();
       this.dispatchEvent(new Event("change"));
-      this.#hurry = new AbortController();
       const isCalm = this.state === "ok" && this.training?.state !== "running";
       await pause(isCalm ? CALM_S : EAGER_S, this.#hurry.signal).catch(() => {});
     }
@@ -41,7 +41,7 @@ export class Status extends EventTarget {
 
   /** Looks at once. */
   look() {
-    this.#hurry.abort();
+    this.#hurry?.abort();
   }
 
   async #look() {

@@ -50,7 +50,8 @@ export class Strip {
     );
     const cross = shape("svg", {}, shape("use", { href: "#i-close" }));
     const onclick = () => this.#actions.remove(item);
-    const remove = make("button", { type: "button", className: "remove", ariaLabel: `Remove ${item.name}`, onclick }, cross);
+    const ariaLabel = `Remove ${item.name}`;
+    const remove = make("button", { type: "button", className: "remove", ariaLabel, onclick }, cross);
     return make("li", {}, show, remove);
   }
 }

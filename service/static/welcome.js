@@ -1,8 +1,8 @@
 /** What the service is doing, in words: on the first visit, in the header, about a newer model. */
 
 import { $ } from "./dom.js";
-import { brief } from "./training.js";
 import { className } from "./panel.js";
+import { brief } from "./training.js";
 import { count } from "./words.js";
 
 const WORDS = { failed: "Model cannot be used", stopping: "Stopping", offline: "No answer", key: "Needs a key" };
@@ -42,7 +42,7 @@ function welcome({ state, health, training }) {
     return ["The model cannot be used", `${health.refused}. This page begins by itself when there is a good one.`];
   }
   if (state !== "waiting") {
-    return [title, "A network that has learned from a few annotated images marks what it knows in yours, pixel by pixel."];
+    return [title, "A network that has learned from annotated images marks what it knows in yours, pixel by pixel."];
   }
   return training?.state === "running"
     ? ["The model is still learning", "This page begins by itself when it is ready. You can already add images."]

@@ -78,6 +78,6 @@ HANDLED = (HTTPException, RequestValidationError, UserError)
 def _explain(error: Any) -> str:
     """A validation error of pydantic in one line."""
     name = ".".join(map(str, error["loc"][1:]))
-    if not name:  # of all options together
-        return plain(error["msg"])
+    if not name:  # of all options together: begins with the name of one
+        return str(error["msg"]).removeprefix("Value error, ")
     return f"{name}: {plain(error['msg'])}, found {str(error['input'])[:99]!r}"

@@ -44,7 +44,7 @@ class Options(BaseModel):
         for name in given:
             if name not in (*known, last):
                 expected = f"{', '.join(known)} or {last}" if known else last
-                raise ValueError(f"{name}: expected {expected}, found an unknown option")
+                raise ValueError(f"{name[:99]}: expected {expected}, found an unknown option")
         return given
 
     def updated(self, fields: Mapping[str, object]) -> Self:

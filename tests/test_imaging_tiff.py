@@ -10,7 +10,17 @@ import tifffile
 from conftest import GREY, RGB, pil
 from PIL import Image
 
-from unet.imaging import ImageError, ImageTooLargeError, Limits, Metadata, Picture, measure, read, write_tiff
+from unet.imaging import (
+    ImageError,
+    ImageTooLargeError,
+    Limits,
+    Metadata,
+    NoSuchPageError,
+    Picture,
+    measure,
+    read,
+    write_tiff,
+)
 
 UM = {"unit": "um", "spacing": 0.5}
 STACK = np.stack([GREY + i for i in range(6)]).reshape(3, 2, *GREY.shape)
@@ -257,6 +267,45 @@ def test_ome_never_opens_another_file(tmp_path: Any) -> None:
     (tmp_path / "a.ome.tif").write_bytes(data)
     for source in (data, tmp_path / "a.ome.tif"):
         np.testing.assert_array_equal(read(source).pixels, 255 - GREY)
+
+
+@pytest.mark.parametrize(
+    ("data", "alone"),
+    [
+        *[
+            (described(STACK, metadata={"axes": axes}, **kind, **packed), True)
+            for kind in ({"imagej": True}, {"ome": True}, {})
+            for packed in ({}, {"compression": "zlib"})
+            for axes in ("ZCYX", "TZYX", "CZYX", "CTYX")
+            if axes[0] != "C" or "imagej" not in kind
+        ],
+        *[(in_one_directory(STACK, axes), True) for axes in ("ZCYX", "TZYX")],
+        (described(STACK, metadata={"axes": "QQYX"}), True),
+        (tiff(GREY, GREY[:5], RGB, photometric="minisblack"), True),
+        (tiff(GREY), True),
+        (tiff(STACK[:, 0], volumetric=True, tile=(16, 16, 16), photometric="minisblack"), False),
+    ],
+)
+def test_one_page_is_read_alone(data: bytes, alone: bool) -> None:
+    """Its pixels and what is said of them are those of the page among all. `alone`: the others are not decoded."""
+    picture = read(data)
+    for number, page in enumerate(picture.pages, 1):
+        one = read(data, page=number)
+        np.testing.assert_array_equal(one.pixels, page)
+        assert (one.pixels.dtype, one.axes, one.metadata) == (page.dtype, picture.axes, picture.metadata)
+        assert (one.part, one.tiff) == ((number, len(picture.pages)), False)
+    n_pixels = [measure(data, page=i) for i in range(1, len(picture.pages) + 1)]
+    assert sum(n_pixels) == measure(data) * (1 if alone else len(picture.pages))
+    with pytest.raises(NoSuchPageError, match=rf"page: expected 1.*, found {len(picture.pages) + 1}$"):
+        read(data, page=len(picture.pages) + 1)
+
+
+def test_the_file_of_another_kind_has_one_page() -> None:
+    for kind in ("PNG", "GIF", "BMP", "JPEG"):
+        data = pil(Image.fromarray(GREY), kind)
+        assert read(data, page=1).part == (1, 1)
+        with pytest.raises(NoSuchPageError, match="page: expected 1, found 2"):
+            measure(data, page=2)
 
 
 def test_pages_may_differ_in_size() -> None:

@@ -122,6 +122,8 @@ def test_options_may_be_fields_of_the_form(client: TestClient) -> None:
     assert post("?output=probability", threshold="0.9", output="mask") == post("?threshold=0.9")  # the form's wins
     refused = client.post("/segment", files={"file": png(IMAGE)}, data={"treshold": "0.9"})
     assert problem(refused, 422) == "treshold: expected output, threshold, tta, class or page, found an unknown option"
+    refused = client.post("/segment?Output=mask", files={"file": png(IMAGE)})
+    assert problem(refused, 422).startswith("Output: expected output, threshold, ")
     refused = client.post("/segment", files={"file": png(IMAGE)}, data={"threshold": "2"})
     assert "threshold: input should be less than or equal to 1, found '2'" in problem(refused, 422)
 

@@ -34,7 +34,7 @@ export function listen(element, { pan, zoom, toggle, hover, active }) {
   element.addEventListener("pointermove", (event) => {
     const now = place(event);
     hover(now.x, now.y);
-    if (!down.has(event.pointerId)) return;
+    if (!active() || !down.has(event.pointerId)) return;
     const before = middle(down);
     down.set(event.pointerId, now);
     const after = middle(down);
@@ -50,7 +50,7 @@ export function listen(element, { pan, zoom, toggle, hover, active }) {
   element.addEventListener("pointerleave", () => hover(null, null));
   element.addEventListener("dblclick", (event) => {
     const { x, y } = place(event);
-    toggle(x, y);
+    if (active()) toggle(x, y);
   });
 }
 

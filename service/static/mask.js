@@ -6,10 +6,9 @@
  * holds, so that nothing thin is lost. What a threshold does not change is computed once for each view.
  */
 
-const MIXED = 255; // in place of a group: a pixel of the screen that shows several
+import { extent } from "./view.js";
 
-/** @typedef {{scale: number, x: number, y: number, width: number, height: number}} View
- * pixels of the screen per pixel of the image, where the image's corner is on screen, size of the screen */
+const MIXED = 255; // in place of a group: a pixel of the screen that shows several
 
 export class Mask {
   #levels; // smallest and largest values of 1, 2 x 2, 4 x 4, ... pixels
@@ -47,7 +46,7 @@ export class Mask {
 
   /**
    * The part of the mask that is on screen, and `margin` pixels around it.
-   * @param {View} view the same object as long as nothing in it changes
+   * @param {import("./view.js").View} view
    * @param {number} line width of outlines in pixels of the screen, not above `margin`; 0: filled
    * @returns {{picture: ImageData, x: number, y: number} | null} and its place on screen
    */
@@ -62,8 +61,8 @@ export class Mask {
 
   #look(view, margin) {
     this.#view = view;
-    this.#columns = span(view.x, view.width, this.width, view.scale, margin);
-    this.#rows = span(view.y, view.height, this.height, view.scale, margin);
+    this.#columns = span(view.x, view.screen.width, this.width, view.scale, margin);
+    this.#rows = span(view.y, view.screen.height, this.height, view.scale, margin);
     const [width, height] = [this.#columns.stride, this.#rows.count];
     this.#shown = new Uint8Array(width * height);
     if (!this.#shown.length) return;
@@ -220,11 +219,6 @@ function span(origin, room, size, scale, margin) {
   const start = (u) => (scale < 1 ? Math.ceil(u / scale - 0.5) : Math.floor((u + 0.5) / scale));
   const starts = Int32Array.from({ length: count + 1 }, (_, i) => Math.min(start(first + i), size));
   return { first, count, stride: count && 4 * Math.ceil((count + 1) / 4), starts };
-}
-
-/** Pixels of the screen that an image of this size takes along one axis. */
-export function extent(size, scale) {
-  return scale < 1 ? Math.floor((size - 0.5) * scale) + 1 : Math.ceil(size * scale - 0.5);
 }
 
 /** Smallest and largest value in each pixel of the screen, and perhaps in a little more. */

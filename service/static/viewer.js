@@ -5,12 +5,10 @@
  */
 
 import { listen } from "./gestures.js";
-import { Mask, extent } from "./mask.js";
+import { Mask } from "./mask.js";
+import { View, extent } from "./view.js";
 
 const LINE = 2; // width of outlines in CSS pixels
-const LARGEST = 64; // pixels of the screen per pixel of the image
-const STEPS = 63; // scales from 1 on are multiples of 1 / STEPS. As this is odd, no pixel of the screen has its centre
-// where two of the image meet, and image and mask, drawn in different ways, agree on which one it shows
 const DARK = 64; // the brightest channel of a colour whose lines would not show: they are white, as in overlays
 const WHITE = [255, 255, 255];
 
@@ -28,10 +26,9 @@ export class Viewer extends EventTarget {
   #background = document.createElement("canvas"); // the image as the view shows it
   #overlay = document.createElement("canvas"); // the mask as the view shows it
   #place = null; // of the overlay on screen
+  #screen = { width: 0, height: 0 }; // the canvas's own pixels
+  #view = null; // of the image, or of the mask where there is no image
   #image = null;
-  #size = null; // of the image, or of the mask where there is none
-  #view = { wanted: 1, scale: 1, left: 0, top: 0, x: 0, y: 0, width: 0, height: 0 }; // replaced, never changed
-  #fitted = true;
   #mask = null;
   #classes = null; // null: a probability of the foreground
   #likeliest = null;
@@ -59,13 +56,13 @@ export class Viewer extends EventTarget {
     }
     listen(canvas, {
       pan: (dx, dy) => this.panBy(dx, dy),
-      zoom: (factor, x, y) => this.#zoom(factor, x * this.#ratio, y * this.#ratio),
-      toggle: (x, y) => this.#toggle(x * this.#ratio, y * this.#ratio),
+      zoom: (factor, x, y) => this.#zoomAt(factor, x, y),
+      toggle: (x, y) => (this.#view.isFitted ? this.#zoomAt(Math.max(1 / this.#view.scale, 4), x, y) : this.fit()),
       hover: (x, y) => {
         this.#pointer = x === null ? null : { x, y };
         this.#redraw("pointer");
       },
-      active: () => this.#size !== null,
+      active: () => this.#view !== null,
     });
   }
 
@@ -127,27 +124,26 @@ export class Viewer extends EventTarget {
     this.#legendChanged();
   }
 
-  /** The whole image, as large as it gets; small pixels are enlarged to squares of one size. */
   fit() {
-    this.#fitted = true;
-    const scale = this.#fittingScale();
-    const steps = scale < 4 ? STEPS : 1;
-    this.#look(scale < 1 ? scale : Math.floor(scale * steps) / steps, 0, 0);
+    if (this.#view) this.#look(View.fitted(this.#view.image, this.#screen));
   }
 
   /** One pixel of the screen per pixel of the image. */
   actualSize() {
-    this.#zoom(1 / this.#view.wanted, this.#view.width / 2, this.#view.height / 2);
+    if (this.#view) this.#look(this.#view.zoomed(1 / this.#view.wanted));
   }
 
   zoomBy(factor) {
-    this.#zoom(factor, this.#view.width / 2, this.#view.height / 2);
+    if (this.#view) this.#look(this.#view.zoomed(factor));
   }
 
   /** Moves the image by CSS pixels. */
   panBy(dx, dy) {
-    const { wanted, left, top } = this.#view;
-    this.#look(wanted, left + dx * this.#ratio, top + dy * this.#ratio);
+    if (this.#view) this.#look(this.#view.moved(dx * this.#ratio, dy * this.#ratio));
+  }
+
+  #zoomAt(factor, x, y) {
+    this.#look(this.#view.zoomed(factor, x * this.#ratio, y * this.#ratio));
   }
 
   #show(pixels, classes, likeliest) {
@@ -164,57 +160,28 @@ export class Viewer extends EventTarget {
     this.#redraw("regions");
   }
 
-  #measure(size) {
-    const before = this.#size;
-    this.#size = size && { width: size.width, height: size.height };
-    if (size && !sameSize(before, size)) this.fit();
+  #measure(image) {
+    if (!image) this.#view = null;
+    else if (!sameSize(this.#view?.image, image)) {
+      this.#look(View.fitted({ width: image.width, height: image.height }, this.#screen));
+    }
   }
 
   #resize(entry) {
     const [box] = entry.devicePixelContentBoxSize ?? [];
     const width = pixelsOfScreen(entry.contentRect.width, box?.inlineSize);
     const height = pixelsOfScreen(entry.contentRect.height, box?.blockSize);
-    const before = this.#view;
     for (const canvas of [this.#canvas, this.#background]) Object.assign(canvas, { width, height });
     this.#ratio = width / entry.contentRect.width || devicePixelRatio;
-    this.#view = { ...before, width, height };
-    if (this.#fitted) this.fit();
-    else this.#look(before.wanted, before.left + (width - before.width) / 2, before.top + (height - before.height) / 2);
+    this.#screen = { width, height };
+    if (this.#view) this.#look(this.#view.on(this.#screen));
   }
 
-  #fittingScale() {
-    if (!this.#size) return 1;
-    const { width, height } = this.#view;
-    return Math.min(width / this.#size.width, height / this.#size.height, LARGEST) || 1;
-  }
-
-  #zoom(factor, x, y) {
-    if (!this.#size) return;
-    const { wanted: before, scale, left, top } = this.#view;
-    const wanted = Math.min(Math.max(before * factor, Math.min(this.#fittingScale(), 1)), LARGEST);
-    const ratio = stepped(wanted) / scale;
-    this.#fitted = false;
-    this.#look(wanted, x - (x - left) * ratio, y - (y - top) * ratio);
-  }
-
-  #toggle(x, y) {
-    if (this.#fitted) this.#zoom(Math.max(1 / this.#view.scale, 4), x, y);
-    else this.fit();
-  }
-
-  /** Shows the image at about this scale, with its corner at the whole pixel of the screen next to that place. */
-  #look(wanted, left, top) {
-    if (!this.#size) return;
-    const { width, height } = this.#view;
-    const scale = stepped(wanted);
-    const fit = this.#fittingScale();
-    const across = inside(left, width, this.#size.width * scale, this.#size.width * fit);
-    const down = inside(top, height, this.#size.height * scale, this.#size.height * fit);
-    const rescaled = scale !== this.#view.scale;
-    const [x, y] = [Math.round(across), Math.round(down)];
-    this.#view = { wanted, scale, left: across, top: down, x, y, width, height };
+  #look(view) {
+    const isRescaled = view.scale !== this.#view?.scale;
+    this.#view = view;
     this.#redraw("image", "mask", "pointer");
-    if (rescaled) this.#send("view", { scale });
+    if (isRescaled) this.#send("view", { scale: view.scale });
   }
 
   #legendChanged() {
@@ -253,7 +220,7 @@ export class Viewer extends EventTarget {
   #draw() {
     const stale = this.#stale;
     this.#stale = new Set();
-    if (this.#view.width && this.#view.height) {
+    if (this.#screen.width && this.#screen.height) {
       if (stale.has("image")) this.#drawImage();
       if (stale.has("mask")) this.#drawMask();
       if (stale.has("image") || stale.has("mask") || stale.has("screen")) this.#drawScreen();
@@ -264,7 +231,7 @@ export class Viewer extends EventTarget {
 
   #drawScreen() {
     const context = this.#context;
-    context.clearRect(0, 0, this.#view.width, this.#view.height);
+    context.clearRect(0, 0, this.#screen.width, this.#screen.height);
     context.globalAlpha = 1;
     if (this.#image) context.drawImage(this.#background, 0, 0);
     context.globalAlpha = this.#opacity;
@@ -272,20 +239,20 @@ export class Viewer extends EventTarget {
   }
 
   #drawImage() {
-    const { scale, x, y, width, height } = this.#view;
-    const context = this.#background.getContext("2d");
-    context.clearRect(0, 0, width, height);
     if (!this.#image) return;
+    const { image, screen, scale, x, y } = this.#view;
+    const context = this.#background.getContext("2d");
+    context.clearRect(0, 0, screen.width, screen.height);
     context.imageSmoothingEnabled = scale < 1;
     context.imageSmoothingQuality = "high";
-    const [left, right] = part(x, width, this.#size.width, scale);
-    const [top, bottom] = part(y, height, this.#size.height, scale);
-    const [across, down] = [right - left, bottom - top];
-    context.drawImage(
-      this.#image, left, top, across, down, x + left * scale, y + top * scale, across * scale, down * scale);
+    const [left, right] = part(x, screen.width, image.width, scale);
+    const [top, bottom] = part(y, screen.height, image.height, scale);
+    const [width, height] = [right - left, bottom - top];
+    const target = [x + left * scale, y + top * scale, width * scale, height * scale];
+    context.drawImage(this.#image, left, top, width, height, ...target);
     // a last pixel of the screen of which the image has less than half
-    context.clearRect(x + extent(this.#size.width, scale), 0, width, height);
-    context.clearRect(0, y + extent(this.#size.height, scale), width, height);
+    context.clearRect(x + extent(image.width, scale), 0, screen.width, screen.height);
+    context.clearRect(0, y + extent(image.height, scale), screen.width, screen.height);
   }
 
   #drawMask() {
@@ -294,44 +261,30 @@ export class Viewer extends EventTarget {
     this.#place = painted;
     if (!painted) return;
     const { width, height } = painted.picture;
-    if (this.#overlay.width !== width || this.#overlay.height !== height) Object.assign(this.#overlay, { width, height });
+    if (!sameSize(this.#overlay, painted.picture)) Object.assign(this.#overlay, { width, height });
     this.#overlay.getContext("2d").putImageData(painted.picture, 0, 0);
   }
 
   #report() {
-    const detail = this.#pointer && this.#size && this.#under(this.#pointer);
+    const detail = this.#pointer && this.#view && this.#under(this.#pointer);
     if (JSON.stringify(detail) === JSON.stringify(this.#reported)) return;
     this.#reported = detail;
     this.#send("pointer", detail);
   }
 
   #under(pointer) {
-    const x = Math.floor((pointer.x * this.#ratio - this.#view.x) / this.#view.scale);
-    const y = Math.floor((pointer.y * this.#ratio - this.#view.y) / this.#view.scale);
-    if (x < 0 || y < 0 || x >= this.#size.width || y >= this.#size.height) return null;
-    if (!this.#mask) return { x, y, probability: null, value: null };
-    const at = y * this.#mask.width + x;
+    const pixel = this.#view.pixelAt(pointer.x * this.#ratio, pointer.y * this.#ratio);
+    if (!pixel || !this.#mask) return pixel && { ...pixel, probability: null, value: null };
+    const at = pixel.y * this.#mask.width + pixel.x;
     const value = this.#mask.data[at];
-    if (!this.#classes) return { x, y, probability: value / 255, value: null };
-    return { x, y, probability: this.#likeliest ? this.#likeliest.data[at] / 255 : null, value };
+    if (!this.#classes) return { ...pixel, probability: value / 255, value: null };
+    return { ...pixel, probability: this.#likeliest ? this.#likeliest.data[at] / 255 : null, value };
   }
 
   #send(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 }
-
-/**
- * Where an axis of the image begins on screen: as wished, but no further than that a point of the image is in the
- * middle, and in the middle of the screen where all of it fits.
- */
-function inside(start, room, length, fitting) {
-  const centred = (room - length) / 2;
-  const slack = Math.max(0, Math.min(length / 2, length - fitting));
-  return Math.min(Math.max(start, centred - slack), centred + slack);
-}
-
-const stepped = (scale) => (scale < 0.999999 ? scale : Math.round(scale * STEPS) / STEPS);
 
 /**
  * The first and the last pixel of the image, along one axis, that are drawn: those on screen where they are enlarged, as

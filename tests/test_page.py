@@ -58,6 +58,14 @@ def test_only_files_of_the_page_are_sent(service: TestClient, name: str) -> None
     assert service.get(f"/static/{name}").status_code == 404
 
 
+def test_a_body_with_a_request_for_a_file_is_not_read(serve: Serve) -> None:
+    """Otherwise its refusal, 413, would be a bug in the middle of the answer."""
+    with serve(model="none.pth", max_bytes=1000) as client:
+        answer = client.request("GET", "/static/docs.js", content=iter([b"x" * 600] * 2))
+        assert (answer.status_code, answer.content) == (200, (STATIC / "docs.js").read_bytes())
+        assert "unet_bugs_total 0.0" in client.get("/metrics").text
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_pages_load_their_own_files_only_by_relative_addresses(service: TestClient, path: str) -> None:
     page = service.get(path)

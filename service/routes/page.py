@@ -1,7 +1,9 @@
 """GET / and /docs: the page for people, and the API to try out, with the files that they need."""
 
 from functools import partial
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
@@ -13,8 +15,12 @@ get = partial(router.api_route, methods=["GET", "HEAD"], include_in_schema=False
 class Files(StaticFiles):
     """Files that browsers ask for again each time, with their ETag, so that a new version is seen at once."""
 
-    def file_response(self, *args: object, **kwargs: object) -> Response:
-        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+    def file_response(self, full_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(full_path, *args, **kwargs)
+        if response.status_code == 200:
+            # FileResponse reads the request meanwhile, and a body that is refused would be an error in mid-answer
+            headers = {name: value for name, value in response.headers.items() if name != "accept-ranges"}
+            response = Response(Path(full_path).read_bytes(), headers=headers)
         response.headers["Cache-Control"] = "no-cache"
         return response
 

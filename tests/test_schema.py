@@ -1,5 +1,6 @@
-"""Fuzzing by schema: requests to every route, generated from the OpenAPI document, have answers it declares."""
+"""The OpenAPI document, and fuzzing by it: generated requests to every route have answers it declares."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import schemathesis
-from conftest import listening, png
+from conftest import Serve, listening, png
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -28,7 +29,28 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-BODY = {"body": png(np.zeros((9, 9), np.uint8)), "media_type": "image/png"}
+BODY = {"body": png(np.zeros((9, 9), np.uint8)), "media_type": "application/octet-stream"}
+
+
+def test_the_document_is_for_people_and_for_generators(serve: Serve, tmp_path: Path) -> None:
+    with serve(model=tmp_path / "none.pth") as client:
+        answer = client.get("/openapi.json")
+        document = answer.json()
+        pictures = re.findall(r"\]\(([^)\s]+)\)", document["info"]["description"])
+        assert len(pictures) == 4
+        assert all(client.get(f"/{picture}").status_code == 200 for picture in pictures)
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert sorted(names) == ["health", "live", "metrics", "preview", "segment", "training"]
+    assert {name for operation in operations for name in operation["tags"]} == {tag["name"] for tag in document["tags"]}
+    for operation in operations:
+        for status, response in operation["responses"].items():
+            if status[0] in "45" and (operation["operationId"], status) != ("health", "503"):
+                problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+                assert response["content"] == {"application/problem+json": problem}
+    assert document["components"]["schemas"]["Problem"]["required"] == ["title", "status", "detail"]
+    assert str(tmp_path) not in answer.text
+    assert str(Path(__file__).parents[1]) not in answer.text
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +66,10 @@ def test_every_answer_is_as_declared(api: Any, mode: GenerationMode) -> None:
     for operation in operations:
         if mode is GenerationMode.POSITIVE or operation.query:  # what takes nothing cannot be given anything wrong
             assert statuses(operation.as_strategy(generation_mode=mode)), operation.label
-    (segment,) = (operation for operation in operations if operation.label == "POST /segment")
-    found = statuses(segment.as_strategy(generation_mode=mode, **BODY))
-    assert (200 if mode is GenerationMode.POSITIVE else 422) in found
+    for operation in operations:
+        if operation.label in ("POST /segment", "POST /preview"):
+            found = statuses(operation.as_strategy(generation_mode=mode, **BODY))
+            assert (200 if mode is GenerationMode.POSITIVE else 422) in found, operation.label
 
 
 def statuses(cases: Any) -> set[int]:

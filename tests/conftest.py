@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # imported where used: the trainer's tests need none of it
     from playwright.sync_api import Browser
 
     from service.queue import Queue
+    from visitor import Visitor
 
 Make = Callable[..., Path]
 Serve = Callable[..., AbstractContextManager["TestClient"]]
@@ -105,6 +106,36 @@ def browser() -> "Iterator[Browser]":
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(browser: "Browser") -> "Iterator[Callable[..., Visitor]]":
+    """`visit(url, color_scheme="dark")`: somebody at the page there. Nothing may be asked of other hosts, and nothing
+    go wrong that is not expected."""
+    from visitor import Visitor
+
+    visitors: list[Visitor] = []
+
+    def start(url: str, **how: Any) -> Visitor:
+        visitors.append(Visitor(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **how}), url))
+        return visitors[-1]
+
+    yield start
+    for visitor in visitors:
+        visitor.context.close()
+    assert [visitor.outside + visitor.problems for visitor in visitors] == [[]] * len(visitors)
+
+
+@pytest.fixture(scope="module")
+def bright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a service whose model takes for foreground what is bright."""
+    import bright_model
+    from service.app import create_app
+    from service.settings import ServeSettings
+
+    model = bright_model.save(tmp_path_factory.mktemp("bright") / "model.pth")
+    with listening(create_app(ServeSettings(model=model, device="cpu", precision="fp32"))) as (host, port):
+        yield f"http://{host}:{port}"
 
 
 @pytest.fixture

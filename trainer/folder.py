@@ -99,12 +99,11 @@ class RunFolder:
         return [f"{BEST} is not the one that it has written"]
 
     def begin(self, progress: Progress, learner: Learner) -> None:
-        """Write `last.pth`, to find out now whether the folder can be written; remove the files that would tell of a
-        run before this one, or that this one is finished."""
+        """Write `last.pth`, to find out now whether the folder can be written; remove what would tell that this run is
+        finished, or of a run before it."""
         self.save_last(progress, learner)
-        self.report.unlink(missing_ok=True)
-        if not progress.epoch:
-            (self.path / HISTORY).unlink(missing_ok=True)
+        for name in (REPORT,) if progress.epoch else (REPORT, HISTORY, PROGRESS):
+            (self.path / name).unlink(missing_ok=True)
 
     def save_last(self, progress: Progress, learner: Learner) -> None:
         """Write `last.pth`: everything needed to resume."""

@@ -33,9 +33,9 @@ from unet.prediction import Piece, Prediction
 if TYPE_CHECKING:  # imported where used: the trainer's tests need none of it
     from fastapi.testclient import TestClient
     from playwright.sync_api import Browser
+    from visitor import Visitor
 
     from service.queue import Queue
-    from visitor import Visitor
 
 Make = Callable[..., Path]
 Serve = Callable[..., AbstractContextManager["TestClient"]]
@@ -130,6 +130,7 @@ def visit(browser: "Browser") -> "Iterator[Callable[..., Visitor]]":
 def bright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a service whose model takes for foreground what is bright."""
     import bright_model
+
     from service.app import create_app
     from service.settings import ServeSettings
 

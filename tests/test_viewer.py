@@ -165,15 +165,17 @@ def test_outlines_are_two_css_pixels_wide_and_inside(open_page: "Open", rng: np.
         assert not (outlined & ~filled).any()
 
 
-def test_coarse_outlines_follow_partly_covered_pixels(open_page: "Open") -> None:
-    disc = np.where(np.hypot(*np.mgrid[-100:100, -100:100]) < 80, 255, 0).astype(np.uint8)
-    disc[20:22] = 255  # a thin line across
+@pytest.mark.parametrize("half", [100, 91])
+def test_coarse_outlines_follow_partly_covered_pixels(open_page: "Open", half: int) -> None:
+    disc = np.where(np.hypot(*np.mgrid[-half:half, -half:half]) < 80, 255, 0).astype(np.uint8)
+    disc[4:6] = 255  # a thin line
     page = open_page(50, 50, map=disc)
     filled = show(page, MASK)[..., 3]
     outlined = show(page, "viewer.style = 'outline'")[..., 3]
     edge = ndimage.maximum_filter(filled < 255, size=5)  # pixels with another group, and two more
+    edge[[0, 1, -2, -1]] = edge[:, [0, 1, -2, -1]] = True
     assert (outlined == np.where(edge, filled, 0)).all()
-    assert (outlined[5] > 0).all()
+    assert (outlined[1] > 0).all()
     assert outlined[25, 25] == 0
 
 
@@ -267,16 +269,15 @@ def test_wheel_zooms_towards_the_pointer(open_page: "Open", speckles: np.ndarray
     page = open_page(240, 170, map=speckles)
     show(page, IMAGE_AND_MASK)
     page.mouse.move(61, 122)
-    for n, (key, step) in enumerate((("Shift", -300), ("Control", -50), ("Shift", 250)), 2):
+    for n, (key, step) in enumerate([("Alt", -100), ("Control", -20), ("Control", -1000), ("Alt", 75)], 2):
         page.keyboard.down(key)
         page.mouse.wheel(0, step)
         page.keyboard.up(key)
         page.evaluate(f"until(() => events.view.length === {n})")
     show(page, "")
-    places = page.evaluate("events.pointer.map(({ x, y }) => [x, y])")
+    assert page.evaluate("events.pointer.map(({ x, y }) => [x, y])") == [[14, 32]]
     scales = page.evaluate("events.view.map(({ scale }) => scale)")
-    assert len(set(map(tuple, places))) == 1
-    assert scales[0] < scales[1] < scales[2] > scales[3] > scales[1] - 1
+    assert np.allclose(np.diff(np.log(scales)), [0.2, 0.2, 0.25, -0.15], atol=0.004)  # rounded, to 1/63
 
 
 def test_drag_pans_and_double_click_enlarges_and_fits_again(open_page: "Open", speckles: np.ndarray) -> None:

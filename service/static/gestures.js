@@ -2,6 +2,7 @@
 
 const LINE = 16; // CSS pixels of a line or a page, for mice that count in those
 const PAGE = 400;
+const MOST = 0.25; // by which a step of the wheel changes the scale's logarithm
 
 /**
  * @param {HTMLElement} element
@@ -22,8 +23,9 @@ export function listen(element, { pan, zoom, toggle, hover, active }) {
     event.preventDefault();
     const unit = [1, LINE, PAGE][event.deltaMode];
     const { x, y } = place(event);
-    // a trackpad's pinch comes as ctrl + wheel, with small steps
-    zoom(Math.exp(-event.deltaY * unit * (event.ctrlKey ? 0.01 : 0.002)), x, y);
+    // a trackpad's pinch comes as ctrl + wheel with small steps; a mouse's wheel with ctrl has large ones
+    const step = -event.deltaY * unit * (event.ctrlKey ? 0.01 : 0.002);
+    zoom(Math.exp(Math.min(Math.max(step, -MOST), MOST)), x, y);
   }, { passive: false });
 
   element.addEventListener("pointerdown", (event) => {

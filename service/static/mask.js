@@ -6,9 +6,8 @@
  * holds, so that nothing thin is lost. What a threshold does not change is computed once for each view.
  */
 
+import { Edges, MIXED } from "./edges.js";
 import { extent } from "./view.js";
-
-const MIXED = 255; // in place of a group: a pixel of the screen that shows several
 
 export class Mask {
   #levels; // smallest and largest values of 1, 2 x 2, 4 x 4, ... pixels
@@ -21,6 +20,7 @@ export class Mask {
   #low; // smallest and largest value in each pixel of the screen
   #high;
   #shown; // group of each pixel of the screen, or MIXED
+  #edges;
   #picture;
 
   /**
@@ -45,26 +45,28 @@ export class Mask {
   }
 
   /**
-   * The part of the mask that is on screen, and `margin` pixels around it.
+   * The part of the mask that is on screen, and `line` pixels around it.
    * @param {import("./view.js").View} view
-   * @param {number} line width of outlines in pixels of the screen, not above `margin`; 0: filled
+   * @param {number} line width of outlines in pixels of the screen
+   * @param {boolean} isOutlined instead of filled
    * @returns {{picture: ImageData, x: number, y: number} | null} and its place on screen
    */
-  paint(view, line, margin) {
-    if (view !== this.#view) this.#look(view, margin);
+  paint(view, line, isOutlined) {
+    if (view !== this.#view) this.#look(view, line);
     if (!this.#shown.length) return null;
     if (view.scale < 1) this.#fillCoarse();
     else this.#fillFine();
-    if (line) this.#clearInsides(line);
+    if (isOutlined) this.#clearInsides(line);
     return { picture: this.#picture, x: view.x + this.#columns.first, y: view.y + this.#rows.first };
   }
 
-  #look(view, margin) {
+  #look(view, line) {
     this.#view = view;
-    this.#columns = span(view.x, view.screen.width, this.width, view.scale, margin);
-    this.#rows = span(view.y, view.screen.height, this.height, view.scale, margin);
+    this.#columns = span(view.x, view.screen.width, this.width, view.scale, line);
+    this.#rows = span(view.y, view.screen.height, this.height, view.scale, line);
     const [width, height] = [this.#columns.stride, this.#rows.count];
     this.#shown = new Uint8Array(width * height);
+    this.#edges = null;
     if (!this.#shown.length) return;
     if (this.#picture?.width !== width || this.#picture.height !== height) this.#picture = new ImageData(width, height);
     if (view.scale >= 1) return;
@@ -74,13 +76,13 @@ export class Mask {
   }
 
   get #words() {
-    return Uint32Array.from(this.#colours, (colour, group) => (group ? rgba(...colour, 255) : 0));
+    return Int32Array.from(this.#colours, (colour, group) => (group ? rgba(...colour, 255) : 0));
   }
 
   #fillFine() {
     const [groups, words, data, shown, rows] = [this.#groups, this.#words, this.data, this.#shown, this.#rows.starts];
     const { starts: columns, count, stride } = this.#columns;
-    const pixels = new Uint32Array(this.#picture.data.buffer);
+    const pixels = new Int32Array(this.#picture.data.buffer);
     for (let j = 0, p = 0; p < shown.length; j++, p += stride) {
       if (j && rows[j] === rows[j - 1]) {
         shown.copyWithin(p, p - stride, p);
@@ -98,8 +100,9 @@ export class Mask {
 
   #fillCoarse() {
     const [groups, words, low, high, shown] = [this.#groups, this.#words, this.#low, this.#high, this.#shown];
-    const { count, stride } = this.#columns;
-    const pixels = new Uint32Array(this.#picture.data.buffer);
+    const [data, rows] = [this.data, this.#rows.starts];
+    const { starts: columns, count, stride } = this.#columns;
+    const pixels = new Int32Array(this.#picture.data.buffer);
     const average = this.#ordered ? this.#share(words[1]) : this.#blend();
     for (let j = 0, p = 0; p < shown.length; j++, p = j * stride) {
       for (let i = 0; i < count; i++, p++) {
@@ -108,9 +111,9 @@ export class Mask {
           shown[p] = group;
           pixels[p] = words[group];
         } else {
-          const word = average(i, j);
-          pixels[p] = word;
-          shown[p] = word >>> 24 ? MIXED : 0;
+          const first = groups[data[rows[j] * this.width + columns[i]]];
+          pixels[p] = average(i, j);
+          shown[p] = pixels[p] === words[first] ? first : MIXED;
         }
       }
     }
@@ -127,7 +130,8 @@ export class Mask {
       for (let y = top; y < bottom; y++) {
         for (let at = y * width + left, end = y * width + right; at < end; at++) n += groups[data[at]];
       }
-      return ((Math.round((255 * n) / ((right - left) * (bottom - top))) << 24) | colour) >>> 0;
+      const alpha = (255 * n) / ((right - left) * (bottom - top)) + 0.5;
+      return n && ((alpha << 24) | colour);
     };
   }
 
@@ -155,57 +159,20 @@ export class Mask {
 
   /** Leaves lines inside of regions: pixels from which another group is at most `line` pixels away, in a square. */
   #clearInsides(line) {
-    const edges = edgesOf(this.#shown, this.#columns.stride, line);
-    const pixels = new Uint32Array(this.#picture.data.buffer);
+    this.#edges ??= new Edges(this.#columns.stride, this.#rows.count, line);
+    const edges = this.#edges.find(this.#shown);
+    const pixels = new Int32Array(this.#picture.data.buffer);
     const pixelsBy2 = new Float64Array(pixels.buffer);
     for (let i = 0; i < edges.length; i++) {
       let edge = edges[i];
       if (!edge) pixelsBy2[2 * i] = pixelsBy2[2 * i + 1] = 0;
-      else for (let p = 4 * i; p < 4 * i + 4; p++, edge >>>= 8) if (!(edge & 255)) pixels[p] = 0;
+      else {
+        edge |= edge >>> 4; // the lowest bit of each byte: whether it is not 0
+        edge |= edge >>> 2;
+        edge |= edge >>> 1;
+        for (let p = 4 * i; p < 4 * i + 4; p++, edge >>>= 8) pixels[p] &= -(edge & 1);
+      }
     }
-  }
-}
-
-/**
- * Where the square of `2 * line + 1` pixels around a pixel of the screen shows several groups, or leaves the picture:
- * its byte is not 0. Works on four pixels at once, and takes as long whatever they show.
- * @param {Uint8Array} shown rows of groups; the last of each row is 0
- */
-function edgesOf(shown, stride, line) {
-  const groups = new Int32Array(shown.buffer);
-  const [width, size] = [stride / 4, groups.length];
-  const lead = Math.ceil((line - 1) / 4); // words, so that what is moved to the left below stays in the array
-  const along = new Int32Array(lead + size + Math.ceil(line / 2) + 1);
-  for (let i = 0, before = 0; i < size; i++) {
-    const word = groups[i];
-    const mixed = word & ((word & 0x7f7f7f7f) + 0x01010101) & 0x80808080; // bytes that are MIXED
-    along[lead + i] = (word ^ ((word << 8) | (before >>> 24))) | mixed; // unlike the pixel before
-    before = word;
-  }
-  spread(along, 2 * line, 1);
-  join(along, 4 * lead - (line - 1), 0);
-
-  const either = new Int32Array(size + 2 * line * width).fill(-1); // along the row, or unlike the row above
-  const first = (line - 1) * width;
-  for (let i = width; i < size; i++) either[first + i] = along[i] | (groups[i] ^ groups[i - width]);
-  spread(either, 2 * line, stride);
-  for (let i = line * width; i < size; i++) either[i] |= along[i - line * width];
-  return either.subarray(0, size);
-}
-
-/** Each byte joined with those 1, 2, ... n - 1 steps after it. */
-function spread(words, n, step) {
-  for (let done = 1; done < n; done *= 2) join(words, Math.min(done, n - done) * step, -1);
-}
-
-/** The bits of each word in `kept`, and all of the four bytes that begin so many bytes after its own. */
-function join(words, bytes, kept) {
-  const skip = bytes >> 2;
-  const bits = 8 * (bytes & 3);
-  const end = words.length - skip - 1;
-  if (!bits) for (let i = 0; i < end; i++) words[i] = (words[i] & kept) | words[i + skip];
-  else for (let i = 0; i < end; i++) {
-    words[i] = (words[i] & kept) | (words[i + skip] >>> bits) | (words[i + skip + 1] << (32 - bits));
   }
 }
 
@@ -264,5 +231,5 @@ function halved({ width, height, low, high }) {
 
 /** RGBA as ImageData has it, in one word of a little-endian machine: every one that runs these browsers. */
 function rgba(red, green, blue, alpha) {
-  return ((Math.round(alpha) << 24) | (Math.round(blue) << 16) | (Math.round(green) << 8) | Math.round(red)) >>> 0;
+  return (Math.round(alpha) << 24) | (Math.round(blue) << 16) | (Math.round(green) << 8) | Math.round(red);
 }

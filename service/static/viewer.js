@@ -257,7 +257,7 @@ export class Viewer extends EventTarget {
 
   #drawMask() {
     const line = Math.max(1, Math.round(LINE * this.#ratio));
-    const painted = this.#mask?.paint(this.#view, this.#style === "outline" ? line : 0, line);
+    const painted = this.#mask?.paint(this.#view, line, this.#style === "outline");
     this.#place = painted;
     if (!painted) return;
     const { width, height } = painted.picture;

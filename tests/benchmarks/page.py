@@ -50,7 +50,8 @@ window.drawn = async (move) => {
     await null;
     read();
     times.push(performance.now() - started);
-    await new Promise((done) => setTimeout(done, 20));
+    if (move === "threshold") await once("regions");
+    else await new Promise((done) => setTimeout(done, 20));
   }
   window.requestAnimationFrame = frame;
   return times;

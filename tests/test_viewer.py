@@ -1,111 +1,28 @@
 """The page's viewer in a browser: each pixel of the mask where the image has it, at any zoom, and right numbers.
 
-The modules alone, on a page of their own with the policy of the service's. Images are black and white, masks orange.
+Images are black and white, masks orange.
 """
 
-import base64
-import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+# ruff: noqa: F811  (parameters are named like the imported fixtures)
 
-import cv2
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
-from conftest import png
 from scipy import ndimage
+from viewer_page import count, open_page, show  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
-
-    Open = Callable[..., Page]
+    from viewer_page import Open
 
 pytestmark = pytest.mark.browser
 
-STATIC = Path(__file__).parents[1] / "service" / "static"
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; worker-src 'self'"
 ORANGE = (255, 138, 0)
 CLASSES = [
     {"value": 10, "name": "background", "colour": [0, 0, 255]},
     {"value": 20, "name": "cell", "colour": [255, 0, 0]},
     {"value": 30, "name": "debris", "colour": [0, 255, 0]},
 ]
-
-PAGE = {
-    "": b'<!doctype html><link rel="stylesheet" href="page.css"><canvas id="canvas" width="1"></canvas>',
-    "page.css": b"body { margin: 0 } canvas { display: block }",
-    "page.js": b"""
-import { Viewer } from "./viewer.js";
-import { decodePng } from "./png.js";
-
-const blob = async (name) => (await fetch(name)).blob();
-const drawn = () => new Promise((done) => requestAnimationFrame(done)); // after what was asked for before
-const events = { pointer: [], regions: [], view: [] };
-Object.assign(window, {
-  viewer: new Viewer(document.getElementById("canvas")),
-  events,
-  image: async (name) => createImageBitmap(await blob(name)),
-  values: async (name) => decodePng(await blob(name)),
-  drawn,
-  until: async (test) => { while (!test()) await drawn(); },
-  counted: () => new Promise((done, fail) => {
-    const plain = ({ detail }) => done({ ...detail, byClass: [...detail.byClass] });
-    viewer.addEventListener("regions", plain, { once: true });
-    setTimeout(fail, 20000, new Error("nothing is counted"));
-  }),
-});
-for (const name in events) viewer.addEventListener(name, ({ detail }) => events[name].push(detail));
-viewer.opacity = 1;
-await until(() => canvas.width > 1);
-""",
-}
-TYPES = {"": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
-
-
-@pytest.fixture
-def open_page(browser: "Browser") -> "Iterator[Open]":
-    """`open_page(width, height, **images)`: a page with a viewer of this size and images to fetch. Nothing may go
-    wrong on it."""
-    problems: list[str] = []
-    contexts = []
-
-    def start(width: int, height: int, *, ratio: float = 1, **images: np.ndarray | bytes) -> "Page":
-        files = {f"{name}.png": data if isinstance(data, bytes) else png(data) for name, data in images.items()}
-
-        def answer(route: "Route") -> None:
-            name = route.request.url.removeprefix("http://viewer.test/")
-            body = (PAGE | files).get(name) or (STATIC / name).read_bytes()
-            headers = {"Content-Type": TYPES[Path(name).suffix], "Content-Security-Policy": POLICY}
-            route.fulfill(body=body, headers=headers)
-
-        context = browser.new_context(device_scale_factor=ratio, has_touch=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text))
-        page.route("**/*", answer)
-        page.goto("http://viewer.test/")
-        page.evaluate(f"canvas.style.width = '{width}px'; canvas.style.height = '{height}px'; import('./page.js')")
-        return page
-
-    yield start
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def show(page: "Page", script: str) -> np.ndarray:
-    """The canvas (H, W, 4) RGBA after this script has run and its effect is drawn."""
-    url = page.evaluate(f"async () => {{ {script}; await drawn(); return canvas.toDataURL() }}")
-    data = np.frombuffer(base64.b64decode(url.split(",")[1]), np.uint8)
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
-
-
-def count(page: "Page", script: str) -> Any:
-    """The regions that are counted because of this script."""
-    return page.evaluate(f"async () => {{ {script}; return counted() }}")
 
 
 def is_orange(canvas: np.ndarray) -> np.ndarray:
@@ -379,62 +296,3 @@ def test_wider_than_a_canvas_can_be(open_page: "Open") -> None:
     assert (is_orange(canvas) == expected).all()
     canvas = show(page, "viewer.actualSize()")
     assert (is_orange(canvas)[20] == (bars[0, 9875:10125] > 0)).all()
-
-
-def grey_png(rows: list[bytes], width: int, header: bytes = b"\x08\0\0\0\0", pieces: int = 1) -> bytes:
-    """A PNG of filtered rows, its data in several chunks."""
-    data = zlib.compress(b"".join(rows))
-    step = -(-len(data) // pieces)
-    chunks = [(b"IHDR", struct.pack(">II", width, len(rows)) + header), (b"tEXt", b"Software\0a test")]
-    chunks += [(b"IDAT", data[i : i + step]) for i in range(0, len(data), step)]
-    file = b"\x89PNG\r\n\x1a\n"
-    for name, content in [*chunks, (b"IEND", b"")]:
-        file += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-    return file
-
-
-def filtered(image: np.ndarray) -> list[bytes]:
-    """Rows of a PNG with filter 0, 1, 2, 3, 4, 0, ..., from the definitions of the specification."""
-    x = image.astype(int)
-    a = np.pad(x, ((0, 0), (1, 0)))[:, :-1]  # left
-    b = np.pad(x, ((1, 0), (0, 0)))[:-1]  # above
-    c = np.pad(x, ((1, 0), (1, 0)))[:-1, :-1]
-    pa, pb, pc = abs(b - c), abs(a - c), abs(a + b - 2 * c)
-    paeth = np.where((pa <= pb) & (pa <= pc), a, np.where(pb <= pc, b, c))
-    predicted = [0 * x, a, b, (a + b) // 2, paeth]
-    return [bytes([y % 5]) + ((x - predicted[y % 5])[y] % 256).astype(np.uint8).tobytes() for y in range(len(x))]
-
-
-def test_png_values_are_those_of_opencv(open_page: "Open", rng: np.random.Generator) -> None:
-    images = {}
-    for width, height in ((1, 1), (3, 7), (64, 64), (101, 67)):
-        noise = rng.integers(0, 256, (height, width), dtype=np.uint8)
-        smooth = cv2.GaussianBlur(noise, (0, 0), 4)
-        images[f"noise{width}"] = grey_png(filtered(noise), width)
-        images[f"smooth{width}"] = grey_png(filtered(smooth), width, pieces=3)
-        images[f"opencv{width}"] = png(smooth)
-    page = open_page(10, 10, **images)
-    script = "async (name) => { const v = await values(`${name}.png`); return [v.width, v.height, [...v.data]] }"
-    for name, data in images.items():
-        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        assert page.evaluate(script, name) == [expected.shape[1], expected.shape[0], expected.ravel().tolist()], name
-
-
-@pytest.mark.parametrize(
-    ("data", "problem"),
-    [
-        (b"<html>", "expected a PNG file, got 6 bytes of another kind"),
-        (
-            png(np.zeros((4, 4, 3), np.uint8)),
-            r"expected a PNG with 8-bit grey pixels .*, got bit depth 8, colour type 2",
-        ),
-        (png(np.zeros((4, 4), np.uint16)), r"expected .*, got bit depth 16, colour type 0, interlace 0"),
-        (grey_png(filtered(np.zeros((4, 4), np.uint8)), 4)[:60], "the PNG is damaged or incomplete"),
-        (grey_png(filtered(np.zeros((4, 4), np.uint8)), 5), "expected 4 rows of 5 pixels in the PNG, got 20 bytes"),
-        (grey_png([b"\5abc"], 3), "the PNG is damaged: filter 5 in row 0"),
-    ],
-)
-def test_other_files_are_refused(open_page: "Open", data: bytes, problem: str) -> None:
-    page = open_page(10, 10, file=data)
-    message = page.evaluate("values('file.png').then(() => '', (error) => error.message)")
-    assert re.match(problem, message), message

@@ -18,66 +18,98 @@ addEventListener("message", ({ data: message }) => {
   postMessage({ areas }, areas.map((each) => each.buffer));
 });
 
-/** @returns {Int32Array[]} areas of the regions of group 1, 2, ... */
 function count({ width, height, data }, table, minArea) {
-  let parent = new Int32Array(4096); // by label, of which each run has one
-  let area = new Int32Array(4096);
-  let group = new Uint8Array(4096);
-  let labels = 0;
-
-  const root = (i) => {
-    while (parent[i] !== i) i = parent[i] = parent[parent[i]];
-    return i;
-  };
-  // runs of a row, and of the row above: where each begins and ends, and its label
-  const most = width;
-  let [starts, ends, ids] = [0, 0, 0].map(() => new Int32Array(most));
-  let [startsAbove, endsAbove, idsAbove] = [0, 0, 0].map(() => new Int32Array(most));
-  let nAbove = 0;
-
+  const labels = new Labels();
+  let [above, row] = [new Runs(width), new Runs(width)];
   for (let y = 0; y < height; y++) {
-    const row = data.subarray(y * width, (y + 1) * width);
-    let n = 0;
-    let above = 0; // the first run above that does not end before this run begins
-    for (let x = 0; x < width; ) {
-      const g = table[row[x]];
-      const start = x++;
-      while (x < width && table[row[x]] === g) x++;
-      if (!g) continue;
-      while (above < nAbove && endsAbove[above] <= start) above++;
-      let label = -1;
-      for (let i = above; i < nAbove && startsAbove[i] < x; i++) {
-        if (group[idsAbove[i]] !== g) continue;
-        const other = root(idsAbove[i]);
-        if (label < 0) label = other;
-        else if (label !== other) {
-          const [first, second] = label < other ? [label, other] : [other, label];
-          parent[second] = first;
-          area[first] += area[second];
-          label = first;
-        }
-      }
-      if (label < 0) {
-        if (labels === parent.length) [parent, area, group] = [parent, area, group].map(doubled);
-        label = labels++;
-        parent[label] = label;
-        area[label] = 0;
-        group[label] = g;
-      }
-      area[label] += x - start;
-      starts[n] = start;
-      ends[n] = x;
-      ids[n++] = label;
-    }
-    [starts, startsAbove, ends, endsAbove, ids, idsAbove] = [startsAbove, starts, endsAbove, ends, idsAbove, ids];
-    nAbove = n;
+    row.read(data.subarray(y * width, (y + 1) * width), table);
+    row.connect(above, labels);
+    [above, row] = [row, above];
+  }
+  return labels.areas(Math.max(...table), minArea);
+}
+
+/** The runs of one row that are not background. */
+class Runs {
+  constructor(width) {
+    this.n = 0;
+    this.start = new Int32Array(width);
+    this.end = new Int32Array(width);
+    this.group = new Uint8Array(width);
+    this.label = new Int32Array(width);
   }
 
-  const found = Array.from({ length: Math.max(...table) }, () => []);
-  for (let i = 0; i < labels; i++) {
-    if (parent[i] === i && area[i] >= minArea) found[group[i] - 1].push(area[i]);
+  read(row, table) {
+    const { start, end, group } = this;
+    let n = 0;
+    for (let x = 0; x < row.length; ) {
+      const g = table[row[x]];
+      const first = x++;
+      while (x < row.length && table[row[x]] === g) x++;
+      if (!g) continue;
+      start[n] = first;
+      end[n] = x;
+      group[n++] = g;
+    }
+    this.n = n;
   }
-  return found.map((areas) => Int32Array.from(areas).sort());
+
+  /** Gives each run the label of those above that it touches, or a new one. */
+  connect(above, labels) {
+    let i = 0; // the first run above that does not end before this one begins
+    for (let k = 0; k < this.n; k++) {
+      const [start, end, group] = [this.start[k], this.end[k], this.group[k]];
+      let label = -1;
+      while (i < above.n && above.end[i] <= start) i++;
+      for (let j = i; j < above.n && above.start[j] < end; j++) {
+        if (above.group[j] !== group) continue;
+        label = label < 0 ? labels.root(above.label[j]) : labels.join(label, above.label[j]);
+      }
+      this.label[k] = label < 0 ? labels.add(group) : label;
+      labels.area[this.label[k]] += end - start;
+    }
+  }
+}
+
+/** Regions, or parts of them that have not met yet: each label leads to the root of its region. */
+class Labels {
+  n = 0;
+  parent = new Int32Array(4096);
+  area = new Int32Array(4096); // of roots
+  group = new Uint8Array(4096);
+
+  add(group) {
+    if (this.n === this.parent.length) {
+      for (const name of ["parent", "area", "group"]) this[name] = doubled(this[name]);
+    }
+    this.parent[this.n] = this.n;
+    this.group[this.n] = group;
+    return this.n++;
+  }
+
+  root(label) {
+    const { parent } = this;
+    while (parent[label] !== label) label = parent[label] = parent[parent[label]];
+    return label;
+  }
+
+  /** The root of both from now on. */
+  join(one, other) {
+    const [first, second] = [this.root(one), this.root(other)];
+    if (first === second) return first;
+    this.parent[second] = first;
+    this.area[first] += this.area[second];
+    return first;
+  }
+
+  /** @returns {Int32Array[]} */
+  areas(groups, minArea) {
+    const found = Array.from({ length: groups }, () => []);
+    for (let i = 0; i < this.n; i++) {
+      if (this.parent[i] === i && this.area[i] >= minArea) found[this.group[i] - 1].push(this.area[i]);
+    }
+    return found.map((areas) => Int32Array.from(areas).sort());
+  }
 }
 
 function doubled(array) {

@@ -1,7 +1,6 @@
 """The page in a browser, and a service that comes, goes, changes its model, refuses: the page says so and goes on."""
 
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ def serving(model: Path, port: int = 0, **settings: Any) -> Iterator[str]:
 
 def replace(model: Path, **about: Any) -> None:
     """Puts another model there, at once."""
-    os.replace(bright_model.save(model.with_name("new"), **about), model)
+    bright_model.save(model.with_name("new"), **about).replace(model)
 
 
 @pytest.fixture

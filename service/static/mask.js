@@ -159,7 +159,8 @@ export class Mask {
 
   /** Leaves lines inside of regions: pixels from which another group is at most `line` pixels away, in a square. */
   #clearInsides(line) {
-    this.#edges ??= new Edges(this.#columns.stride, this.#rows.count, line);
+    const width = this.#view.scale < 1 ? Math.max(1, line - 1) : line; // the pixels that regions share are drawn, too
+    this.#edges ??= new Edges(this.#columns.stride, this.#rows.count, width);
     const edges = this.#edges.find(this.#shown);
     const pixels = new Int32Array(this.#picture.data.buffer);
     const pixelsBy2 = new Float64Array(pixels.buffer);

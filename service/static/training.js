@@ -40,14 +40,15 @@ function left({ state, seconds_left: seconds }) {
 }
 
 function sentence(training) {
-  const { state, score, finishes_at: end } = training;
+  const { state, score, done, finishes_at: end } = training;
   const where = epochs(training);
   const scored = score === null ? "" : ` Score so far: ${score.toFixed(2)}.`;
   if (state === "stopped") {
     return `Stopped${where ? ` at ${where}` : ""}.${scored} The same unet-train command continues it.`;
   }
   if (state === "finished") return `Finished${where ? ` after ${where}` : ""}.${scored}`;
-  const begun = where ? `${where[0].toUpperCase()}${where.slice(1)}.` : "It has just begun.";
+  const unnumbered = done > 0.01 ? `${Math.round(100 * done)} % done.` : "It has just begun."; // several runs: a curve
+  const begun = where ? `${where[0].toUpperCase()}${where.slice(1)}.` : unnumbered;
   return `${begun}${scored}${end ? ` Ready about ${clock(new Date(end))}.` : ""}`;
 }
 

@@ -56,6 +56,7 @@ class Options(BaseModel):
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741
+T = TypeVar("T")
 
 
 @dataclass
@@ -73,12 +74,23 @@ async def admitted(request: Request, query: O, model_id: str | None = None) -> A
     Raises HTTPException."""
     state = request.app.state
     async with state.admission.admit() as give_up:
+        _once(request.query_params.multi_items())
         data, name, fields = await read_upload(request, state.settings.max_parts)
         upload = Upload(data, name, query.updated(fields))
         del data  # large, and the route may have done with it before its answer
         request.state.notes.begin(model_id)
         async with _ended_by_hang_up(request, give_up):
             yield upload
+
+
+def _once(options: list[tuple[str, T]]) -> dict[str, T]:
+    """Options by name. Raises HTTPException, 422, for one that is given twice, as only one would count."""
+    found: dict[str, T] = {}
+    for name, value in options:
+        if name in found:
+            raise HTTPException(422, f"{name[:99]}: expected once, found twice")
+        found[name] = value
+    return found
 
 
 @asynccontextmanager
@@ -145,6 +157,6 @@ async def read_upload(request: Request, max_parts: int) -> tuple[bytes, str, dic
         image = files[0].encode("latin-1", "replace") if isinstance(files[0], str) else await files[0].read()
         name = "" if isinstance(files[0], str) else files[0].filename or ""
         name = name.encode("latin-1", "replace").decode(errors="replace")  # browsers and curl send UTF-8
-        return image, name, {field: value for field, value in parts if field != "file"}
+        return image, name, _once([part for part in parts if part[0] != "file"])
     finally:
         await form.close()

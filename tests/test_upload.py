@@ -139,3 +139,15 @@ def test_a_part_without_a_file_name_keeps_its_bytes(client: TestClient) -> None:
     answer = post(client, form(FILE.replace(b'; filename="a.png"', b"") + b"\r\n" + data))
     assert answer.content == client.post("/segment", content=data).content
     assert answer.status_code == 200
+
+
+def test_an_option_that_is_given_twice_is_refused(client: TestClient) -> None:
+    """Only one of them would count."""
+    said = "output: expected once, found twice"
+    answer = client.post("/segment?output=mask&output=labels", content=png(IMAGE))
+    assert (answer.status_code, answer.json()["detail"]) == (422, said)
+    options = [b'Content-Disposition: form-data; name="output"\r\n\r\n' + kind for kind in (b"mask", b"labels")]
+    answer = post(client, form(DATA, *options))
+    assert (answer.status_code, answer.json()["detail"]) == (422, said)
+    answer = client.post("/preview?page=1&page=1", content=png(IMAGE))
+    assert answer.status_code == 422

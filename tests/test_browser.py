@@ -243,6 +243,7 @@ EXIF[0x0112] = 6  # to be turned by a quarter
         ("float.tif", tiff(np.where(CELLS > 250, np.nan, CELLS / np.float32(255)))),
         ("alpha.png", pil(Image.fromarray(np.dstack([RGB, CELLS])), "PNG")),
         ("palette.png", pil(Image.fromarray(RGB).quantize(16), "PNG")),
+        ("clear.png", pil(Image.fromarray(RGB).quantize(16), "PNG", transparency=3)),
         ("turned.jpg", pil(Image.fromarray(RGB), "JPEG", quality=95, exif=EXIF)),
         ("sizes.tif", tiff(CELLS, CELLS[:90, :130])),
         ("image.bmp", png(RGB, ".bmp")),
@@ -278,6 +279,27 @@ def test_late_answers_go_to_their_images(visit: Visit, bright: str) -> None:
     for i, (name, data) in enumerate(files):
         visitor["#thumbnails .thumbnail"].nth(i).click()
         expect_answer(visitor, name, data, CELLS.shape)
+
+
+def test_a_picture_that_comes_late_has_no_numbers_of_another(visit: Visit, bright: str) -> None:
+    visitor = visit(bright)
+    visitor.drop(("cell.png", PNG))
+    visitor.wait_for_numbers()
+    with visitor.held("preview"), visitor.held():
+        visitor.drop(("stack.tif", STACK))
+        assert (visitor.says("#caption-name"), visitor.says("#count")) == ("stack.tif", "–")
+        while visitor.screen().any():  # the image before goes, too
+            pass
+        visitor.press("k")
+        assert visitor.says("#count") == "–"
+    visitor["#threshold-reset"].click()
+    expect_answer(visitor, "stack.tif", STACK, CELLS.shape, page=1)
+    with visitor.held("preview"):
+        visitor.press(".")
+        visitor.exactly("#count", "–").wait_for()
+        while visitor.mask(*CELLS.shape).any():
+            pass
+    expect_answer(visitor, "stack.tif", STACK, CELLS.shape, page=2)
 
 
 @pytest.mark.parametrize(

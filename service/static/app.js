@@ -22,6 +22,7 @@ import { Viewer } from "./viewer.js";
 import { newerWords, serviceWords, showWelcome, waitingWords } from "./welcome.js";
 import { number } from "./words.js";
 
+const LATE_MS = 300; // for that long the image before stays, without its numbers: most pictures are there sooner
 const REST_MS = 500; // of the slider, before the service counts exactly
 const ZOOM = 1.5;
 const STEP = 40; // CSS pixels that an arrow key moves the image
@@ -65,10 +66,13 @@ async function draw() {
   showState();
   if (!item) return clear();
   const { page } = item;
+  const isDrawn = () => drawn?.item === item && drawn.page === page;
+  if (!isDrawn()) forgetNumbers(); // the name and the page above are the new ones already
+  setTimeout(() => !signal.aborted && !isDrawn() && (drawn?.item === item ? forget() : clear()), LATE_MS);
   try {
     const bitmap = await item.bitmap(page, { signal });
     if (signal.aborted) return;
-    if (drawn?.item !== item || drawn.page !== page) forget();
+    if (!isDrawn()) forget();
     drawn = { item, page, width: bitmap.width, height: bitmap.height };
     viewer.showImage(bitmap);
     if (page === 1) item.drawThumbnail(bitmap);
@@ -99,9 +103,13 @@ function clear() {
 
 /** Takes the mask away, and all that was said of it. */
 function forget() {
+  forgetNumbers();
+  viewer.showProbability(null);
+}
+
+function forgetNumbers() {
   counting.abort();
   shown = live = null;
-  viewer.showProbability(null);
   panel.showFound(null);
   panel.showClassCounts(() => undefined);
   panel.showWarning("");

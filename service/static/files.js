@@ -81,11 +81,13 @@ export class Item {
 
 /** Whether the browser cannot show a file, or not as the service reads it. */
 async function isForeign(file) {
-  const head = new Uint8Array(await file.slice(0, 32).arrayBuffer());
+  const head = new Uint8Array(await file.slice(0, 2 ** 16).arrayBuffer());
   const starts = (...bytes) => bytes.every((byte, i) => head[i] === byte);
   if (starts(0x89, 0x50, 0x4e, 0x47)) {
     const [depth, colourType] = head.subarray(24, 26);
-    return depth === 16 || (colourType & 4) > 0; // with alpha: the service takes the pixels as they are stored
+    const [chunks] = new TextDecoder("latin1").decode(head).split("IDAT");
+    // with alpha: the service takes the pixels as they are stored
+    return depth === 16 || (colourType & 4) > 0 || chunks.includes("tRNS");
   }
   const isWebp = starts(0x52, 0x49, 0x46, 0x46) && String.fromCharCode(...head.subarray(8, 12)) === "WEBP";
   return !(starts(0xff, 0xd8) || isWebp);

@@ -176,6 +176,23 @@ def test_several_files_are_saved_as_a_zip(visit: Visit, bright: str) -> None:
     assert found == expected
 
 
+def test_images_of_the_same_name_are_told_apart_in_a_zip(visit: Visit, bright: str) -> None:
+    visitor = visit(bright)
+    other = png(OTHERS[0])
+    visitor.drop(("cell.png", PNG), ("cell.png", other))
+    visitor['#thumbnails [data-state="done"]'].nth(1).wait_for()
+    visitor["#save-all"].click()
+    visitor["#zip-kinds [value=table]"].uncheck()
+    with visitor.page.expect_download() as download, visitor.held() as waiting:
+        visitor["#zip-start"].click()
+        waiting.expect(2)
+        waiting.pop(1).continue_()  # the second is answered first
+        visitor.exactly("#zip-state", "1 of 2 files").wait_for()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.read("cell_mask.png") == visitor.answer("cell.png", PNG).content
+        assert archive.read("cell_mask (2).png") == visitor.answer("cell.png", other).content
+
+
 def test_classes_are_shown_and_hidden_by_name(visit: Visit, tmp_path: Path) -> None:
     about = {
         "class_values": (0, 1, 7),

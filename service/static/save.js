@@ -56,23 +56,30 @@ export async function answer(api, item, kind, settings, modelId, how) {
 export async function archive(api, items, kinds, settings, modelIdOf, onProgress, signal) {
   const zip = new Zip();
   const failures = new Map(); // image and reason -> kinds
-  const jobs = items.flatMap((item) => kinds.map((kind) => ({ item, kind })));
-  let done = 0;
+  const jobs = items.flatMap((item) => kinds.map((kind) => ({ item, kind, saved: null, error: null })));
+  const waiting = [...jobs];
   const work = async () => {
-    for (let job = jobs.shift(); job; job = jobs.shift()) {
+    for (let job = waiting.shift(); job; job = waiting.shift()) {
       const { item, kind } = job;
       try {
-        const { name, blob } = await answer(api, item, kind, settings, modelIdOf(item), { signal });
-        await zip.add(name, blob);
+        job.saved = await answer(api, item, kind, settings, modelIdOf(item), { signal });
       } catch (error) {
         signal.throwIfAborted();
-        const reason = `${item.name}: ${[error.title, error.message].filter(Boolean).join(": ")}`;
-        failures.set(reason, [...(failures.get(reason) ?? []), kind]);
+        job.error = error;
       }
-      onProgress((done += 1), items.length * kinds.length);
+      onProgress(jobs.filter(({ saved, error }) => saved || error).length, jobs.length);
     }
   };
   await Promise.all([work(), work()]);
+  for (const { item, kind, saved, error } of jobs) { // in their order, which numbers images of the same name
+    try {
+      if (error) throw error;
+      await zip.add(saved.name, saved.blob);
+    } catch (error) {
+      const reason = `${item.name}: ${[error.title, error.message].filter(Boolean).join(": ")}`;
+      failures.set(reason, [...(failures.get(reason) ?? []), kind]);
+    }
+  }
   const lines = [...failures].map(([reason, kinds]) => `${reason} (${kinds.join(", ")})`);
   if (lines.length && !zip.isEmpty) await zip.add("not saved.txt", new Blob(lines.map((line) => `${line}\r\n`)));
   return { blob: zip.isEmpty ? null : zip.blob(), failures: lines };

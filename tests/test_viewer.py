@@ -59,11 +59,18 @@ def test_small_images_are_fitted_with_square_pixels(open_page: "Open", speckles:
     assert (is_orange(canvas) == expected).all()
 
 
-def test_coarse_pixels_are_as_opaque_as_their_share_of_mask(open_page: "Open", speckles: np.ndarray) -> None:
-    page = open_page(15, 11, map=speckles[:44])
+@pytest.mark.parametrize(("width", "height"), [(15, 12), (26, 20)])
+def test_coarse_pixels_are_as_opaque_as_their_share_of_mask(
+    open_page: "Open", speckles: np.ndarray, width: int, height: int
+) -> None:
+    page = open_page(width, height, map=speckles)
     canvas = show(page, MASK)
-    share = (speckles[:44] > 0).reshape(11, 4, 15, 4).mean(axis=(1, 3))  # 4 x 4 pixels in one of the screen
-    assert (canvas[..., 3] == np.floor(255 * share + 0.5)).all()
+    rows, columns = np.indices(speckles.shape)
+    place = ((rows + 0.5) * width / 60).astype(int), ((columns + 0.5) * width / 60).astype(int)  # of centres on screen
+    covered, of = np.zeros((2, height, width))
+    np.add.at(covered, place, speckles > 0)
+    np.add.at(of, place, 1)
+    assert (canvas[..., 3] == np.floor(255 * covered / of + 0.5)).all()
 
 
 @pytest.mark.parametrize("ratio", [1, 1.5, 2])
@@ -86,6 +93,7 @@ def test_outlines_are_two_css_pixels_wide_and_inside(open_page: "Open", rng: np.
 def test_coarse_outlines_follow_partly_covered_pixels(open_page: "Open", half: int) -> None:
     disc = np.where(np.hypot(*np.mgrid[-half:half, -half:half]) < 80, 255, 0).astype(np.uint8)
     disc[4:6] = 255  # a thin line
+    disc[::2, half:] = 0  # lines that are thinner than a pixel of the screen
     page = open_page(50, 50, map=disc)
     filled = show(page, MASK)[..., 3]
     outlined = show(page, "viewer.style = 'outline'")[..., 3]
@@ -93,7 +101,8 @@ def test_coarse_outlines_follow_partly_covered_pixels(open_page: "Open", half: i
     edge[[0, -1]] = edge[:, [0, -1]] = True
     assert (outlined == np.where(edge, filled, 0)).all()
     assert (outlined[1] > 0).all()
-    assert outlined[25, 25] == 0
+    assert outlined[25, 15] == 0
+    assert outlined[25, 35] > 0
 
 
 def test_pixels_are_foreground_above_the_threshold(open_page: "Open") -> None:

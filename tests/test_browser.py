@@ -319,6 +319,42 @@ def test_a_picture_that_comes_late_has_no_numbers_of_another(visit: Visit, brigh
     expect_answer(visitor, "stack.tif", STACK, CELLS.shape, page=2)
 
 
+def test_a_mask_that_is_decoded_late_is_not_shown_once_another_is_wanted(visit: Visit, bright: str) -> None:
+    visitor = visit(bright)
+    visitor.page.evaluate("""() => {
+        const decode = Response.prototype.arrayBuffer;
+        const gate = new Promise((open) => (window.open_gate = open));
+        Response.prototype.arrayBuffer = function () { return (window.last = gate.then(() => decode.call(this))); };
+    }""")
+    visitor.drop(("cell.png", PNG))
+    visitor.wait_for("done")
+    with visitor.held() as waiting:
+        visitor["#tta"].press("Space")
+        waiting.expect(1)
+        visitor.page.evaluate("open_gate() ?? last")
+        assert not visitor.mask(*CELLS.shape).any()
+        assert visitor["#stage"].get_attribute("data-state") == "working"
+    visitor.wait_for_numbers()
+    assert visitor.mask(*CELLS.shape).any()
+
+
+def test_pictures_that_are_not_shown_take_no_memory(visit: Visit, bright: str) -> None:
+    visitor = visit(bright)
+    visitor.page.evaluate("""() => {
+        const create = createImageBitmap;
+        window.bitmaps = [];
+        window.createImageBitmap = async (blob) => bitmaps[bitmaps.push(await create(blob)) - 1];
+    }""")
+    visitor.drop(*((f"{i}.png", PNG) for i in range(3)))
+    for key in "nnp":
+        visitor.wait_for_numbers()
+        visitor.press(key)
+    visitor.wait_for_numbers()
+    while visitor.page.evaluate("bitmaps.filter((bitmap) => bitmap.width).length") != 1:  # a closed one has none
+        pass
+    assert visitor.page.evaluate("bitmaps.length") == 6  # four times the shown one, two thumbnails
+
+
 @pytest.mark.parametrize(
     "name", ['<img src=x onerror="alert(1)">.png', "it's 100 %; a\\b.png", "細胞 🔬.png", "x" * 300 + ".png"]
 )

@@ -151,6 +151,26 @@ def test_a_connection_that_breaks_is_tried_again(visit: Visit, bright: str) -> N
     expect_mask(visitor, CELLS)
 
 
+def test_an_upload_that_never_arrives_is_not_sent_for_ever(visit: Visit, bright: str) -> None:
+    """As where a server on the way refuses it by closing the connection."""
+    visitor = visit(bright)
+    visitor.expected = {NO_ANSWER}
+    visitor.page.clock.install()
+    sent: list[str] = []
+    for path in ("preview", "segment"):
+        visitor.page.route(f"{visitor.url}/{path}", lambda route: (sent.append(route.request.url), route.abort()))
+    visitor.drop(("depth.png", png(CELLS.astype(np.uint16) * 257)))
+    visitor.wait_for("failed")
+    n = len(sent)
+    with visitor.held("health") as looks:
+        for _ in range(3):
+            while not looks:
+                visitor.page.clock.fast_forward(6000)
+                visitor.page.wait_for_timeout(10)
+            looks.pop().continue_()
+        assert len(sent) == n
+
+
 def test_a_key_is_asked_for_once(visit: Visit, model: Path) -> None:
     with serving(model, api_keys=["right"]) as url:
         visitor = visit(url)

@@ -71,7 +71,7 @@ async function draw() {
   setTimeout(() => !signal.aborted && !isDrawn() && (drawn?.item === item ? forget() : clear()), LATE_MS);
   try {
     const bitmap = await item.bitmap(page, { signal });
-    if (signal.aborted) return;
+    if (signal.aborted) return bitmap.close();
     if (!isDrawn()) forget();
     drawn = { item, page, width: bitmap.width, height: bitmap.height };
     viewer.showImage(bitmap);
@@ -124,7 +124,7 @@ async function showResult() {
   if (by.binary !== Boolean(result.probability)) return files.redo(item); // the model changed after it was asked
   const pixels = await decodePng(result.probability ?? result.mask).catch(report);
   const likeliest = result.likeliest && (await decodePng(result.likeliest).catch(report));
-  if (signal.aborted || !pixels) return;
+  if (signal.aborted || !pixels || result !== files.resultOf(item)) return;
   if ((pixels.width !== drawn.width || pixels.height !== drawn.height) && item.distrust()) return draw();
   shown = result;
   live = null;
@@ -290,7 +290,9 @@ status.addEventListener("change", () => {
   files.served = status.model;
   showState();
   showNotices();
-  if (files.current?.pictureError instanceof Unreachable && state !== "offline") draw();
+  const { current } = files;
+  const isLost = current?.pictureError instanceof Unreachable && current.state !== "failed"; // else it waits for a click
+  if (isLost && state !== "offline") draw();
   else if (status.model) showAwaited();
 });
 

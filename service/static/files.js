@@ -69,7 +69,7 @@ export class Item {
     return changed;
   }
 
-  async drawThumbnail(bitmap) {
+  drawThumbnail(bitmap) {
     const scale = THUMBNAIL / Math.max(bitmap.width, bitmap.height);
     this.thumbnail.width = Math.max(1, Math.round(bitmap.width * scale));
     this.thumbnail.height = Math.max(1, Math.round(bitmap.height * scale));
@@ -258,7 +258,9 @@ export class Files extends EventTarget {
 
   async #thumbnail(item) {
     try {
-      await item.drawThumbnail(await item.bitmap(1, { urgency: ASIDE }));
+      const bitmap = await item.bitmap(1, { urgency: ASIDE });
+      item.drawThumbnail(bitmap);
+      bitmap.close();
       this.#emit("item", item);
     } catch {
       // its request to /segment says what is wrong

@@ -66,8 +66,12 @@ export class Viewer extends EventTarget {
     });
   }
 
-  /** The image, below the mask if that is of the same size. @param {ImageBitmap | null} bitmap null: nothing at all */
+  /**
+   * The image, below the mask if that is of the same size.
+   * @param {ImageBitmap | null} bitmap is the viewer's from now on, which closes it; null: nothing at all
+   */
   showImage(bitmap) {
+    this.#image?.close();
     this.#image = bitmap;
     if (!sameSize(this.#mask, bitmap)) this.#show(null, null, null);
     this.#measure(bitmap);

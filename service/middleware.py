@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -35,7 +36,7 @@ def take_off_prefix(scope: Scope) -> None:
     """Makes `route_path` the path of a route, without a slash at its end, whether or not the proxy in front has taken
     its prefix off: the one of `X-Forwarded-Prefix`, else of `--root-path`. Raises HTTPException: 400 for a header that
     is no prefix, 307 where the relative addresses of a page need another path."""
-    given = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
+    given = unquote(Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/"))
     if not re.fullmatch(PREFIX, given, re.ASCII):
         raise HTTPException(400, f"X-Forwarded-Prefix: expected a path like /unet, found {given[:99]!r}")
     prefix, path = given or scope.get("root_path", ""), route_path(scope)
@@ -43,7 +44,7 @@ def take_off_prefix(scope: Scope) -> None:
     if shorter != path and not problems.methods_of(scope["app"], path):  # a prefix may be called as a route is
         path = shorter
     if scope["method"] in ("GET", "HEAD") and path in ("", "/docs/"):
-        place = "../docs" if path else prefix.rpartition("/")[2] + "/"
+        place = "../docs" if path else quote(prefix.rpartition("/")[2]) + "/"
         raise HTTPException(307, f"this page is at {place}", {"Location": place})
     path = path.removesuffix("/") or "/"
     # a line end: the router's `$` would match before it

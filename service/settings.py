@@ -26,7 +26,7 @@ def _as_sent(origin: str) -> str:
     return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "")) if host else origin
 
 
-PREFIX = r"^(/[\w.~-]+)*$"
+PREFIX = r"^(/[\w.~@:+=-]+)*$"  # with @ and : as in JupyterHub's /user/ann@example.org/proxy/host:8000
 Key = Annotated[SecretStr, AfterValidator(_check_key)]
 Origin = Annotated[str, AfterValidator(_as_sent), Field(pattern=r"^(\*|https?://[^/\s*?#@]+)$")]
 Host = Annotated[str, AfterValidator(str.lower), Field(pattern=r"^(\*|(\*\.)?[\w.-]+|\[[0-9a-fA-F:]+\])$")]

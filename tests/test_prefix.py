@@ -62,6 +62,17 @@ def test_a_prefix_that_the_proxy_takes_off_or_leaves(
         assert page.url.join(page.headers["location"]).path == "/seg/"
 
 
+@pytest.mark.parametrize(
+    "prefix", ["/user/ann@example.org/proxy/host:8000", "/user/ann%40example.org/proxy/host%3A8000"]
+)
+def test_a_prefix_of_jupyterhub(make_checkpoint: Make, prefix: str) -> None:
+    with served(make_checkpoint()) as client:
+        headers = {"X-Forwarded-Prefix": prefix}
+        check(client, prefix, headers)
+        page = client.get(prefix, headers=headers)
+        assert page.url.join(page.headers["location"]).path == "/user/ann@example.org/proxy/host:8000/"
+
+
 def test_a_prefix_may_be_called_as_a_route_is(serve: Serve) -> None:
     with serve(model="none.pth") as client:
         headers = {"X-Forwarded-Prefix": "/segment"}

@@ -7,7 +7,6 @@
  */
 
 import { Edges, MIXED } from "./edges.js";
-import { extent } from "./view.js";
 
 export class Mask {
   #levels; // smallest and largest values of 1, 2 x 2, 4 x 4, ... pixels
@@ -182,8 +181,9 @@ export class Mask {
  * whole words they take with one spare, and at which pixel of the image each begins.
  */
 function span(origin, room, size, scale, margin) {
+  const extent = scale < 1 ? Math.floor((size - 0.5) * scale) + 1 : Math.ceil(size * scale - 0.5);
   const first = Math.max(0, -origin - margin);
-  const count = Math.max(0, Math.min(extent(size, scale), room - origin + margin) - first);
+  const count = Math.max(0, Math.min(extent, room - origin + margin) - first);
   const start = (u) => (scale < 1 ? Math.ceil(u / scale - 0.5) : Math.floor((u + 0.5) / scale));
   const starts = Int32Array.from({ length: count + 1 }, (_, i) => Math.min(start(first + i), size));
   return { first, count, stride: count && 4 * Math.ceil((count + 1) / 4), starts };

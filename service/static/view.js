@@ -61,11 +61,6 @@ export class View {
   }
 }
 
-/** Pixels of the screen that an image of this size takes along one axis. */
-export function extent(size, scale) {
-  return scale < 1 ? Math.floor((size - 0.5) * scale) + 1 : Math.ceil(size * scale - 0.5);
-}
-
 function fittingScale(image, screen) {
   return Math.min(screen.width / image.width, screen.height / image.height, LARGEST) || 1; // 1: nothing is shown
 }

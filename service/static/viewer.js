@@ -6,7 +6,7 @@
 
 import { listen } from "./gestures.js";
 import { Mask } from "./mask.js";
-import { View, extent } from "./view.js";
+import { View } from "./view.js";
 
 const LINE = 2; // width of outlines in CSS pixels
 const DARK = 64; // the brightest channel of a colour whose lines would not show: they are white, as in overlays
@@ -254,9 +254,6 @@ export class Viewer extends EventTarget {
     const [width, height] = [right - left, bottom - top];
     const target = [x + left * scale, y + top * scale, width * scale, height * scale];
     context.drawImage(this.#image, left, top, width, height, ...target);
-    // a last pixel of the screen of which the image has less than half
-    context.clearRect(x + extent(image.width, scale), 0, screen.width, screen.height);
-    context.clearRect(0, y + extent(image.height, scale), screen.width, screen.height);
   }
 
   #drawMask() {
@@ -291,8 +288,8 @@ export class Viewer extends EventTarget {
 }
 
 /**
- * The first and the last pixel of the image, along one axis, that are drawn: those on screen where they are enlarged, as
- * coordinates far from it are not exact; all where they are reduced, as neighbours matter.
+ * The first and the last pixel of the image, along one axis, that are drawn: those on screen where they are enlarged,
+ * because coordinates far from it are not exact; all where they are reduced, because neighbours matter.
  */
 function part(origin, room, size, scale) {
   if (scale < 1) return [0, size];

@@ -113,9 +113,9 @@ def test_a_model_that_comes_while_images_are_computed(visit: Visit, model: Path)
             while httpx.get(f"{url}/health").json()["model"]["id"] == before:
                 pass
         visitor["#notice-newer"].wait_for()
-        for i, image in enumerate(images):
+        for i, image in reversed([*enumerate(images)]):
             visitor["#thumbnails .thumbnail"].nth(i).click()
-            visitor.wait_for("done")
+            visitor['#result:not([data-state="none"])'].wait_for()
             assert (visitor.mask(*image.shape) == (image > 255 * (0.6 if i else 0.5))).all()
             assert (visitor.says("#model-facts").split()[-1] == before) == (i == 0)
 

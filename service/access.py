@@ -21,9 +21,9 @@ LIVE = {"/health/live"}
 PROBES = LIVE | {"/health", "/metrics"}  # polled by machines that know the service by its address only
 POLLED = PROBES | {"/training"}  # again and again: not worth a line of the log each
 FILES = "/static/"
-PAGE = LIVE | {"/", "/favicon.ico"}
+PAGE = LIVE | {"/", "/docs", "/favicon.ico"}
 """Paths that never need a key, with those that begin with `FILES`: a browser has none yet, and the page asks for it."""
-OPEN = PAGE | PROBES | {"/training", "/docs", "/openapi.json"}
+OPEN = PAGE | PROBES | {"/training", "/openapi.json"}
 """Paths that need no key, unless `--keys-everywhere`: they compute nothing and tell nothing of images."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self' blob:; "

@@ -34,6 +34,7 @@ class ModelInfo(BaseModel):
     binary: bool = Field(description="whether it has a single foreground, so that a threshold makes sense")
     n_channels: int = Field(description="1: images are made grey; 3: RGB")
     channel: int | None = Field(description="the only one that is taken of images with several, from 1; null: all")
+    smallest_object: int = Field(description="pixels; smaller ones are left out of tables, labels and outlines")
     classes: list[ClassInfo] = Field(description="background and foreground, or each class")
     objects: bool = Field(
         description="whether the model has learned borders, by which objects that touch are told apart"
@@ -80,6 +81,7 @@ async def health(request: Request, response: Response) -> Health:
             binary=predictor.binary,
             n_channels=predictor.n_channels,
             channel=predictor.preprocessing.channel,
+            smallest_object=predictor.min_area,
             classes=[ClassInfo(value=value, name=name, colour=colour) for value, name, colour in classes],
             objects=predictor.objects,
         )

@@ -159,6 +159,7 @@ function showModel() {
   $("classes-section").hidden = !by || by.binary;
   $("colour").hidden = by?.binary === false;
   threshold.show(by);
+  viewer.minArea = by?.smallest_object ?? 1;
   if (!by || listed === by.id) return;
   listed = by.id;
   look.setColour(by.classes.at(-1).colour);
@@ -269,12 +270,15 @@ installButtons(
     if (error instanceof ModelChanged) status.look(); // which offers to segment again
   },
 );
-installZip(api, () => ({
-  items: files.list,
-  settings: settings(),
-  words: model()?.binary ? `, threshold ${threshold.text}` : "",
-  modelIdOf: (item) => files.resultOf(item)?.modelId ?? null,
-}));
+installZip(api, () => {
+  const served = status.model?.id; // of images that are not segmented yet
+  return {
+    items: files.list,
+    settings: settings(),
+    words: model()?.binary ? `, threshold ${threshold.text}` : "",
+    modelIdOf: (item) => files.resultOf(item)?.modelId ?? served,
+  };
+});
 
 // the service
 
@@ -343,11 +347,11 @@ function showState() {
   $("stage").dataset.state = state;
   $("progress").hidden = state !== "working" && state !== "waiting";
   $("caption").hidden = !item;
+  pages.show(item);
   if (item) {
     $("caption-name").textContent = item.name;
     $("caption-size").textContent = drawn?.item === item ? `${number(drawn.width)} × ${number(drawn.height)}` : "";
     $("caption-state").textContent = stateWords(item);
-    pages.show(item.page, item.pages);
     $("result-title").textContent = item.pages > 1 ? `Result, page ${item.page}` : "Result";
     $("save-title").textContent = item.pages > 1 ? `Save all ${item.pages} pages` : "Save";
   }

@@ -1,7 +1,12 @@
 // Swagger UI with the description of this service; swagger-ui-bundle.js defines the function.
 
-/** Swagger UI would ask for the media type that is shown, though `output` may choose another. */
-function acceptAll(request) {
+/**
+ * Swagger UI would ask for the media type that is shown, though `output` may choose another. The key is the one that was
+ * given to the page in this tab (api.js); another one under "Authorize" wins.
+ */
+function prepared(request) {
+  const key = sessionStorage.getItem("unet-service-key");
+  if (key) request.headers.Authorization ??= `Bearer ${key}`;
   request.headers.accept = "*/*";
   return request;
 }
@@ -10,6 +15,6 @@ window.SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#api",
   deepLinking: true,
-  requestInterceptor: acceptAll,
+  requestInterceptor: prepared,
   validatorUrl: null,
 });

@@ -18,7 +18,8 @@ export const className = ({ name }) => (/^\d+$/.test(name) ? `class ${name}` : n
 
 /**
  * Number of objects, their areas, their share of the image.
- * @param {{areas: ArrayLike<number>, unit: string, share: number|null, certainty: string}|null} found null: nothing yet
+ * @param {{areas: ArrayLike<number>, unit: string, share: number}|null} found null: nothing yet
+ * @param {keyof CERTAINTY} certainty
  */
 export function showFound(found, certainty = "none") {
   $("result").dataset.state = certainty;
@@ -124,7 +125,7 @@ export function showAnswered(model, timing, { refused, failure }) {
   const facts = [
     ["Trained", day(model.trained_at) ?? "date not known"],
     ["Learned from", model.n_images === null ? "not known" : count(model.n_images, "annotated image")],
-    ["Score", model.score === null ? "not known" : `${model.score.toFixed(2)}, ${goodness(model.score)}`],
+    ["Score", model.score === null ? "not known" : model.score.toFixed(2)],
     ["Classes", shown.join(", ")],
     ["Computed on", device(model)],
     ["Model", model.id],
@@ -134,13 +135,11 @@ export function showAnswered(model, timing, { refused, failure }) {
   $("model-facts").replaceChildren(
     ...facts.map(([term, text]) => make("div", {}, make("dt", {}, term), make("dd", {}, text))),
   );
-  const share = `${Math.round(100 * model.score)} % (Dice${model.binary ? "" : ", mean of the classes"})`;
-  const words = `On images that it was checked with, what it marks and what a person marked overlap by ${share}.`;
+  const share = `${Math.round(100 * model.score)} %`;
+  const words = `Checked on annotated images, its pixels and a person’s overlap by ${share} (Dice, mean of all classes, background included).`;
   $("model-words").textContent = model.score === null ? "" : words;
   showTiming(timing);
 }
-
-const goodness = (score) => (score >= 0.9 ? "very good" : score >= 0.8 ? "good" : score >= 0.6 ? "fair" : "weak");
 
 function device({ device, deviceName }) {
   const kind = device.startsWith("cuda") ? "GPU" : device === "cpu" ? "CPU" : device;

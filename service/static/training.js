@@ -34,7 +34,8 @@ function epochs({ epoch, epochs: all }) {
   return all ? `epoch ${epoch} of ${all}` : `epoch ${epoch}`;
 }
 
-function left({ state, seconds_left: seconds }) {
+/** How long it still takes, in words. */
+export function left({ state, seconds_left: seconds }) {
   if (state !== "running" || seconds === null) return "";
   return seconds < 5 ? "almost done" : `${duration(seconds)} left`;
 }

@@ -2,14 +2,17 @@
 
 import { $ } from "./dom.js";
 import { className } from "./panel.js";
-import { brief } from "./training.js";
+import { brief, left } from "./training.js";
 import { count } from "./words.js";
 
 const WORDS = { failed: "Model cannot be used", stopping: "Stopping", offline: "No answer", key: "Needs a key" };
 
 /** A few words for the header. @param {import("./status.js").Status} status */
 export function serviceWords({ state, health, training }) {
-  if (state === "ok") return `Ready · ${health.device.startsWith("cuda") ? "GPU" : health.device.toUpperCase()}`;
+  if (state === "ok") {
+    const next = training && left(training);
+    return `Ready · ${health.device.startsWith("cuda") ? "GPU" : health.device.toUpperCase()}${next ? ` · next model: ${next}` : ""}`;
+  }
   if (state !== "waiting") return WORDS[state] ?? "Connecting";
   return training?.state === "running" ? `Training, ${brief(training)}` : "Waiting for a model";
 }

@@ -90,6 +90,25 @@ def test_pages_of_a_stack_have_their_own_masks(visit: Visit, bright: str) -> Non
         assert (visitor.image(*CELLS.shape) == [CELLS, *OTHERS][page - 1][..., None]).all()
 
 
+def test_a_page_that_was_about_to_be_turned_stays_when_another_image_is_shown(visit: Visit, bright: str) -> None:
+    visitor = visit(bright)
+    visitor.drop(("one.tif", STACK), ("other.tif", STACK))
+    for key in "np":
+        visitor.wait_for_numbers()
+        visitor.press(key)
+    visitor.wait_for_numbers()
+    visitor.page.clock.install()
+    visitor.press(".", "n")
+    visitor.page.clock.run_for(1000)
+    assert (visitor.says("#caption-name"), visitor.says("#page-text")) == ("other.tif", "1 of 3")
+    visitor.press(".")
+    visitor["#close"].click()
+    visitor.press(".")
+    visitor["#close"].click()
+    visitor.page.clock.run_for(1000)
+    assert visitor["#choose"].is_visible()
+
+
 def test_the_slider_acts_at_once_and_is_then_counted_exactly(visit: Visit, bright: str) -> None:
     visitor = visit(bright)
     visitor.drop(("cell.png", PNG))

@@ -6,8 +6,7 @@ const REST_MS = 150; // of the slider, before a page is turned to
 
 /** Event "turn": detail is the page, from 1. */
 export class Pages extends EventTarget {
-  #page = 1;
-  #pages = 1;
+  #item = null; // whose pages they are
   #wanted = null; // page that the slider is at, until it rests
   #timer;
 
@@ -18,28 +17,36 @@ export class Pages extends EventTarget {
     $("page-on").addEventListener("click", () => this.step(1));
   }
 
-  show(page, pages) {
-    [this.#page, this.#pages] = [page, pages];
-    this.#draw();
+  /** @param {{page: number, pages: number} | null} item */
+  show(item) {
+    if (item !== this.#item) this.#stopTurning();
+    this.#item = item;
+    if (item) this.#draw();
   }
 
   step(by) {
-    this.#want((this.#wanted ?? this.#page) + by);
+    if (this.#item) this.#want((this.#wanted ?? this.#item.page) + by);
   }
 
   #want(page) {
-    if (page < 1 || page > this.#pages) return;
+    if (page < 1 || page > this.#item.pages) return;
     clearTimeout(this.#timer);
     this.#wanted = page;
     this.#draw();
     this.#timer = setTimeout(() => {
-      this.#wanted = null;
-      if (page !== this.#page && page <= this.#pages) this.dispatchEvent(new CustomEvent("turn", { detail: page }));
+      this.#stopTurning();
+      if (page !== this.#item.page) this.dispatchEvent(new CustomEvent("turn", { detail: page }));
     }, REST_MS);
   }
 
+  #stopTurning() {
+    clearTimeout(this.#timer);
+    this.#wanted = null;
+  }
+
   #draw() {
-    const [page, pages] = [Math.min(this.#wanted ?? this.#page, this.#pages), this.#pages];
+    const { pages } = this.#item;
+    const page = this.#wanted ?? this.#item.page;
     $("pages").hidden = pages < 2;
     $("page").max = pages;
     $("page").value = page;

@@ -12,11 +12,11 @@ export function rows(text) {
   return rest.map((line) => Object.fromEntries(names.map((name, i) => [name, line[i]])));
 }
 
-/** Areas of objects, ascending -> their number, median, range and sum. */
+/** Areas of objects, ascending -> their number, median and range. */
 export function summary(areas) {
   const n = areas.length;
   const median = n ? (areas[(n - 1) >> 1] + areas[n >> 1]) / 2 : null;
-  return { n, median, least: areas[0] ?? null, most: areas[n - 1] ?? null, sum: areas.reduce((a, b) => a + b, 0) };
+  return { n, median, least: areas[0] ?? null, most: areas[n - 1] ?? null };
 }
 
 const ascending = (areas) => Float64Array.from(areas).sort();

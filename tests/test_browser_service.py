@@ -34,9 +34,13 @@ def serving(model: Path, port: int = 0, **settings: Any) -> Iterator[str]:
         yield f"http://{host}:{port}"
 
 
-def replace(model: Path, **about: Any) -> None:
-    """Puts another model there, at once."""
+def replace(url: str, model: Path, **about: Any) -> str:
+    """Puts another model there, at once. Returns the id of the one before, when the service has the new one."""
+    before: str = httpx.get(f"{url}/health").json()["model"]["id"]
     bright_model.save(model.with_name("new"), **about).replace(model)
+    while httpx.get(f"{url}/health").json()["model"]["id"] == before:
+        pass
+    return before
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_a_page_without_a_model_waits_for_it(visit: Visit, tmp_path: Path) -> No
 
         (tmp_path / "model.pth").write_bytes(b"half a model")
         visitor.exactly("#service-text", "Model cannot be used").wait_for()
-        replace(tmp_path / "model.pth")
+        bright_model.save(tmp_path / "new").replace(tmp_path / "model.pth")
         expect_mask(visitor, CELLS)
         assert "12 March 2026" in visitor.says("#model-facts")
         assert "8 annotated images" in visitor.says("#model-facts")
@@ -82,7 +86,7 @@ def test_a_newer_model_is_told_of_and_changes_nothing_by_itself(visit: Visit, mo
         visitor = visit(url)
         visitor.drop(("cell.png", png(CELLS)), ("other.png", png(OTHER)))
         expect_mask(visitor, CELLS)
-        replace(model, edges=(0.6,))
+        replace(url, model, edges=(0.6,))
         visitor["#notice-newer"].wait_for()
         assert visitor.says("#notice-newer p").startswith("A newer model is here.")
         expect_mask(visitor, CELLS)
@@ -108,16 +112,26 @@ def test_a_model_that_comes_while_images_are_computed(visit: Visit, model: Path)
             waiting.remove(first)
             first.continue_()
             visitor.wait_for("done")
-            before = httpx.get(f"{url}/health").json()["model"]["id"]
-            replace(model, edges=(0.6,))
-            while httpx.get(f"{url}/health").json()["model"]["id"] == before:
-                pass
+            before = replace(url, model, edges=(0.6,))
         visitor["#notice-newer"].wait_for()
         for i, image in reversed([*enumerate(images)]):
             visitor["#thumbnails .thumbnail"].nth(i).click()
             visitor['#result:not([data-state="none"])'].wait_for()
             assert (visitor.mask(*image.shape) == (image > 255 * (0.6 if i else 0.5))).all()
             assert (visitor.says("#model-facts").split()[-1] == before) == (i == 0)
+
+
+def test_a_zip_is_not_of_two_models(visit: Visit, model: Path) -> None:
+    with serving(model) as url:
+        visitor = visit(url)
+        with visitor.held() as waiting:
+            visitor.drop(("cell.png", png(CELLS)), ("other.png", png(OTHER)))
+            waiting.expect(2)
+            visitor["#save-all"].click()
+            visitor["#zip-start"].click()
+            replace(url, model, edges=(0.6,))
+        visitor["#zip-problems"].get_by_text("cell.png: A newer model has taken over").wait_for()
+        assert visitor.says("#zip-state") == "Nothing was saved"
 
 
 def test_a_service_that_was_away_is_found_again(visit: Visit, model: Path) -> None:

@@ -271,12 +271,12 @@ installButtons(
   },
 );
 installZip(api, () => {
-  const served = status.model?.id; // of images that are not segmented yet
+  const ids = new Map(files.list.map((item) => [item, files.resultOf(item)?.modelId ?? status.model?.id]));
   return {
     items: files.list,
     settings: settings(),
     words: model()?.binary ? `, threshold ${threshold.text}` : "",
-    modelIdOf: (item) => files.resultOf(item)?.modelId ?? served,
+    modelIdOf: (item) => ids.get(item),
   };
 });
 

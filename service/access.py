@@ -27,7 +27,7 @@ OPEN = PAGE | PROBES | {"/training", "/openapi.json"}
 """Paths that need no key, unless `--keys-everywhere`: they compute nothing and tell nothing of images."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self' blob:; "
-    "worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content-Security-Policy of pages: nothing inline, nothing from other hosts."""
 

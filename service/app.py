@@ -87,7 +87,7 @@ def create_app(settings: ServeSettings, on_start: Callable[[State], object] = la
     counts = app.state.metrics = Metrics(app.state)
     app.state.admission = Admission(settings.max_in_flight, settings.timeout_s, counts.in_flight.set)
     uploads = {segment.PATH, preview.PATH}
-    app.add_middleware(Compression, left=uploads)
+    app.add_middleware(Compression, left=uploads | page.LARGE)
     app.add_middleware(RequestLimits, paths=uploads, settings=settings)  # behind the keys
     access.install(app, settings)
     needs_key = access.NEEDS_KEY if settings.api_keys else {}

@@ -60,11 +60,17 @@ def test_what_a_flag_says_is_not_chosen() -> None:
 def test_an_interrupted_run_keeps_its_plan(tmp_path: Path) -> None:
     settings, data = TrainSettings(out=tmp_path), DataSet([], (0, 255), {})
     found = {"base_channels": 32, "max_minutes": 28.0}
-    replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found}}))
+    recipe = {"name": "default", "optimizer": "adamw"}
+    replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found, "recipe": recipe}}))
     assert plan.plan(settings, RECIPE, data, [], CPU) == Plan(32, 28)
-    assert begun(TrainSettings(out=tmp_path, force=True)) == {}
+    assert begun(settings) == (Plan(32, 28), "adamw")
+    assert begun(TrainSettings(out=tmp_path, force=True)) == (None, None)
+    assert begun(TrainSettings(out=tmp_path, recipe="quick")) == (None, None)
+    for damaged in ({"run": {"plan": {"width": 3}, "recipe": recipe}}, {"run": {"plan": None}}, {"run": 3}, {}):
+        replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes(damaged))
+        assert begun(settings) == (None, None)
     (tmp_path / "last.pth").write_bytes(b"no checkpoint")
-    assert begun(settings) == {}
+    assert begun(settings) == (None, None)
 
 
 def test_an_interrupted_run_keeps_its_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,12 +79,13 @@ def test_an_interrupted_run_keeps_its_optimiser(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(muon, "fast_bf16", lambda device: True)
     assert plan.optimizer(settings, RECIPE, CPU).optimizer == "muon"
     for before, found in (("adamw", "adamw"), ("muon", "muon")):
-        state = {"run": {"recipe": {"name": "default", "optimizer": before}}}
+        state = {"run": {"plan": None, "recipe": {"name": "default", "optimizer": before}}}
         replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes(state))
         for fast in (True, False):
             monkeypatch.setattr(muon, "fast_bf16", lambda device, fast=fast: fast)
             assert plan.optimizer(settings, RECIPE, CPU).optimizer == found
-            assert plan.optimizer(settings, RECIPES["paper"], CPU) == RECIPES["paper"]
+            paper = TrainSettings(out=tmp_path, recipe="paper")
+            assert plan.optimizer(paper, RECIPES["paper"], CPU) == RECIPES["paper"]
 
 
 def test_a_step_is_timed() -> None:

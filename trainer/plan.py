@@ -6,7 +6,6 @@ On a GPU that is all of the recipe, and nothing is timed.
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -43,7 +42,7 @@ def plan(
     """The plan of this run as it began, or a new one; None if there is nothing to choose."""
     if not is_open(settings, device):
         return None
-    return Plan(**found) if (found := begun(settings).get("plan")) else choose(settings, recipe, data, samples, device)
+    return begun(settings)[0] or choose(settings, recipe, data, samples, device)
 
 
 def is_open(settings: TrainSettings, device: torch.device) -> bool:
@@ -59,18 +58,18 @@ def minutes(settings: TrainSettings, device: torch.device) -> float | None:
 
 def optimizer(settings: TrainSettings, recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe with the optimiser that suits the device; a resumed run keeps its own, whatever the device."""
-    before = begun(settings).get("recipe", {})
-    if recipe.optimizer == "muon" and before.get("name") == recipe.name:
-        return replace(recipe, optimizer=before["optimizer"])
-    return suited(recipe, device)
+    _, before = begun(settings)
+    return recipe.override(optimizer=before) if before and recipe.optimizer == "muon" else suited(recipe, device)
 
 
-def begun(settings: TrainSettings) -> dict[str, Any]:
-    """The identity of an interrupted or finished run in --out; empty if there is none that can be read."""
+def begun(settings: TrainSettings) -> tuple[Plan | None, str | None]:
+    """Plan and optimiser of an interrupted or finished run of the same recipe in --out; None where there is none that
+    can be read."""
     with suppress(CheckpointError, KeyError, TypeError):
-        if not settings.force:
-            return dict(checkpoints.read(settings.out / LAST)[0]["run"])
-    return {}
+        run = {} if settings.force else checkpoints.read(settings.out / LAST)[0]["run"]
+        if run and run["recipe"]["name"] == settings.recipe:
+            return Plan(**run["plan"]) if run["plan"] else None, str(run["recipe"]["optimizer"])
+    return None, None
 
 
 def choose(settings: TrainSettings, recipe: Recipe, data: DataSet, samples: list[Sample], device: torch.device) -> Plan:

@@ -27,6 +27,8 @@ class Files(StaticFiles):
 
 FILES = Files(directory=Path(__file__).parent.parent / "static", packages=[("fastapi_offline", "static")])
 """Our own, and Swagger UI."""
+LARGE = {"/static/swagger-ui-bundle.js"}
+"""Paths of files that would take long to compress for each request."""
 
 
 @get("/static/{name}")

@@ -1,8 +1,8 @@
 // Swagger UI with the description of this service; swagger-ui-bundle.js defines the function.
 
 /**
- * Swagger UI would ask for the media type that is shown, though `output` may choose another. The key is the one that was
- * given to the page in this tab (api.js); another one under "Authorize" wins.
+ * Swagger UI would ask for the media type that is shown, though `output` may choose another. The key is the one that
+ * was given to the page in this tab (api.js); another one under "Authorize" wins.
  */
 function prepared(request) {
   const key = sessionStorage.getItem("unet-service-key");

@@ -257,6 +257,7 @@ export class Files extends EventTarget {
   }
 
   async #thumbnail(item) {
+    if (!this.list.includes(item)) return; // removed while it waited
     try {
       const bitmap = await item.bitmap(1, { urgency: ASIDE });
       item.drawThumbnail(bitmap);

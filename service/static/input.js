@@ -42,7 +42,10 @@ async function dropped(transfer) {
 }
 
 async function inside(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  if (entry.isFile) {
+    const unreadable = new File([], entry.name); // which the service refuses, by its name
+    return [await new Promise((resolve) => entry.file(resolve, () => resolve(unreadable)))];
+  }
   const reader = entry.createReader();
   const all = [];
   for (;;) {

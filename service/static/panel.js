@@ -136,7 +136,8 @@ export function showAnswered(model, timing, { refused, failure }) {
     ...facts.map(([term, text]) => make("div", {}, make("dt", {}, term), make("dd", {}, text))),
   );
   const share = `${Math.round(100 * model.score)} %`;
-  const words = `Checked on annotated images, its pixels and a person’s overlap by ${share} (Dice, mean of all classes, background included).`;
+  const of = "(Dice, mean of all classes, background included)";
+  const words = `Checked on annotated images, its pixels and a person’s overlap by ${share} ${of}.`;
   $("model-words").textContent = model.score === null ? "" : words;
   showTiming(timing);
 }

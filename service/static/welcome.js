@@ -11,7 +11,8 @@ const WORDS = { failed: "Model cannot be used", stopping: "Stopping", offline: "
 export function serviceWords({ state, health, training }) {
   if (state === "ok") {
     const next = training && left(training);
-    return `Ready · ${health.device.startsWith("cuda") ? "GPU" : health.device.toUpperCase()}${next ? ` · next model: ${next}` : ""}`;
+    const device = health.device.startsWith("cuda") ? "GPU" : health.device.toUpperCase();
+    return `Ready · ${device}${next ? ` · next model: ${next}` : ""}`;
   }
   if (state !== "waiting") return WORDS[state] ?? "Connecting";
   return training?.state === "running" ? `Training, ${brief(training)}` : "Waiting for a model";

@@ -225,7 +225,7 @@ def test_parts(trained: Path, serve: Serve) -> None:
     with serve(model=trained / "best_model.pth", max_parts=3) as client:
 
         def post(n_parts: int) -> httpx.Response:
-            parts = [("tta", (None, "false"))] * (n_parts - 1)
+            parts = [("tta", (None, "false")), *[("output", (None, "mask"))] * n_parts][: n_parts - 1]
             return client.post("/segment", files=[*parts, ("file", png(IMAGE))])
 
         assert [post(n).status_code for n in (1, 2, 3, 4, 1000)] == [200, 200, 200, 413, 413]

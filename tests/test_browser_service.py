@@ -148,7 +148,7 @@ def test_a_service_that_was_away_is_found_again(visit: Visit, model: Path) -> No
         visitor["#notice-offline"].wait_for(state="detached")
         visitor.press("p")
         expect_mask(visitor, CELLS)
-        visitor.page.goto("about:blank")  # a page that asks again at the end would be an error in the console
+        visitor.page.goto("about:blank")
 
 
 def test_a_connection_that_breaks_is_tried_again(visit: Visit, bright: str) -> None:

@@ -204,7 +204,7 @@ def test_of_two_processes_one_writes(half: Path) -> None:
 
 
 def pace(minutes: float | None = None, **progress: Any) -> Pace:
-    """Of ten epochs, whose steps take four times as long as their validation."""
+    """The pace of a run of ten epochs, whose steps take four times as long as their validation."""
     return Pace(Schedule(RECIPES["quick"].override(epochs=10), minutes), Progress(**progress), validation=0.25)
 
 

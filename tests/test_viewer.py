@@ -118,7 +118,8 @@ def test_pixels_are_foreground_above_the_threshold(open_page: "Open") -> None:
 def test_classes_have_their_colours_and_can_be_hidden(open_page: "Open") -> None:
     values = np.array([[10, 20, 30], [20, 30, 10]], np.uint8)
     page = open_page(3, 2, map=values, sure=np.full((2, 3), 204, np.uint8))
-    canvas = show(page, f"viewer.showClasses(await values('map.png'), {CLASSES}, await values('sure.png'))")
+    classes = f"viewer.showClasses(await values('map.png'), {CLASSES})"
+    canvas = show(page, f"{classes}; viewer.likeliest = await values('sure.png')")
     colours = {10: (0, 0, 0, 0), 20: (255, 0, 0, 255), 30: (0, 255, 0, 255)}
     assert canvas.tolist() == [[list(colours[value]) for value in row] for row in values.tolist()]
     canvas = show(page, "viewer.setVisible(20, false)")

@@ -11,15 +11,15 @@ import { notice } from "./notices.js";
 import { Pages } from "./pages.js";
 import * as panel from "./panel.js";
 import { decodePng } from "./png.js";
-import { answer, ModelChanged } from "./save.js";
-import { enableSaving, installButtons, installZip } from "./saving.js";
+import { answer, ModelChanged } from "./answers.js";
+import { enableSaving, installButtons, installZip } from "./save-buttons.js";
 import { Status } from "./status.js";
 import { Strip } from "./strip.js";
 import { measure } from "./table.js";
 import { Threshold } from "./threshold.js";
 import { showTraining } from "./training.js";
 import { Viewer } from "./viewer.js";
-import { newerWords, serviceWords, showWelcome, waitingWords } from "./welcome.js";
+import { newerWords, serviceWords, showWelcome, waitingWords } from "./service-words.js";
 import { number } from "./words.js";
 
 const LATE_MS = 300; // for that long the image before stays, without its numbers: most pictures are there sooner
@@ -131,7 +131,8 @@ async function showResult() {
   showModel();
   viewer.threshold = threshold.value;
   if (by.binary) viewer.showProbability(pixels);
-  else viewer.showClasses(pixels, by.classes, likeliest);
+  else viewer.showClasses(pixels, by.classes);
+  viewer.likeliest = likeliest;
   panel.showWarning(result.warning);
   panel.showAnswered(by, result.timing, status.health);
   countExactly();
@@ -145,8 +146,8 @@ async function fetchLikeliest(item, result, signal) {
     const { blob, headers } = await api.post("segment", item.file, options, { signal });
     if (signal.aborted || headers.get("X-Model-Id") !== result.modelId) return;
     result.likeliest = blob;
-    const [mask, likeliest] = await Promise.all([decodePng(result.mask), decodePng(blob)]);
-    if (shown === result) viewer.showClasses(mask, model().classes, likeliest);
+    const likeliest = await decodePng(blob);
+    if (shown === result) viewer.likeliest = likeliest;
   } catch (error) {
     if (!signal.aborted) report(error);
   }
@@ -183,7 +184,8 @@ function showNumbers() {
   const exact = exactly();
   if (exact) {
     panel.showFound(exact, "exact");
-    panel.showClassCounts((name) => exact.byClass.get(name) ?? 0);
+    const isShared = (name) => model().classes.filter((each) => each.name === name).length > 1;
+    panel.showClassCounts((name) => (isShared(name) ? undefined : (exact.byClass.get(name) ?? 0))); // a table has names
   } else if (shown && live) {
     const { unit, pixelArea } = drawn.item;
     const areas = live.areas.map((area) => area * pixelArea);
@@ -295,7 +297,8 @@ status.addEventListener("change", () => {
   showState();
   showNotices();
   const { current } = files;
-  const isLost = current?.pictureError instanceof Unreachable && current.state !== "failed"; // else it waits for a click
+  // one that has failed waits for a click
+  const isLost = current?.pictureError instanceof Unreachable && current.state !== "failed";
   if (isLost && state !== "offline") draw();
   else if (status.model) showAwaited();
 });

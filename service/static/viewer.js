@@ -73,23 +73,28 @@ export class Viewer extends EventTarget {
   showImage(bitmap) {
     this.#image?.close();
     this.#image = bitmap;
-    if (!sameSize(this.#mask, bitmap)) this.#show(null, null, null);
+    if (!sameSize(this.#mask, bitmap)) this.#show(null, null);
     this.#measure(bitmap);
     this.#redraw("image");
   }
 
   /** @param {{width: number, height: number, data: Uint8Array} | null} probability 255 times that of the foreground */
   showProbability(probability) {
-    this.#show(probability, null, null);
+    this.#show(probability, null);
   }
 
   /**
    * @param {{width: number, height: number, data: Uint8Array}} map class values
    * @param {{value: number, colour: number[]}[]} classes the background first
-   * @param {{data: Uint8Array} | null} likeliest 255 times the probability of each pixel's class
    */
-  showClasses(map, classes, likeliest = null) {
-    this.#show(map, classes, likeliest);
+  showClasses(map, classes) {
+    this.#show(map, classes);
+  }
+
+  /** 255 times the probability of each pixel's class, for the pointer. @param {{data: Uint8Array} | null} probability */
+  set likeliest(probability) {
+    this.#likeliest = probability;
+    this.#redraw("pointer");
   }
 
   /** A pixel is foreground where its probability is above the threshold, 0..1. */
@@ -150,14 +155,14 @@ export class Viewer extends EventTarget {
     this.#look(this.#view.zoomed(factor, x * this.#ratio, y * this.#ratio));
   }
 
-  #show(pixels, classes, likeliest) {
+  #show(pixels, classes) {
     if (pixels && this.#image && !sameSize(pixels, this.#image)) {
       const { width, height } = this.#image;
       throw new Error(`expected a mask of ${width} x ${height} pixels, got ${pixels.width} x ${pixels.height}`);
     }
     this.#mask = pixels && new Mask(pixels, classes === null);
     this.#classes = classes;
-    this.#likeliest = likeliest;
+    this.#likeliest = null;
     if (!this.#image) this.#measure(pixels);
     this.#regions.load(pixels);
     this.#legendChanged();

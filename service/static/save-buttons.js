@@ -1,8 +1,8 @@
-/** Saving: a button for each kind of answer, and the dialog for a ZIP of all images. */
+/** A button that saves each kind of answer, and the dialog for a ZIP of all images. */
 
 import { $, make } from "./dom.js";
 import { notice } from "./notices.js";
-import { archive, download, KINDS } from "./save.js";
+import { archive, download, KINDS } from "./answers.js";
 import { count } from "./words.js";
 
 /**

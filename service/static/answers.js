@@ -1,4 +1,4 @@
-/** Saving: the kinds of answer, their file names, one file or a ZIP of all. */
+/** Answers as files: their kinds and names, one file or a ZIP of all. */
 
 import { Trouble } from "./api.js";
 import { Zip } from "./zip.js";

@@ -8,7 +8,6 @@ export const MIXED = 255;
 export class Edges {
   #line;
   #width; // words of a row
-  #lead; // words, so that what is moved to the left below stays in the array
   #along;
   #either;
 
@@ -16,8 +15,7 @@ export class Edges {
   constructor(stride, height, line) {
     this.#line = line;
     this.#width = stride / 4;
-    this.#lead = Math.ceil((line - 1) / 4);
-    this.#along = new Int32Array(this.#lead + this.#width * height + Math.ceil(line / 2) + 1);
+    this.#along = new Int32Array(this.#width * height + Math.ceil(line / 2) + 1);
     this.#either = new Int32Array(this.#width * (height + 2 * line)).fill(-1); // what is beside the picture differs
   }
 
@@ -29,14 +27,20 @@ export class Edges {
     const words = new Int32Array(groups.buffer);
     const [width, size, line] = [this.#width, words.length, this.#line];
     const [along, either] = [this.#along, this.#either];
-    for (let i = 0, before = 0; i < size; i++) {
+    const skip = (line - 1) >> 2;
+    const bits = 8 * ((line - 1) & 3);
+    let [before, carried] = [0, 0];
+    along.fill(0);
+    for (let i = 0; i < size; i++) {
       const word = words[i];
       const mixed = word & ((word & 0x7f7f7f7f) + 0x01010101) & 0x80808080; // bytes that are MIXED
-      along[this.#lead + i] = (word ^ ((word << 8) | (before >>> 24))) | mixed; // unlike the pixel before
+      const differs = (word ^ ((word << 8) | (before >>> 24))) | mixed; // from the pixel before
+      along[i + skip] = (differs << bits) | carried; // `line - 1` pixels to the right, for what `spread` leaves
+      carried = differs >>> 1 >>> (31 - bits);
       before = word;
     }
+    along[size + skip] = carried;
     spread(along, 2 * line, 1);
-    join(along, 4 * this.#lead - (line - 1), 0);
 
     const first = (line - 1) * width;
     for (let i = width; i < size; i++) either[first + i] = along[i] | (words[i] ^ words[i - width]); // or the row above

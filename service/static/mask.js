@@ -16,9 +16,9 @@ export class Mask {
   #view;
   #columns; // pixels of the screen, see `span`
   #rows;
-  #low; // smallest and largest value in each pixel of the screen
-  #high;
+  #ranges; // smallest value of each pixel of the screen, and 256 times the largest
   #shown; // group of each pixel of the screen, or MIXED
+  #mixed; // places of those that are
   #edges;
   #picture;
 
@@ -53,9 +53,10 @@ export class Mask {
   paint(view, line, isOutlined) {
     if (view !== this.#view) this.#look(view, line);
     if (!this.#shown.length) return null;
-    if (view.scale < 1) this.#fillCoarse();
-    else this.#fillFine();
-    if (isOutlined) this.#clearInsides(line);
+    const mixed = view.scale < 1 ? this.#findCoarse() : this.#findFine();
+    if (isOutlined) this.#drawLines(line);
+    else this.#fill();
+    this.#drawAverages(mixed);
     return { picture: this.#picture, x: view.x + this.#columns.first, y: view.y + this.#rows.first };
   }
 
@@ -69,52 +70,80 @@ export class Mask {
     if (!this.#shown.length) return;
     if (this.#picture?.width !== width || this.#picture.height !== height) this.#picture = new ImageData(width, height);
     if (view.scale >= 1) return;
-    const shift = Math.floor(Math.log2(1 / view.scale));
+    const shift = Math.max(0, Math.floor(Math.log2(1 / view.scale)) - 1);
     while (this.#levels.length <= shift) this.#levels.push(halved(this.#levels.at(-1)));
-    [this.#low, this.#high] = pooled(this.#levels[shift], shift, this.#columns, this.#rows);
+    this.#ranges = ranges(this.#levels[shift], shift, this.#columns, this.#rows);
+    this.#mixed = new Int32Array(this.#shown.length + 1);
   }
 
-  get #words() {
-    return Int32Array.from(this.#colours, (colour, group) => (group ? rgba(...colour, 255) : 0));
-  }
-
-  #fillFine() {
-    const [groups, words, data, shown, rows] = [this.#groups, this.#words, this.data, this.#shown, this.#rows.starts];
+  #findFine() {
+    const [groups, data, shown, rows] = [this.#groups, this.data, this.#shown, this.#rows.starts];
     const { starts: columns, count, stride } = this.#columns;
-    const pixels = new Int32Array(this.#picture.data.buffer);
     for (let j = 0, p = 0; p < shown.length; j++, p += stride) {
       if (j && rows[j] === rows[j - 1]) {
         shown.copyWithin(p, p - stride, p);
-        pixels.copyWithin(p, p - stride, p);
         continue;
       }
       const row = rows[j] * this.width;
-      for (let i = 0; i < count; i++) {
-        const group = groups[data[row + columns[i]]];
-        shown[p + i] = group;
-        pixels[p + i] = words[group];
+      for (let i = 0; i < count; i++) shown[p + i] = groups[data[row + columns[i]]];
+    }
+    return [];
+  }
+
+  #findCoarse() {
+    const [ranges, shown, mixed] = [this.#ranges, this.#shown, this.#mixed];
+    const groups = this.#groupsOfRanges();
+    let n = 0;
+    for (let p = 0; p < shown.length; p++) {
+      const group = groups[ranges[p]];
+      shown[p] = group;
+      mixed[n] = p; // without a branch, which would often be predicted wrongly
+      n += (group + 1) >> 8;
+    }
+    return mixed.subarray(0, n);
+  }
+
+  #groupsOfRanges() {
+    const found = new Uint8Array(65536);
+    for (let low = 0; low < 256; low++) {
+      for (let high = low; high < 256; high++) {
+        const [first, last] = [this.#groups[low], this.#groups[high]];
+        found[low + 256 * high] = low === high || (this.#ordered && first === last) ? first : MIXED;
       }
+    }
+    return found;
+  }
+
+  get #words() {
+    const words = new Int32Array(256);
+    for (let group = 1; group < this.#colours.length; group++) words[group] = rgba(...this.#colours[group], 255);
+    return words;
+  }
+
+  #fill() {
+    const [words, shown, pixels] = [this.#words, this.#shown, new Int32Array(this.#picture.data.buffer)];
+    for (let p = 0; p < shown.length; p++) pixels[p] = words[shown[p]];
+  }
+
+  /** Lines inside of regions: pixels from which another group is at most `line` pixels away, in a square. */
+  #drawLines(line) {
+    const width = this.#view.scale < 1 ? Math.max(1, line - 1) : line; // the pixels that regions share are drawn, too
+    this.#edges ??= new Edges(this.#columns.stride, this.#rows.count, width);
+    const edges = this.#edges.find(this.#shown); // of 4 pixels each
+    const [words, shown, pixels] = [this.#words, this.#shown, new Int32Array(this.#picture.data.buffer)];
+    pixels.fill(0);
+    for (let i = 0; i < edges.length; i++) {
+      for (let p = 4 * i, edge = edges[i]; edge; p++, edge >>>= 8) if (edge & 255) pixels[p] = words[shown[p]];
     }
   }
 
-  #fillCoarse() {
-    const [groups, words, low, high, shown] = [this.#groups, this.#words, this.#low, this.#high, this.#shown];
-    const [data, rows] = [this.data, this.#rows.starts];
-    const { starts: columns, count, stride } = this.#columns;
-    const pixels = new Int32Array(this.#picture.data.buffer);
-    const average = this.#ordered ? this.#share(words[1]) : this.#blend();
-    for (let j = 0, p = 0; p < shown.length; j++, p = j * stride) {
-      for (let i = 0; i < count; i++, p++) {
-        const group = groups[low[p]];
-        if (low[p] === high[p] || (this.#ordered && group === groups[high[p]])) {
-          shown[p] = group;
-          pixels[p] = words[group];
-        } else {
-          const first = groups[data[rows[j] * this.width + columns[i]]];
-          pixels[p] = average(i, j);
-          shown[p] = pixels[p] === words[first] ? first : MIXED;
-        }
-      }
+  #drawAverages(mixed) {
+    const [shown, pixels] = [this.#shown, new Int32Array(this.#picture.data.buffer)];
+    const { stride } = this.#columns;
+    const average = this.#ordered ? this.#share(this.#words[1]) : this.#blend();
+    for (const p of mixed) {
+      const j = Math.floor(p / stride);
+      pixels[p] = average(p - j * stride, j);
     }
   }
 
@@ -155,25 +184,6 @@ export class Mask {
       return n ? rgba(red / n, green / n, blue / n, (255 * n) / all) : 0;
     };
   }
-
-  /** Leaves lines inside of regions: pixels from which another group is at most `line` pixels away, in a square. */
-  #clearInsides(line) {
-    const width = this.#view.scale < 1 ? Math.max(1, line - 1) : line; // the pixels that regions share are drawn, too
-    this.#edges ??= new Edges(this.#columns.stride, this.#rows.count, width);
-    const edges = this.#edges.find(this.#shown);
-    const pixels = new Int32Array(this.#picture.data.buffer);
-    const pixelsBy2 = new Float64Array(pixels.buffer);
-    for (let i = 0; i < edges.length; i++) {
-      let edge = edges[i];
-      if (!edge) pixelsBy2[2 * i] = pixelsBy2[2 * i + 1] = 0;
-      else {
-        edge |= edge >>> 4; // the lowest bit of each byte: whether it is not 0
-        edge |= edge >>> 2;
-        edge |= edge >>> 1;
-        for (let p = 4 * i; p < 4 * i + 4; p++, edge >>>= 8) pixels[p] &= -(edge & 1);
-      }
-    }
-  }
 }
 
 /**
@@ -189,10 +199,9 @@ function span(origin, room, size, scale, margin) {
   return { first, count, stride: count && 4 * Math.ceil((count + 1) / 4), starts };
 }
 
-/** Smallest and largest value in each pixel of the screen, and perhaps in a little more. */
-function pooled({ width, low, high }, shift, columns, rows) {
-  const smallest = new Uint8Array(columns.stride * rows.count);
-  const largest = new Uint8Array(smallest.length);
+/** Smallest value and 256 times the largest in each pixel of the screen, and perhaps in a little more. */
+function ranges({ width, low, high }, shift, columns, rows) {
+  const found = new Uint16Array(columns.stride * rows.count);
   const left = columns.starts.map((start) => start >> shift);
   const right = columns.starts.subarray(1).map((start) => (start - 1) >> shift);
   for (let j = 0, p = 0; j < rows.count; j++, p = j * columns.stride) {
@@ -206,11 +215,10 @@ function pooled({ width, low, high }, shift, columns, rows) {
           if (high[at] > most) most = high[at];
         }
       }
-      smallest[p] = least;
-      largest[p] = most;
+      found[p] = least + 256 * most;
     }
   }
-  return [smallest, largest];
+  return found;
 }
 
 /** Smallest and largest values of 2 x 2 pixels. */

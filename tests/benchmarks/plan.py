@@ -82,9 +82,8 @@ def simulate(kind: Kind, n: int, peak: float, start_s: float) -> None:
     total = len(found.latencies) + found.lost
     said = ", ".join(f"p{100 * share:.0f} {1000 * found.percentile(share):.0f} ms" for share in (0.5, 0.99))
     shares = [100 * each / total for each in (found.refused, found.retried, found.lost)]
-    print(
-        f"  simulated: {said}; 503 {shares[0]:.2g} %, asked again after a loss {shares[1]:.2g} %, lost {shares[2]:.2g} %"
-    )
+    refused, retried, lost = (f"{share:.2g} %" for share in shares)
+    print(f"  simulated: {said}; 503 {refused}, asked again after a loss {retried}, given up {lost}")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ never together. `--plan` prints farms for 10^6 and 10^9 images a day instead, wi
 import argparse
 import asyncio
 import os
-import random
 import subprocess
 import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import httpx
+import numpy as np
 from serving import Connection, cpu_s, percentile, post, wait_for
 from simulation import Cost, Farm, Machine, Outcome
 
@@ -76,7 +75,7 @@ def timed(url: str, files: list[bytes], rounds: int, pid: int) -> list[Cost]:
 async def poisson(url: str, requests: list[bytes], rate: float, seconds: float) -> Outcome:
     """Requests at random times, `rate` a second, whether or not earlier ones have been answered."""
     address, idle, found = httpx.URL(url), deque[Connection](), Outcome()
-    chance = random.Random(0)
+    chance = np.random.default_rng(0)
 
     async def ask(request: bytes) -> None:
         while idle and idle[0].ended:
@@ -94,9 +93,9 @@ async def poisson(url: str, requests: list[bytes], rate: float, seconds: float) 
 
     started = due = time.perf_counter()
     tasks = []
-    while (due := due + chance.expovariate(rate)) < started + seconds:
+    while (due := due + chance.exponential(1 / rate)) < started + seconds:
         await asyncio.sleep(max(0, due - time.perf_counter()))
-        tasks.append(asyncio.create_task(ask(chance.choice(requests))))
+        tasks.append(asyncio.create_task(ask(requests[chance.integers(len(requests))])))
     await asyncio.gather(*tasks)
     for connection in idle:
         await connection.__aexit__()

@@ -5,11 +5,11 @@ cores again to be encoded and sent. A replica with `max_in_flight` requests refu
 """
 
 import math
-import random
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import simpy
 
 Steps = Generator[simpy.Event, Any, None]
@@ -101,7 +101,7 @@ class Farm:
         self.env = simpy.Environment()
         self.outcome = Outcome()
         self._machine, self._costs = machine, list(costs)
-        self._random = random.Random(seed)
+        self._chance = np.random.default_rng(seed)
         self._replicas = [Replica(self.env, machine) for _ in range(n)]
 
     def run(self, rate: Callable[[float], float], seconds: float, attempts: int = 1) -> Outcome:
@@ -126,15 +126,16 @@ class Farm:
 
     def _arrivals(self, rate: Callable[[float], float], seconds: float, attempts: int) -> Steps:
         while self.env.now < seconds:
-            yield self.env.timeout(self._random.expovariate(rate(self.env.now)))
+            yield self.env.timeout(self._chance.exponential(1 / rate(self.env.now)))
             self.env.process(self._client(attempts))
 
     def _client(self, attempts: int) -> Steps:
         asked = self.env.now
-        cost = self._random.choice(self._costs)
+        cost = self._costs[self._chance.integers(len(self._costs))]
         for attempt in range(attempts):
-            replica = min(self._random.choices(self._replicas, k=2), key=lambda each: len(each.in_flight), default=None)
-            if replica and len(replica.in_flight) < self._machine.max_in_flight:
+            two = self._chance.integers(len(self._replicas), size=2)
+            replica = min((self._replicas[i] for i in two), key=lambda each: len(each.in_flight))
+            if len(replica.in_flight) < self._machine.max_in_flight:
                 request = self.env.process(replica.serve(cost))
                 replica.in_flight.add(request)
                 try:
@@ -149,5 +150,5 @@ class Farm:
                     replica.in_flight.discard(request)
             self.outcome.refused += 1
             if attempt + 1 < attempts:
-                yield self.env.timeout(self._random.choice((1, 2, 3)))
+                yield self.env.timeout(self._chance.integers(1, 4))
         self.outcome.lost += 1

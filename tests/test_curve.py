@@ -87,6 +87,7 @@ def test_the_time_is_divided_and_the_same_images_are_held_out() -> None:
         curve.parts(TrainSettings(), Division(samples(1), held_out, "spread", joins=True), minutes=30)
 
 
+@pytest.mark.slow
 def test_a_curve_is_written_beside_the_model_of_all_images(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

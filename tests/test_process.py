@@ -32,6 +32,7 @@ print(min(found))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+@pytest.mark.slow
 def test_threads_keep_the_memory_of_a_forward_pass() -> None:
     """Memory from the system costs thousands of page faults for each image."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
@@ -39,6 +40,7 @@ def test_threads_keep_the_memory_of_a_forward_pass() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp")
+@pytest.mark.slow
 def test_openmp_threads_spin_briefly_unless_the_environment_says_otherwise() -> None:
     def settings(**environment: str) -> str:
         environment |= {"OMP_DISPLAY_ENV": "VERBOSE"}

@@ -165,6 +165,7 @@ def test_a_disk_that_is_full_for_a_moment_does_not_end_an_epoch(half: Path, monk
     assert progress(half / "out")["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_curve_are_one(half: Path, at_epoch: AtEpoch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images to train on: a run with one of them, with two, and with all."""
     out, seen = half / "out", []
@@ -300,6 +301,7 @@ def on_terminal(*command: str) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(status), output.decode()
 
 
+@pytest.mark.slow
 def test_the_bar_is_there_before_the_first_step_and_a_line_does_not_tear_it(half: Path) -> None:
     status, output = on_terminal("-c", PROGRAM, *in_folder(half, "--force", epochs=1))
     assert status == 0, output
@@ -312,6 +314,7 @@ def test_the_bar_is_there_before_the_first_step_and_a_line_does_not_tear_it(half
     assert "\rvalidation:   0%|" in after
 
 
+@pytest.mark.slow
 def test_a_log_has_the_line_and_no_bar(half: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, *in_folder(half, "--force", epochs=1)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -39,6 +39,7 @@ from unet import checkpoint as checkpoints
 from unet import files
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_and_another_one_is_refused(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_in(half) == 0
     before = contents(half / "out")
@@ -72,6 +73,7 @@ def test_how_often_a_run_is_saved_changes_nothing(half: Path, whole: Path, monke
 
 
 @pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.slow
 def test_every_recipe_resumes_exactly(
     half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_epoch: AtEpoch, recipe: str
 ) -> None:
@@ -88,6 +90,7 @@ def test_every_recipe_resumes_exactly(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.slow
 def test_a_signal_stops_training_before_the_next_step(
     half: Path,
     whole: Path,

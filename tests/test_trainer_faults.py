@@ -116,6 +116,7 @@ def test_a_sample_that_cannot_be_written(
 
 
 @pytest.mark.parametrize("fails", ["best_model.pth", "training.png", "last.pth"])
+@pytest.mark.slow
 def test_a_run_stopped_by_a_full_disk_resumes_when_there_is_room(
     half: Path,
     whole: Path,

@@ -239,6 +239,7 @@ def test_head_and_keys(tmp_path: Path, serve: Serve) -> None:
         assert client.get("/training", headers={"X-API-Key": "secret"}).json() == NONE
 
 
+@pytest.mark.slow
 def test_a_service_that_waits_for_its_model_follows_the_training(
     data: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

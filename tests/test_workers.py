@@ -58,6 +58,7 @@ def loaded(url: str) -> float:
     return counted(url, "unet_model_reloads_total", outcome="loaded")
 
 
+@pytest.mark.slow
 def test_workers_share_requests_and_metrics(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
         wait_until(lambda: loaded(url) == 2)

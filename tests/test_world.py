@@ -66,6 +66,7 @@ def test_two_processes_have_the_loss_curve_and_weights_of_one(tmp_path: Path) ->
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_left_alone_says_so_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, *TORCHRUN, "-m", "trainer", "--device", "cpu", "--data", str(tmp_path / "missing")]
     command += ["--out", str(tmp_path / "out")]

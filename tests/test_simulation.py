@@ -12,22 +12,22 @@ CORE = Machine(max_in_flight=10**6)
 @pytest.mark.parametrize("load", [0.3, 0.8])
 def test_one_core_waits_as_long_as_theory_says(load: float) -> None:
     service_s = 0.002
-    found = Farm(CORE, 1, [Cost(service_s, 0, 0)]).run(lambda t: load / service_s, 300)
+    found = Farm(CORE, 1, [Cost(service_s, 0, 0)]).run(lambda t: load / service_s, 60)
     mean = sum(found.latencies) / len(found.latencies)
     # M/D/1: Pollaczek-Khinchine
     assert mean == pytest.approx(service_s * (1 + load / (2 * (1 - load))), rel=0.05)
 
 
 def test_an_overloaded_replica_answers_what_it_can_and_refuses_the_rest() -> None:
-    found = Farm(Machine(max_in_flight=16), 1, [Cost(0.001, 0.008, 0.001)]).run(lambda t: 200, 100)
-    assert len(found.latencies) / found.last == pytest.approx(100, rel=0.02)
-    assert found.refused == found.lost == pytest.approx(10_000, rel=0.05)
+    found = Farm(Machine(max_in_flight=16), 1, [Cost(0.001, 0.008, 0.001)]).run(lambda t: 200, 30)
+    assert len(found.latencies) / found.last == pytest.approx(100, rel=0.03)
+    assert found.refused == found.lost == pytest.approx(3_000, rel=0.1)
     assert max(found.latencies) < 16 * 0.010 + 0.003
 
 
 def test_a_gpu_computes_in_batches_while_cores_decode() -> None:
     machine = Machine(cores=4, gpu=True, launch_s=0.008, max_in_flight=64)
-    found = Farm(machine, 1, [Cost(0.001, 0.001, 0.001)]).run(lambda t: 2000, 20)
+    found = Farm(machine, 1, [Cost(0.001, 0.001, 0.001)]).run(lambda t: 2000, 5)
     # 16 images in 8 + 16 ms
     assert len(found.latencies) / found.last == pytest.approx(16 / 0.024, rel=0.05)
 

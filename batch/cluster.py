@@ -24,6 +24,7 @@ from unet import checkpoint as checkpoints
 from unet.errors import UserError
 from unet.listing import plural
 
+CONNECT_S = 10
 BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor dies, and comes back at once
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
@@ -35,13 +36,16 @@ class Cluster:
         """Joins the cluster at RAY_ADDRESS, or one that runs here, or starts one here. Raises UserError."""
         self._settings = settings.model_copy(update={"model": settings.model.resolve()})
         self._id = checkpoints.load(settings.model, settings.input_range).id
+        address = os.environ.get("RAY_ADDRESS", "")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         before = signal.getsignal(signal.SIGTERM)
         try:
+            host, _, port = address.rpartition(":")
+            if host:  # Ray would try for a quarter of an hour
+                socket.create_connection((host.removeprefix("ray://"), int(port)), CONNECT_S).close()
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "none")
-            raise UserError(f"expected a Ray cluster (RAY_ADDRESS: {where}), found: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"RAY_ADDRESS={address}: expected a Ray cluster, found: {error}") from error
         finally:
             signal.signal(signal.SIGTERM, before)  # Ray sets its own
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)

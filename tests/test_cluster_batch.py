@@ -114,6 +114,7 @@ def test_signals_and_a_killed_actor_cost_nothing(folder: Path) -> None:
     assert main([*arguments, "--out", "whole"]) == 0
     path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "batch", *arguments, "--engine", "ray"]
+    n_before = 0
     for n_done, number, status in ((10, signal.SIGINT, 130), (40, signal.SIGTERM, 143), (90, None, 0)):
         with subprocess.Popen(command, env=path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
             until_done(n_done)
@@ -126,19 +127,20 @@ def test_signals_and_a_killed_actor_cost_nothing(folder: Path) -> None:
                 n_killed = len(files(Path("masks")))
             said, noise = program.communicate(timeout=120)
         assert program.returncode == status
+        n_before = len(Path("masks", MANIFEST).read_text().splitlines()) if number else n_before
         if number:
             assert noise.splitlines()[-1] == f"unet-segment: stopped by {number.name}; the same command goes on"
     assert n_killed < N_IMAGES
     assert f"objects of {N_IMAGES} images in objects.csv" in said
     assert files(Path("masks")) == files(Path("whole"))
-    lines = Path("masks", MANIFEST).read_text().splitlines()
-    assert len(lines) == len({json.loads(line)["stem"] for line in lines}) == N_IMAGES
+    stems = [json.loads(line)["stem"] for line in Path("masks", MANIFEST).read_text().splitlines()]
+    assert len(set(stems)) == N_IMAGES
+    stems_of_last = stems[n_before:]  # a signal may have come between a line and its files: that image is done again
+    assert len(stems_of_last) == len(set(stems_of_last))
     assert not list(Path("masks/.unet-segment/new").iterdir())
 
 
-def test_mistakes_are_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Path("images/a.png").write_bytes(png(GREY))
     node = f"(on node {socket.gethostname()})"
     for arguments, said in (
@@ -152,8 +154,7 @@ def test_mistakes_are_one_line(
     ):
         assert said in fails(["images", "--engine", "ray", *arguments], capsys)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
-    assert "expected a Ray cluster (RAY_ADDRESS: 127.0.0.1:1), found: " in fails(["images", "--engine", "ray"], capsys)
+    assert "RAY_ADDRESS=127.0.0.1:1: expected a Ray cluster, found: " in fails(["images", "--engine", "ray"], capsys)
 
 
 def test_a_missing_extra_is_named() -> None:

@@ -54,7 +54,8 @@ def main() -> int:
             rate, wrong = segment(address, model, folder, arguments.images, arguments.kill)
         loops()
         wrong += differences(folder, arguments.images)
-    per_core, n_cores = rate / 2, len(CORES)
+    n_cores = len(CORES)
+    per_core = rate / n_cores
     print(f"plain loop, alone           {statistics.mean(alone):8.4g} images/s")
     print(f"plain loop, on {n_cores} core(s)    {statistics.mean(both):8.4g} images/s and core")
     print(f"--engine ray                {per_core:8.4g} images/s and core")

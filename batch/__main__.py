@@ -62,7 +62,8 @@ def _explain(error: Exception) -> str | None:
         case ModuleNotFoundError(name="fcntl"):
             return "expected Linux or macOS; on Windows: WSL or Docker"
         case ModuleNotFoundError() if not str(error.name).startswith(("batch", "unet")):
-            return f"{error.name} is not installed; expected the extra: pip install '.[segment]', in the clone"
+            extra = "segment" if error.name in ("tqdm", "httpx") else "segment,cluster"
+            return f"{error.name} is not installed; expected the extra: pip install '.[{extra}]', in the clone"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"{error.filename or '--out'}: {error.strerror}"
         case OSError() if error.filename:

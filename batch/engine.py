@@ -1,13 +1,17 @@
-"""What gives the answers for images: a model in this process (`batch.local`) or a service (`batch.remote`)."""
+"""What gives the answers for images: a model in this process (`batch.local`) or a service (`batch.remote`); and who
+has them given: threads of this process, or the actors of a cluster (`batch.cluster`)."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from batch.settings import SegmentSettings
 from unet.errors import UserError
 from unet.outputs import Answer
+
+if TYPE_CHECKING:
+    from batch.cluster import Cluster
 
 
 class FileError(UserError):
@@ -35,6 +39,7 @@ class Answers(NamedTuple):
     model: str  # id
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Several threads call it at a time."""
 
@@ -51,9 +56,14 @@ class Engine(Protocol):
 
 
 @contextmanager
-def opened(settings: SegmentSettings, stop: Stop) -> Iterator[Engine]:
+def opened(settings: SegmentSettings, stop: Stop) -> "Iterator[Engine | Cluster]":
     """The engine that the settings ask for. Raises UserError."""
-    if settings.url:
+    if settings.engine == "ray":
+        from batch.cluster import Cluster
+
+        with closing(Cluster(settings)) as cluster:
+            yield cluster
+    elif settings.url:
         from batch.remote import Remote
 
         with closing(Remote(settings, settings.url, stop)) as engine:

@@ -5,7 +5,6 @@ however the program ends: an answer that is there is whole, and is the one that 
 manifest does not know is somebody else's.
 """
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +21,30 @@ from unet.outputs import SUFFIXES, Answer, file_name
 
 
 @dataclass(frozen=True)
-class OutFolder:
+class Staging:
+    """Where answers wait, for all who compute them."""
+
     root: Path  # absolute
+    new: Path  # folder of answers that have no line in the manifest yet
+
+    def stage(self, item: Item, kind: str, answer: Answer) -> tuple[str, Path]:
+        """The name of an answer, and the file where it waits for `commit`. Raises OSError."""
+        name = _name(item.stem, kind, SUFFIXES[answer.media_type])
+        return name, write_temporary(self.root / name, answer.body, self.new)
+
+    def clear(self) -> None:
+        """Removes what a killed program, or actor, has left."""
+        self.new.mkdir(exist_ok=True)  # the same folder as before: other nodes may still know that one
+        for path in self.new.iterdir():
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class OutFolder(Staging):
     kinds: Sequence[str]  # of answers
     options: Mapping[str, Any]  # an image that was answered with others is not done
     overwrite: bool
     manifest: Manifest
-    new: Path  # folder of answers that have no line in the manifest yet
 
     @classmethod
     @contextmanager
@@ -38,10 +54,10 @@ class OutFolder:
         root = settings.out.resolve()
         options = {"threshold": settings.threshold, "tta": settings.tta, "class": settings.class_}
         with locked(root, f"{STATE}/lock", "unet-segment"):
-            new = root / STATE / "new"
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            yield cls(root, settings.output, options, settings.overwrite, Manifest(root), new)
+            folder = cls(root, root / STATE / "new", settings.output, options, settings.overwrite, Manifest(root))
+            folder.clear()
+            yield folder
+            folder.clear()
 
     def conflicts(self, items: Iterable[Item]) -> dict[Item, str]:
         """Items whose answers would replace those of another one, with the reason; unless they may `overwrite`, also
@@ -68,7 +84,7 @@ class OutFolder:
         """A file in the place of an answer that no run has written."""
         record, endings = self.manifest.records.get(item.stem), SUFFIXES.values()
         new = [kind for kind in self.kinds if not record or kind not in record.outputs]
-        names = (TABLE if k == "table" else self._name(item.stem, k, ending) for k in new for ending in endings)
+        names = (TABLE if k == "table" else _name(item.stem, k, ending) for k in new for ending in endings)
         paths = (self.root / name for name in names)
         return next((path for path in paths if path not in self.manifest.answers and path.exists()), None)
 
@@ -85,11 +101,6 @@ class OutFolder:
             return None
         same = (record.path, record.size, record.mtime_ns) == (str(item.path), item.size, item.mtime_ns)
         return record if same else None
-
-    def stage(self, item: Item, kind: str, answer: Answer) -> tuple[str, Path]:
-        """The name of an answer, and the file where it waits for `commit`. Raises OSError."""
-        name = self._name(item.stem, kind, SUFFIXES[answer.media_type])
-        return name, write_temporary(self.root / name, answer.body, self.new)
 
     def commit(self, item: Item, staged: Mapping[str, tuple[str, Path]], model: str, warning: str) -> None:
         """Puts answers in their places, by kind. Raises OSError."""
@@ -130,7 +141,7 @@ class OutFolder:
         said += f", without {n_other} of another model or other options" if n_other else ""
         return said + (f", without {n_gone} that are gone or have changed" if n_gone else "")
 
-    @staticmethod
-    def _name(stem: str, kind: str, ending: str) -> str:
-        """From the folder on; tables wait in the hidden folder to be joined."""
-        return f"{STATE}/tables/{stem}.csv" if kind == "table" else file_name(stem, kind, ending)
+
+def _name(stem: str, kind: str, ending: str) -> str:
+    """From the folder on; tables wait in the hidden folder to be joined."""
+    return f"{STATE}/tables/{stem}.csv" if kind == "table" else file_name(stem, kind, ending)

@@ -2,10 +2,11 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batch.engine import Engine, Stop, opened
 from batch.folder import OutFolder
@@ -16,6 +17,9 @@ from batch.settings import SegmentSettings
 from batch.work import Job, Outcome, Worker, in_threads
 from unet.errors import UserError
 from unet.listing import plural, some
+
+if TYPE_CHECKING:
+    from batch.cluster import Cluster
 
 PASSES = 3
 """How often images are segmented because the service has got another model meanwhile."""
@@ -50,7 +54,7 @@ def run(settings: SegmentSettings) -> int:
 class Segmentation:
     """Images on their way, and how far they have come."""
 
-    def __init__(self, settings: SegmentSettings, engine: Engine, folder: OutFolder, stop: Stop) -> None:
+    def __init__(self, settings: SegmentSettings, engine: "Engine | Cluster", folder: OutFolder, stop: Stop) -> None:
         self.failed: dict[Path, tuple[Item, str]] = {}  # with the reason
         self._settings, self._engine, self._folder, self._stop = settings, engine, folder, stop
         self._model = ""  # id
@@ -68,8 +72,7 @@ class Segmentation:
             self._busy = bool(jobs)
             if not jobs:
                 return
-            worker = Worker(self._engine, self._folder)
-            with closing(in_threads(worker, jobs, self._engine.concurrency, self._stop)) as outcomes:
+            with closing(self._outcomes(jobs)) as outcomes:
                 for outcome in shown(outcomes, len(jobs)):
                     self._take(outcome)
         self._busy = False
@@ -131,9 +134,17 @@ class Segmentation:
                 self._skipped.add(item)
         return jobs
 
+    def _outcomes(self, jobs: Sequence[Job]) -> Generator[Outcome]:
+        """As they come."""
+        if isinstance(self._engine, Engine):
+            return in_threads(Worker(self._engine, self._folder), jobs, self._engine.concurrency, self._stop)
+        return self._engine.outcomes(jobs, self._folder)
+
     def _take(self, outcome: Outcome) -> None:
         """Puts the answers of an image in place, or notes why it has none."""
         item = outcome.item
+        if outcome.bug:
+            say(outcome.bug)
         if outcome.failure:
             self._fail(item, outcome.failure)
             return

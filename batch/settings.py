@@ -91,6 +91,11 @@ class SegmentSettings(ProgramSettings):
         allow_inf_nan=False,
         description="longest time without an answer, such as while the service starts or restarts",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="ray: on all nodes of the Ray cluster at RAY_ADDRESS, or on all cores or GPUs of this machine; "
+        "PATH, --model and --out must be the same on all nodes (a shared file system)",
+    )
     device: str = Field(
         "auto", description="auto, cpu, cuda, cuda:1, mps or another of torch", json_schema_extra={"metavar": "DEVICE"}
     )
@@ -112,6 +117,8 @@ class SegmentSettings(ProgramSettings):
         if self.url and (without_use := given & _OF_MODEL):
             flag = min(without_use).replace("_", "-")
             raise ValueError(f"--{flag}: expected with --model only, as a service has its own; found --url")
+        if self.url and self.engine == "ray":
+            raise ValueError("--engine ray: expected with --model only, found --url")
         if not self.url and "wait_s" in given:
             raise ValueError("--wait-s: expected with --url only")
         if self.class_ and "probability" not in self.output:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from batch.engine import Engine, FileError, Stop
-from batch.folder import OutFolder
+from batch.folder import Staging
 from batch.inputs import Item
 from unet.errors import UserError
 
@@ -29,6 +29,7 @@ class Outcome:
     model: str = ""  # id
     warning: str = ""
     failure: str = ""  # why there are no answers
+    bug: str = ""  # its traceback
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Worker:
     """Reads an image, gets its answers, and writes them to where they wait to be put in place."""
 
     engine: Engine
-    folder: OutFolder
+    folder: Staging
 
     def __call__(self, job: Job) -> Outcome:
         """Raises UserError and OSError for what ends the run, and Stopped."""
@@ -49,8 +50,8 @@ class Worker:
         except UserError:
             raise
         except Exception as error:
-            traceback.print_exc()
-            return Outcome(item, failure=f"a bug of unet-segment, {type(error).__name__}: see above")
+            said = f"a bug of unet-segment, {type(error).__name__}: see above"
+            return Outcome(item, failure=said, bug=traceback.format_exc())
         staged = {kind: self.folder.stage(item, kind, answer) for kind, answer in answers.by_kind.items()}
         return Outcome(item, staged, answers.model, answers.warning)
 

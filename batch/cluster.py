@@ -1,0 +1,130 @@
+"""A Ray cluster: on each core or GPU an actor holds the model and does the jobs that threads do in one process.
+
+Ray Data gives images out in blocks and starts actors that die again: blocks that had not come back whole are computed
+once more. Answers are staged by the actors and put in place by this program alone, so none is lost or there twice.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Generator, Sequence
+from typing import Any, cast
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from batch.engine import Stop
+from batch.folder import Staging
+from batch.local import Local
+from batch.progress import say
+from batch.settings import SegmentSettings
+from batch.work import Job, Outcome, Worker
+from unet import checkpoint as checkpoints
+from unet.errors import UserError
+from unet.listing import plural
+
+CONNECT_S = 10
+BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor dies, and comes back at once
+BLOCK_IMAGES = 32
+BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
+THREADS = {"CPU": 3, "GPU": 8}  # of an actor, as of `Local`: one or two compute, the others read and write
+
+
+class Cluster:
+    def __init__(self, settings: SegmentSettings) -> None:
+        """Joins the cluster at RAY_ADDRESS, or one that runs here, or starts one here. Raises UserError."""
+        self._settings = settings.model_copy(update={"model": settings.model.resolve()})
+        self._id = checkpoints.load(settings.model, settings.input_range).id
+        address = os.environ.get("RAY_ADDRESS", "")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            host, _, port = address.rpartition(":")
+            if host:  # Ray would try for a quarter of an hour
+                socket.create_connection((host.removeprefix("ray://"), int(port)), CONNECT_S).close()
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"RAY_ADDRESS={address}: expected a Ray cluster, found: {error}") from error
+        finally:
+            signal.signal(signal.SIGTERM, before)  # Ray sets its own
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        context = DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = -1  # an image may take long
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = settings.device.startswith("cuda") or (settings.device == "auto" and any("GPU" in n for n in nodes))
+        self._kind = "GPU" if gpus else "CPU"
+        self._per_node = [int(node.get(self._kind, 0)) for node in nodes]
+        if not any(self._per_node):
+            ray.shutdown()
+            raise UserError(f"--device {settings.device}: expected a Ray cluster with a {self._kind}, found none")
+        unit = "core" if self._kind == "CPU" else "GPU"
+        say(f"cluster   {plural(len(nodes), 'node')}, {plural(sum(self._per_node), unit)}")
+        say(f"model     {self._id} of {settings.model}")
+
+    def close(self) -> None:
+        ray.shutdown()
+
+    def model(self) -> str:
+        return self._id
+
+    def outcomes(self, jobs: Sequence[Job], folder: Staging) -> Generator[Outcome]:
+        """Outcomes of jobs as they come. Raises UserError."""
+        n_threads, n_actors = self._settings.concurrency or THREADS[self._kind], sum(self._per_node)
+        n_bytes = sum(job.item.size for job in jobs)
+        n_blocks = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
+        n_blocks = min(n_blocks, len(jobs))
+        actors = ActorPoolStrategy(
+            min_size=1,
+            initial_size=min(n_actors, n_blocks),
+            max_concurrent_calls_per_actor=n_threads,
+            enable_true_multi_threading=True,
+        )
+        staging = Staging(folder.root, folder.new)
+        images = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=n_blocks)
+        done = images.map(
+            cast(Any, Actor),  # it takes a class, too
+            fn_constructor_args=(self._settings, staging, self._id, max(self._per_node)),
+            compute=actors,
+            num_cpus=1 if self._kind == "CPU" else None,
+            num_gpus=1 if self._kind == "GPU" else None,
+        )
+        for row in done.iter_rows():
+            if isinstance(row["outcome"], UserError):
+                raise row["outcome"]
+            yield row["outcome"]
+
+
+class Actor:
+    """Holds the model and does jobs. A mistake that ends the run comes back as an outcome, for the program to raise."""
+
+    def __init__(self, settings: SegmentSettings, staging: Staging, model: str, share: int) -> None:
+        self._worker, self._mistake = None, None
+        try:
+            self._worker = Worker(_engine(settings, staging, model, share), staging)
+        except (UserError, OSError) as error:
+            self._mistake = _told(error)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if not self._worker:
+            return {"outcome": self._mistake}
+        try:
+            return {"outcome": self._worker(row["job"])}
+        except (UserError, OSError) as error:
+            return {"outcome": _told(error)}
+
+
+def _engine(settings: SegmentSettings, staging: Staging, model: str, share: int) -> Local:
+    if not staging.new.is_dir():
+        raise UserError(f"{staging.root}: expected the --out of the other nodes, on a shared file system; found none")
+    engine = Local(settings, Stop(), share)
+    if engine.model() != model:
+        raise UserError(f"{settings.model}: expected {model}, as where unet-segment runs, found {engine.model()}")
+    return engine
+
+
+def _told(error: UserError | OSError) -> UserError:
+    said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return UserError(f"{said} (on node {socket.gethostname()})")

@@ -45,7 +45,7 @@ class Replica:
 
 
 def app(settings: ServeSettings) -> Application:
-    """The application for `serve run`. Settings are its arguments (`args` in the file), else variables: SERVICE_MODEL."""
+    """What `serve run` deploys. Settings are its arguments (`args` in the file) or variables, as SERVICE_MODEL."""
     if foreign := RAYS.keys() & settings.model_fields_set:
         places = ", ".join(f"{RAYS[name]} instead of {name}" for name in sorted(foreign))
         raise UserError(f"on a cluster, expected {places}")

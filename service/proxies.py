@@ -35,9 +35,10 @@ class Refusals:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 answered = message["status"] != 503 or not headers.get("content-type", "").startswith("text/plain")
-                detail = "all replicas are busy, and as many requests wait as may (max_queued_requests); try again"
                 if "X-Request-Id" in headers:
                     headers["X-Request-Id"] = headers["X-Request-Id"]  # once: the proxy has added it again
+            elif not answered:
+                detail = message["body"].decode()
             if answered:
                 await send(message)
 

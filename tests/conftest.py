@@ -65,6 +65,7 @@ def _server(item: pytest.Function) -> object:
 
 INSIDE = "looks into the application, or changes it, in this process"
 FROM_ZERO = "counts from the start of the application; a replica has answered other tests before"
+ONE_EACH = "needs a deployment for each of its cases"
 NOT_ON_RAY = {
     "test_logs": "reads the log of this process",
     "test_reload": INSIDE,
@@ -83,7 +84,8 @@ NOT_ON_RAY = {
     "test_503_when_too_many_are_in_flight": INSIDE,
     "test_only_the_image_is_held_while_its_prediction_waits": INSIDE,
     "test_the_mean_of_several_views_takes_room_for_each_class": INSIDE,
-    "test_folders_pipes_and_links": "needs a deployment for each of its paths",
+    "test_bytes": ONE_EACH,
+    "test_folders_pipes_and_links": ONE_EACH,
     "test_a_service_that_waits_for_its_model_follows_the_training": INSIDE,
     "test_a_form_is_never_written_to_disk": INSIDE,
 }
@@ -91,9 +93,11 @@ NOT_ON_RAY = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    on_ray = [item for item in items if isinstance(item, pytest.Function) and _server(item) == "ray"]
-    left_out = [item for item in on_ray if {item.originalname, item.path.stem} & NOT_ON_RAY.keys()]
+    on_ray = {item for item in items if isinstance(item, pytest.Function) and _server(item) == "ray"}
+    left_out = {item for item in on_ray if {item.originalname, item.path.stem} & NOT_ON_RAY.keys()}
     items[:] = [item for item in items if item not in left_out]
+    # the default settings first, as other ones need new replicas
+    items.sort(key=lambda item: item in on_ray and "client" not in item.fixturenames)
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="NO GPU HERE: this test needs one"))

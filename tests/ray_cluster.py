@@ -28,6 +28,7 @@ class Servers:
     def __init__(self, folder: Path, n_nodes: int = 2) -> None:
         os.environ |= {
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # there is one proxy: it asks every replica
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "service.proxies.middleware",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
         }
@@ -54,6 +55,8 @@ class Servers:
     @contextmanager
     def serve(self, options: dict[str, Any] | None = None, **settings: Any) -> Iterator[httpx.Client]:
         """A client of the service with these settings, and with these options of Ray's deployment."""
+        if options and "num_replicas" in options:
+            options = {**options, "autoscaling_config": None}
         with httpx.Client(base_url=self.url, follow_redirects=True, timeout=60) as client:
             self._deploy(client, options or {}, **settings)
             yield client
@@ -63,7 +66,7 @@ class Servers:
         wanted = {"device": "cpu", "watch_s": 0.05, **settings, "model": self._link / path.name}
         model = None
         with suppress(CheckpointError):
-            model = checkpoints.load(path).id
+            model = checkpoints.load(path).id if path.is_file() else None
         self._link.with_suffix(".new").symlink_to(path.parent)
         self._link.with_suffix(".new").rename(self._link)
         fits = model or not (self._has_model or path.exists())  # a model stays; a file is refused at the start

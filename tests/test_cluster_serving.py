@@ -86,8 +86,19 @@ def test_a_full_queue_is_a_problem_with_retry_after(ray_servers: "Servers", make
         refused = [answer for answer in answers if answer.status_code != 200]
         assert 1 <= len(refused) <= 4
         for answer in refused:
-            assert "(max_queued_requests); try again" in problem(answer, 503)
+            assert "max_queued_requests=1" in problem(answer, 503)
             assert answer.headers["retry-after"] in ("1", "2", "3")
+
+
+@cluster
+def test_more_ongoing_requests_start_another_replica(ray_servers: "Servers", make_checkpoint: Make) -> None:
+    scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
+    with ray_servers.serve(model=make_checkpoint(), options={"autoscaling_config": scaling}) as client:
+        before = replicas()
+        with asking(client, n_clients=4) as statuses:
+            while replicas() <= before:
+                client.get("/health/live")
+        assert set(statuses) == {200}
 
 
 @cluster
@@ -127,7 +138,7 @@ def test_a_lost_node_costs_one_retry(ray_servers: "Servers", make_checkpoint: Ma
         with asking(client, n_clients=12) as statuses:
             ray_servers.cluster.remove_node(node, allow_graceful=False)
             while len(replicas()) > 2:
-                pass
+                client.get("/health/live")
         assert 200 in statuses
         assert set(statuses) <= {200, 503}
 

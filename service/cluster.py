@@ -18,14 +18,6 @@ RAYS = {"workers": "num_replicas", "port": "http_options", "root_path": "route_p
 """Settings of one machine's server, and where a cluster has them. (`host` is in the environment of our image.)"""
 
 
-@serve.deployment(
-    name="unet-service",
-    num_replicas="auto",
-    max_queued_requests=32,
-    backpressure_config={"retry_after_s": 1},
-    health_check_period_s=2,
-    logging_config={"enable_access_log": False},  # the application writes its own
-)
 @serve.ingress()
 class Replica:
     """The application in a process of its own, on the cores or the GPU that Ray has given it."""
@@ -44,11 +36,22 @@ class Replica:
             raise RuntimeError("the device has failed; its log says how")
 
 
+SERVICE = serve.deployment(
+    name="unet-service",
+    num_replicas="auto",
+    max_queued_requests=32,
+    backpressure_config={"retry_after_s": 1},
+    health_check_period_s=2,
+    logging_config={"enable_access_log": False},  # the application writes its own
+)(Replica)
+"""What Ray is told of a replica, where docker/serve.yaml says nothing else."""
+
+
 def app(settings: ServeSettings) -> Application:
     """What `serve run` deploys. Settings are its arguments (`args` in the file) or variables, as SERVICE_MODEL."""
     if foreign := RAYS.keys() & settings.model_fields_set:
         places = ", ".join(f"{RAYS[name]} instead of {name}" for name in sorted(foreign))
         raise UserError(f"on a cluster, expected {places}")
     model = settings.model.absolute()  # replicas have another working directory
-    options = Replica.options(graceful_shutdown_timeout_s=settings.grace_s)
-    return options.bind(settings.model_copy(update={"model": model}))
+    service = SERVICE.options(graceful_shutdown_timeout_s=settings.grace_s)
+    return service.bind(settings.model_copy(update={"model": model}))

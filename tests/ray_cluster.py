@@ -13,7 +13,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from service.cluster import Replica, app
+from service.cluster import SERVICE, app
 from service.settings import ServeSettings
 from unet import checkpoint as checkpoints
 from unet.checkpoint import CheckpointError
@@ -73,7 +73,7 @@ class Servers:
         if (wanted, options) != self._deployed or not fits:
             self._deployed = None
             deployed = (
-                Replica.options(**options).bind(ServeSettings(**wanted)) if options else app(ServeSettings(**wanted))
+                SERVICE.options(**options).bind(ServeSettings(**wanted)) if options else app(ServeSettings(**wanted))
             )
             serve.run(deployed)
         self._deployed, self._has_model = (wanted, options), bool(model)

@@ -152,9 +152,14 @@ def test_serve_run_with_the_config_file(ray_servers: "Servers", make_checkpoint:
     command = [Path(sys.executable).with_name("serve"), "run", "--non-blocking", "--address"]
     subprocess.run([*command, ray_servers.cluster.address, tmp_path / "serve.yaml"], check=True, capture_output=True)
     with httpx.Client(base_url=ray_servers.url, timeout=60) as client:
-        while (answer := client.get("/health")).status_code != 200:
+
+        def served() -> str | None:
+            answer = client.get("/health")
+            return answer.json()["model"]["path"] if answer.status_code == 200 else None
+
+        while served() != str(tmp_path / "best_model.pth"):
             pass
-        assert Path(answer.json()["model"]["path"]) == tmp_path / "best_model.pth"
+        assert client.post("/segment", content=IMAGE).status_code == 200
 
 
 def together(client: httpx.Client, n: int) -> list[httpx.Response]:

@@ -66,6 +66,7 @@ def _server(item: pytest.Function) -> object:
 INSIDE = "looks into the application, or changes it, in this process"
 FROM_ZERO = "counts from the start of the application; a replica has answered other tests before"
 ONE_EACH = "needs a deployment for each of its cases"
+NO_HEADER = "sends a header that HTTP does not allow, which no client or server lets through"
 NOT_ON_RAY = {
     "test_logs": "reads the log of this process",
     "test_reload": INSIDE,
@@ -84,17 +85,20 @@ NOT_ON_RAY = {
     "test_503_when_too_many_are_in_flight": INSIDE,
     "test_only_the_image_is_held_while_its_prediction_waits": INSIDE,
     "test_the_mean_of_several_views_takes_room_for_each_class": INSIDE,
+    "test_forms_that_are_not[ray-no boundary]": NO_HEADER,
+    "test_401_says_how_to_send_a_key[ray-headers8-found another]": NO_HEADER,
     "test_bytes": ONE_EACH,
     "test_folders_pipes_and_links": ONE_EACH,
     "test_a_service_that_waits_for_its_model_follows_the_training": INSIDE,
     "test_a_form_is_never_written_to_disk": INSIDE,
+    "test_of_a_history_that_is_too_large_the_end_is_read": INSIDE,
 }
 """Tests and modules of HTTP that run against one process only, and why. All others that use `serve` also run on Ray."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     on_ray = {item for item in items if isinstance(item, pytest.Function) and _server(item) == "ray"}
-    left_out = {item for item in on_ray if {item.originalname, item.path.stem} & NOT_ON_RAY.keys()}
+    left_out = {item for item in on_ray if {item.name, item.originalname, item.path.stem} & NOT_ON_RAY.keys()}
     items[:] = [item for item in items if item not in left_out]
     # the default settings first, as other ones need new replicas
     items.sort(key=lambda item: item in on_ray and "client" not in item.fixturenames)

@@ -47,6 +47,11 @@ class Servers:
     def add_node(self) -> Any:
         return self.cluster.add_node(**SIZE)
 
+    def delete(self, name: str) -> None:
+        """Ends another application that has taken the place of this one."""
+        serve.delete(name)
+        self._deployed = None
+
     def close(self) -> None:
         serve.shutdown()
         ray.shutdown()

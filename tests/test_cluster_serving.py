@@ -145,7 +145,6 @@ def test_a_lost_node_costs_one_retry(ray_servers: "Servers", make_checkpoint: Ma
 
 @cluster
 def test_serve_run_with_the_config_file(ray_servers: "Servers", make_checkpoint: Make, tmp_path: Path) -> None:
-    """The last of these tests: it ends what the others have deployed."""
     config = (Path(__file__).parent.parent / "docker" / "serve.yaml").read_text()
     config = config.replace("/model/best_model.pth", str(make_checkpoint()))
     (tmp_path / "serve.yaml").write_text(re.sub("args: .*", "args:\n      device: cpu", config))
@@ -160,6 +159,7 @@ def test_serve_run_with_the_config_file(ray_servers: "Servers", make_checkpoint:
         while served() != str(tmp_path / "best_model.pth"):
             pass
         assert client.post("/segment", content=IMAGE).status_code == 200
+    ray_servers.delete("unet")
 
 
 def together(client: httpx.Client, n: int) -> list[httpx.Response]:

@@ -95,7 +95,7 @@ def test_more_ongoing_requests_start_another_replica(ray_servers: "Servers", mak
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
     with ray_servers.serve(model=make_checkpoint(), options={"autoscaling_config": scaling}) as client:
         before = replicas()
-        with asking(client, n_clients=4) as statuses:
+        with asking(client, n_clients=4, body=SLOW) as statuses:
             while replicas() <= before:
                 client.get("/health/live")
         assert set(statuses) == {200}
@@ -165,7 +165,7 @@ def test_serve_run_with_the_config_file(ray_servers: "Servers", make_checkpoint:
 def together(client: httpx.Client, n: int) -> list[httpx.Response]:
     """Answers to so many slow requests at once."""
     with ThreadPoolExecutor(n) as pool:
-        return list(pool.map(lambda _: client.post("/segment?tta=true", content=SLOW), range(n)))
+        return list(pool.map(lambda _: client.post("/segment", content=SLOW), range(n)))
 
 
 def replicas() -> set[int]:
@@ -180,7 +180,7 @@ def replicas() -> set[int]:
 
 
 @contextmanager
-def asking(client: httpx.Client, n_clients: int = 2) -> Iterator[list[int]]:
+def asking(client: httpx.Client, n_clients: int = 2, body: bytes = IMAGE) -> Iterator[list[int]]:
     """Clients that ask without a pause, each several times at least, and once more after a 503: statuses of answers,
     where those of retries count."""
     statuses: list[int] = []
@@ -189,10 +189,10 @@ def asking(client: httpx.Client, n_clients: int = 2) -> Iterator[list[int]]:
     def ask() -> None:
         n = 0
         while not over.is_set() or n < 5:
-            answer = client.post("/segment", content=IMAGE)
+            answer = client.post("/segment", content=body)
             if answer.status_code == 503:
                 over.wait(float(answer.headers["retry-after"]))
-                again = client.post("/segment", content=IMAGE)
+                again = client.post("/segment", content=body)
                 assert again.status_code == 200, again.text
             statuses.append(answer.status_code)
             n += 1

@@ -148,6 +148,7 @@ def test_serve_run_with_the_config_file(ray_servers: "Servers", make_checkpoint:
     config = (Path(__file__).parent.parent / "docker" / "serve.yaml").read_text()
     config = config.replace("/model/best_model.pth", str(make_checkpoint()))
     (tmp_path / "serve.yaml").write_text(re.sub("args: .*", "args:\n      device: cpu", config))
+    ray_servers.delete("default")  # what the other tests have deployed, on all cores
     command = [Path(sys.executable).with_name("serve"), "run", "--non-blocking", "--address"]
     subprocess.run([*command, ray_servers.cluster.address, tmp_path / "serve.yaml"], check=True, capture_output=True)
     with httpx.Client(base_url=ray_servers.url, timeout=60) as client:

@@ -78,9 +78,10 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
     if settings.workers > 1:
         with tempfile.TemporaryDirectory(prefix="unet-serve-") as counts:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
-            Multiprocess(server_config(settings, partial(application, settings)), sockets=[listener]).run()
+            worker = partial(application, settings, drain_on_signals)
+            Multiprocess(server_config(settings, worker), sockets=[listener]).run()
         return 0
-    app = application(settings)
+    app = application(settings, drain_on_signals)
 
     def status() -> int:
         return int(hasattr(app.state, "queue") and app.state.queue.lost)
@@ -91,10 +92,10 @@ def serve(settings: ServeSettings, listener: socket.socket) -> int:
     return status()
 
 
-def application(settings: ServeSettings) -> FastAPI:
+def application(settings: ServeSettings, on_start: Callable[[State], object]) -> FastAPI:
     """The app for a process that does nothing else."""
     logs.configure(settings.log_format)
-    app = create_app(settings, on_start=drain_on_signals)
+    app = create_app(settings, on_start)
     sys.setswitchinterval(0.001)  # seconds; with the default, /health waits 5 ms for each thread that computes
     gc.freeze()  # what is imported stays: scanning it again and again would delay every request by 80 ms
     return app

@@ -33,6 +33,7 @@ from unet.prediction import Piece, Prediction
 if TYPE_CHECKING:  # imported where used: the trainer's tests need none of it
     from fastapi.testclient import TestClient
     from playwright.sync_api import Browser
+    from ray_cluster import Servers
     from visitor import Visitor
 
     from service.queue import Queue
@@ -58,7 +59,49 @@ LEGEND = Legend(
 """What the results of a binary model without learned borders mean."""
 
 
+def _server(item: pytest.Function) -> object:
+    return item.callspec.params.get("serve") if hasattr(item, "callspec") else None
+
+
+INSIDE = "looks into the application, or changes it, in this process"
+FROM_ZERO = "counts from the start of the application; a replica has answered other tests before"
+ONE_EACH = "needs a deployment for each of its cases"
+NO_HEADER = "sends a header that HTTP does not allow, which no client or server lets through"
+NOT_ON_RAY = {
+    "test_logs": "reads the log of this process",
+    "test_reload": INSIDE,
+    "test_real_data": "is about training",
+    "test_metrics_endpoint": FROM_ZERO,
+    "test_the_key_is_checked_before_the_body_is_read": INSIDE,
+    "test_no_error_reveals_paths_or_versions": INSIDE + "; and Ray's proxy says `Server: uvicorn`",
+    "test_a_model_file_that_would_run_code_is_refused_and_runs_none": INSIDE,
+    "test_health_without_a_model_file_and_when_it_appears": INSIDE,
+    "test_the_last_inference_error_is_shown_until_a_success": INSIDE,
+    "test_too_many_waiting_large_images_are_refused": INSIDE,
+    "test_a_body_with_a_request_for_a_file_is_not_read": FROM_ZERO,
+    "test_a_page_of_a_stack_is_segmented_as_that_page_alone": FROM_ZERO,
+    "test_a_preview_has_the_limits_and_errors_of_segment": INSIDE,
+    "test_503_when_there_is_no_memory_for_an_image": INSIDE,
+    "test_503_when_too_many_are_in_flight": INSIDE,
+    "test_only_the_image_is_held_while_its_prediction_waits": INSIDE,
+    "test_the_mean_of_several_views_takes_room_for_each_class": INSIDE,
+    "test_forms_that_are_not[ray-no boundary]": NO_HEADER,
+    "test_401_says_how_to_send_a_key[ray-headers8-found another]": NO_HEADER,
+    "test_bytes": ONE_EACH,
+    "test_folders_pipes_and_links": ONE_EACH,
+    "test_a_service_that_waits_for_its_model_follows_the_training": INSIDE,
+    "test_a_form_is_never_written_to_disk": INSIDE,
+    "test_of_a_history_that_is_too_large_the_end_is_read": INSIDE,
+}
+"""Tests and modules of HTTP that run against one process only, and why. All others that use `serve` also run on Ray."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_ray = {item for item in items if isinstance(item, pytest.Function) and _server(item) == "ray"}
+    left_out = {item for item in on_ray if {item.name, item.originalname, item.path.stem} & NOT_ON_RAY.keys()}
+    items[:] = [item for item in items if item not in left_out]
+    # the default settings first, as other ones need new replicas
+    items.sort(key=lambda item: item in on_ray and "client" not in item.fixturenames)
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="NO GPU HERE: this test needs one"))
@@ -181,9 +224,22 @@ def make_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def serve() -> Serve:
-    """`with serve(model=path, max_bytes=1000) as client`: the app with these settings, in this process."""
+@pytest.fixture(scope="session")
+def ray_servers(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Servers]":
+    """A Ray cluster, for all tests of the session."""
+    from ray_cluster import Servers
+
+    servers = Servers(tmp_path_factory.mktemp("ray"))
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(params=["process", pytest.param("ray", marks=pytest.mark.cluster)])
+def serve(request: pytest.FixtureRequest) -> Serve:
+    """`with serve(model=path, max_bytes=1000) as client`: the app with these settings, in this process; with
+    `-m cluster`, on a Ray cluster."""
+    if request.param == "ray":
+        return request.getfixturevalue("ray_servers").serve  # type: ignore[no-any-return]
     from fastapi.testclient import TestClient
 
     from service.app import create_app

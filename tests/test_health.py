@@ -32,7 +32,7 @@ def test_health_of_a_service_with_a_model(client: TestClient, trained: Path) -> 
     assert health["uptime_s"] > 0
     assert health["refused"] is None
     model = health["model"]
-    assert model["path"] == str(trained / "best_model.pth")
+    assert Path(model["path"]).samefile(trained / "best_model.pth")
     assert model["classes"] == [
         {"value": 0, "name": "background", "colour": [0, 0, 0]},
         {"value": 255, "name": "foreground", "colour": [255, 138, 0]},
@@ -87,7 +87,7 @@ def test_health_with_a_damaged_model_file(tmp_path: Path, serve: Serve) -> None:
 def test_a_file_name_that_is_not_utf_8(tmp_path: Path, make_checkpoint: Make, serve: Serve) -> None:
     path = make_checkpoint().rename(tmp_path / os.fsdecode(b"m\xff.pth"))
     with serve(model=path) as client:
-        assert client.get("/health").json()["model"]["path"] == str(tmp_path / "m\ufffd.pth")
+        assert Path(client.get("/health").json()["model"]["path"]).name == "m\ufffd.pth"
 
 
 def test_a_pipe_is_refused_as_a_model_file(tmp_path: Path, serve: Serve) -> None:

@@ -10,7 +10,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from simulation import Cost, Farm, Machine
+from simulation import Cost, Farm, Machine, at_random
 
 DAY_S = 86_400
 BUSY = 0.6  # share of the time that a core or GPU computes at the busiest time
@@ -76,9 +76,10 @@ def plan(kind: Kind, per_day: float, arguments: argparse.Namespace) -> None:
 
 
 def simulate(kind: Kind, n: int, peak: float, start_s: float) -> None:
-    farm = Farm(kind.machine, n, [kind.cost])
+    farm = Farm(kind.machine, n)
     farm.lose(SIMULATED_S / 2 + 2, max(1, n // 10), start_s)
-    found = farm.run(lambda t: peak * (2 if t % 30 < BURST_S else 1), SIMULATED_S, attempts=3)
+    busiest = at_random(lambda t: peak * (2 if t % 30 < BURST_S else 1), SIMULATED_S, [kind.cost])
+    found = farm.run(busiest, attempts=3)
     total = len(found.latencies) + found.lost
     said = ", ".join(f"p{100 * share:.0f} {1000 * found.percentile(share):.0f} ms" for share in (0.5, 0.99))
     shares = [100 * each / total for each in (found.refused, found.retried, found.lost)]

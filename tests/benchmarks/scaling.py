@@ -2,8 +2,8 @@
 
 Needs simpy, of the extra `test`, and two cores: the service runs on the first, the clients on the last. Times requests
 one after another, and puts what they take into `simulation.py`; then requests come at random times, at shares of the
-rate that one core can answer, and beyond it. Prints what was measured beside what was simulated from requests that were
-never together. `--plan` prints farms for 10^6 and 10^9 images a day instead, with bursts, a loss and a slow start.
+rate that one core can answer, and beyond it. Prints what was measured beside what was simulated for the same times,
+from what requests take that were never together.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 from serving import Connection, cpu_s, percentile, post, wait_for
-from simulation import Cost, Farm, Machine, Outcome
+from simulation import Cost, Farm, Machine, Outcome, at_random
+
+from service.settings import ServeSettings
 
 SHARES = (0.3, 0.6, 0.8, 0.9, 1.5)
 STAGES = ("decode", "infer", "encode")
@@ -41,12 +43,13 @@ def main() -> None:
         url = wait_for(server)
         costs = timed(url, files, arguments.rounds, server.pid)
         capacity = len(costs) / sum(cost.before + cost.compute + cost.after for cost in costs)
+        requests = dict(zip(costs, map(post, files), strict=True))
+        machine = Machine(max_in_flight=ServeSettings().max_in_flight)
         rows = []
         for share in SHARES:
-            rate = share * capacity
-            measured = asyncio.run(poisson(url, [post(file) for file in files], rate, arguments.seconds))
-            simulated = Farm(Machine(), 1, costs).run(lambda _, rate=rate: rate, 20 * arguments.seconds)
-            rows.append((share, arguments.seconds, measured, simulated))
+            arrivals = list(at_random(lambda _, share=share: share * capacity, arguments.seconds, costs))
+            measured = asyncio.run(replay(url, [(time, requests[cost]) for time, cost in arrivals]))
+            rows.append((share, measured, Farm(machine, 1).run(arrivals)))
     finally:
         server.terminate()
         server.wait()
@@ -57,25 +60,27 @@ def timed(url: str, files: list[bytes], rounds: int, pid: int) -> list[Cost]:
     """What each request takes when it is alone: its stages as the service says, and what else its core does for it."""
     with httpx.Client(base_url=url) as client:
         client.post("/segment", content=files[0])  # the first is slower
-        before, stages = cpu_s(pid), []
-        for file in files * rounds:
-            timing = client.post("/segment", content=file).raise_for_status().headers["server-timing"]
-            parts = dict(part.split(";dur=") for part in timing.replace(" ", "").split(","))
-            stages.append([float(parts[stage]) / 1000 for stage in STAGES])
-        request_s = (cpu_s(pid) - before) / len(stages)
-    means = [sum(column) / len(stages) for column in zip(*stages, strict=True)]
+        before = cpu_s(pid)
+        each = [[_stages(client, file) for file in files] for _ in range(rounds)]
+        request_s = (cpu_s(pid) - before) / (rounds * len(files))
+    stages = np.mean(each, axis=0)  # (files, stages)
+    means = stages.mean(axis=0)
     http_s = max(0.0, request_s - sum(means))
     said = ", ".join(f"{stage} {1000 * mean:.2f}" for stage, mean in zip(STAGES, means, strict=True))
     print(f"alone, ms of one core: {said}, HTTP {1000 * http_s:.2f}; {1 / request_s:.1f} requests/s at most")
-    sizes = [len(client_file) for client_file in files]
-    print(f"upload {sum(sizes) / len(sizes) / 1000:.0f} kB")
+    print(f"upload {np.mean([len(file) for file in files]) / 1000:.0f} kB")
     return [Cost(decode + http_s / 2, infer, encode + http_s / 2) for decode, infer, encode in stages]
 
 
-async def poisson(url: str, requests: list[bytes], rate: float, seconds: float) -> Outcome:
-    """Requests at random times, `rate` a second, whether or not earlier ones have been answered."""
+def _stages(client: httpx.Client, file: bytes) -> list[float]:
+    timing = client.post("/segment", content=file).raise_for_status().headers["server-timing"]
+    parts = dict(part.split(";dur=") for part in timing.replace(" ", "").split(","))
+    return [float(parts[stage]) / 1000 for stage in STAGES]
+
+
+async def replay(url: str, arrivals: list[tuple[float, bytes]]) -> Outcome:
+    """Requests at these times, whether or not earlier ones have been answered."""
     address, idle, found = httpx.URL(url), deque[Connection](), Outcome()
-    chance = np.random.default_rng(0)
 
     async def ask(request: bytes) -> None:
         while idle and idle[0].ended:
@@ -91,22 +96,22 @@ async def poisson(url: str, requests: list[bytes], rate: float, seconds: float) 
             found.refused += 1
         idle.append(connection)
 
-    started = due = time.perf_counter()
+    started = time.perf_counter()
     tasks = []
-    while (due := due + chance.exponential(1 / rate)) < started + seconds:
-        await asyncio.sleep(max(0, due - time.perf_counter()))
-        tasks.append(asyncio.create_task(ask(requests[chance.integers(len(requests))])))
+    for due, request in arrivals:
+        await asyncio.sleep(max(0, started + due - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask(request)))
     await asyncio.gather(*tasks)
     for connection in idle:
         await connection.__aexit__()
     return found
 
 
-def report(rows: list[tuple[float, float, Outcome, Outcome]]) -> None:
+def report(rows: list[tuple[float, Outcome, Outcome]]) -> None:
     columns = ("answers/s", "mean ms", "p50 ms", "p95 ms", "refused %")
     print("load " + "".join(f"{column:>30}" for column in columns))
     print("     " + "".join(f"{'measured, simulated, ratio':>30}" for _ in columns))
-    for share, _, measured, simulated in rows:
+    for share, measured, simulated in rows:
         cells = []
         for a, b in zip(figures(measured), figures(simulated), strict=True):
             cells.append(f"{a:10.1f}{b:10.1f}{b / a if a else float('nan'):10.2f}")

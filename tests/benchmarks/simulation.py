@@ -5,7 +5,7 @@ cores again to be encoded and sent. A replica with `max_in_flight` requests refu
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,15 @@ class Outcome:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else math.nan
 
 
+def at_random(
+    rate: Callable[[float], float], seconds: float, costs: Sequence[Cost], seed: int = 0
+) -> Iterator[tuple[float, Cost]]:
+    """Times of independent requests, `rate(t)` a second, each with one of the costs."""
+    chance, now = np.random.default_rng(seed), 0.0
+    while (now := now + chance.exponential(1 / rate(now))) < seconds:
+        yield now, costs[chance.integers(len(costs))]
+
+
 class Replica:
     def __init__(self, env: simpy.Environment, machine: Machine) -> None:
         self.env, self.machine = env, machine
@@ -97,17 +106,17 @@ class Replica:
 class Farm:
     """Replicas behind a router that asks the emptier of two."""
 
-    def __init__(self, machine: Machine, n: int, costs: Iterable[Cost], seed: int = 0) -> None:
+    def __init__(self, machine: Machine, n: int, seed: int = 0) -> None:
         self.env = simpy.Environment()
         self.outcome = Outcome()
-        self._machine, self._costs = machine, list(costs)
+        self._machine = machine
         self._chance = np.random.default_rng(seed)
         self._replicas = [Replica(self.env, machine) for _ in range(n)]
 
-    def run(self, rate: Callable[[float], float], seconds: float, attempts: int = 1) -> Outcome:
-        """Requests at random times, `rate(t)` a second, until `seconds`, and what came of them; a client asks up to
-        `attempts` times, 1 to 3 s after a refusal."""
-        self.env.process(self._arrivals(rate, seconds, attempts))
+    def run(self, arrivals: Iterable[tuple[float, Cost]], attempts: int = 1) -> Outcome:
+        """What comes of requests that arrive at these times; a client asks up to `attempts` times, 1 to 3 s after a
+        refusal."""
+        self.env.process(self._arrive(arrivals, attempts))
         self.env.run()
         return self.outcome
 
@@ -124,14 +133,13 @@ class Farm:
         yield self.env.timeout(start_s)
         self._replicas += [Replica(self.env, self._machine) for _ in range(n)]
 
-    def _arrivals(self, rate: Callable[[float], float], seconds: float, attempts: int) -> Steps:
-        while self.env.now < seconds:
-            yield self.env.timeout(self._chance.exponential(1 / rate(self.env.now)))
-            self.env.process(self._client(attempts))
+    def _arrive(self, arrivals: Iterable[tuple[float, Cost]], attempts: int) -> Steps:
+        for time, cost in arrivals:
+            yield self.env.timeout(time - self.env.now)
+            self.env.process(self._client(cost, attempts))
 
-    def _client(self, attempts: int) -> Steps:
+    def _client(self, cost: Cost, attempts: int) -> Steps:
         asked = self.env.now
-        cost = self._costs[self._chance.integers(len(self._costs))]
         for attempt in range(attempts):
             two = self._chance.integers(len(self._replicas), size=2)
             replica = min((self._replicas[i] for i in two), key=lambda each: len(each.in_flight))

@@ -1,7 +1,7 @@
 """Farms for so many images a day, and what the simulation says of them:  python tests/benchmarks/plan.py
 
 Needs simpy, of the extra `test`. Takes the seconds and bytes of one request from `docs/scaling.md`, which says where
-they were measured (flags replace them), and counts cores, GPUs, network and storage. Then simulates two minutes at the
+they were measured (flags replace them), and counts cores, GPUs, network and storage. Then simulates a minute at the
 busiest time of the day: bursts of twice that rate, a tenth of the replicas lost, others in their place after
 `--start-s`. Prints what clients see, who ask up to three times.
 """
@@ -14,7 +14,7 @@ from simulation import Cost, Farm, Machine, at_random
 
 DAY_S = 86_400
 BUSY = 0.6  # share of the time that a core or GPU computes at the busiest time
-SIMULATED_S = 120
+SIMULATED_S = 60
 BURST_S = 5  # of every 30
 
 
@@ -39,11 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-day", type=float, nargs="+", default=[1e6, 1e9], help="images a day")
     parser.add_argument("--peak", type=float, default=3, help="busiest hour over the mean (%(default)s)")
-    parser.add_argument("--decode-ms", type=float, default=3.0, help="of a core: HTTP and decoding (%(default)s)")
-    parser.add_argument("--encode-ms", type=float, default=1.0, help="of a core: encoding and HTTP (%(default)s)")
-    parser.add_argument("--cpu-ms", type=float, default=40, help="of a core: the network at base 16 (%(default)s)")
+    parser.add_argument("--decode-ms", type=float, default=8.5, help="of a core: HTTP and decoding (%(default)s)")
+    parser.add_argument("--encode-ms", type=float, default=2.5, help="of a core: encoding and HTTP (%(default)s)")
+    parser.add_argument("--cpu-ms", type=float, default=37, help="of a core: the network at base 16 (%(default)s)")
     parser.add_argument("--gpu-ms", type=float, default=0.69, help="of a GPU: the network at base 64 (%(default)s)")
-    parser.add_argument("--gpu-cores", type=int, default=8, help="cores beside each GPU (%(default)s)")
+    parser.add_argument("--gpu-cores", type=int, default=16, help="cores beside each GPU (%(default)s)")
     parser.add_argument("--upload-kb", type=float, default=219)
     parser.add_argument("--answer-kb", type=float, default=7)
     parser.add_argument("--start-s", type=float, default=30, help="until a new replica answers (%(default)s)")

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 
-from trainer import world
 from trainer.data import Batches, DataSet, Sample
 from trainer.folder import LAST
 from trainer.learner import Learner
@@ -46,9 +46,10 @@ def plan(
 
 
 def is_open(settings: TrainSettings, device: torch.device) -> bool:
-    """Whether there is a choice: the recipe `default` on a CPU, and no flag that sets its width or its epochs."""
+    """Whether there is a choice: the recipe `default` on a CPU, no flag that sets its width or its epochs, and no
+    torchrun, after whose restarts there may be more or fewer processes."""
     asked = settings.base_channels or settings.epochs or settings.init_from
-    return settings.recipe == "default" and not asked and device.type != "cuda" and world.size() == 1
+    return settings.recipe == "default" and not asked and device.type != "cuda" and not dist.is_torchelastic_launched()
 
 
 def minutes(settings: TrainSettings, device: torch.device) -> float | None:

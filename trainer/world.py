@@ -1,5 +1,8 @@
 """Data-parallel training (DDP): the processes that `torchrun -m trainer ...` starts, or the only one.
 
+With `--max-restarts` torchrun starts them again when one dies, also on fewer or more nodes; the run then goes on from
+`last.pth`.
+
 Each process computes its share of every batch. DDP averages the gradients, and sums that stand in a denominator of the
 loss are taken over all processes, so that N processes learn the same as one. In a single process these functions do
 nothing.
@@ -48,18 +51,19 @@ def join(choice: str) -> Iterator[torch.device]:
     if choice != "cpu":
         claim_gpu(choice)
     device = resolve_device(choice)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         with nullcontext() if is_first() else redirect_stdout(None):
             yield device
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f"another process of this run has ended; its own message may say why ({reason})") from error
     finally:
         gc.collect()  # threads of a DDP that is still alive would abort the process
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def claim_gpu(choice: str) -> None:
@@ -106,6 +110,19 @@ def broadcast(value: float) -> float:
     if size() > 1:
         dist.broadcast(tensor, src=0)
     return float(tensor)
+
+
+def of_first(value: T) -> T:
+    """A value of any type of the first process, in all of them."""
+    values = [value]
+    if size() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def restarts() -> bool:
+    """Whether torchrun starts the processes again when one has died."""
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def first_alone(prepare: Callable[[], T]) -> T:

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 
 from simulation import Cost, Farm, Machine, at_random
 
+from service.settings import ServeSettings
+
 DAY_S = 86_400
+PLACES = ServeSettings().max_in_flight
+PROCESSES = 6  # of the service beside a GPU, as one hands out some 300 requests a second
 BUSY = 0.6  # share of the time that a core or GPU computes at the busiest time
 SIMULATED_S = 60
 BURST_S = 5  # of every 30
+LARGEST = 10  # replicas that are simulated; of more, these and their share of the requests
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ def main() -> None:
     parser.add_argument("--start-s", type=float, default=30, help="until a new replica answers (%(default)s)")
     arguments = parser.parse_args()
     before, after = arguments.decode_ms / 1000, arguments.encode_ms / 1000
-    on_cpu = Kind("core", Machine(cores=1), Cost(before, arguments.cpu_ms / 1000, after))
-    gpu = Machine(cores=arguments.gpu_cores, gpu=True, launch_s=0.0005)
+    on_cpu = Kind("core", Machine(cores=1, max_in_flight=PLACES), Cost(before, arguments.cpu_ms / 1000, after))
+    gpu = Machine(arguments.gpu_cores, gpu=True, launch_s=0.0005, max_in_flight=PROCESSES * PLACES)
     on_gpu = Kind("GPU", gpu, Cost(before, arguments.gpu_ms / 1000, after))
     for kind in (on_cpu, on_gpu):
         print(f"one {kind.name}: {kind.capacity:.0f} requests/s at most")
@@ -71,8 +76,8 @@ def plan(kind: Kind, per_day: float, arguments: argparse.Namespace) -> None:
     print(f"  network {gbit * arguments.upload_kb:.3g} Gbit/s in, {gbit * arguments.answer_kb:.3g} Gbit/s out")
     tb = per_day * 1e-9
     print(f"  a day's uploads {tb * arguments.upload_kb:.3g} TB, answers {tb * arguments.answer_kb:.3g} TB")
-    if kind.machine.gpu or per_day <= 1e7:
-        simulate(kind, n, peak, arguments.start_s)
+    part = min(n, LARGEST)
+    simulate(kind, part, peak * part / n, arguments.start_s)
 
 
 def simulate(kind: Kind, n: int, peak: float, start_s: float) -> None:

@@ -1,7 +1,7 @@
-"""A Ray cluster: on each core or GPU an actor holds the model and does the jobs that threads do in one process.
+"""A Ray cluster: an actor on each core or GPU holds the model and does the jobs that threads do in one process.
 
-Ray Data gives images out in blocks and starts actors that die again: blocks that had not come back whole are computed
-once more. Answers are staged by the actors and put in place by this program alone, so none is lost or there twice.
+Ray Data distributes the images in blocks and restarts actors that die: blocks that were not returned whole are computed
+once more. Actors stage answers, and this program alone puts them in place, so that none is lost or there twice.
 """
 
 import logging
@@ -24,7 +24,7 @@ from unet import checkpoint as checkpoints
 from unet.errors import UserError
 from unet.listing import plural
 
-CONNECT_S = 10
+CONNECT_S = 10  # for a connection to the address of a cluster
 BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor dies, and comes back at once
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
@@ -60,8 +60,7 @@ class Cluster:
         if not any(self._per_node):
             ray.shutdown()
             raise UserError(f"--device {settings.device}: expected a Ray cluster with a {self._kind}, found none")
-        unit = "core" if self._kind == "CPU" else "GPU"
-        say(f"cluster   {plural(len(nodes), 'node')}, {plural(sum(self._per_node), unit)}")
+        say(f"cluster   {plural(len(nodes), 'node')}, {plural(sum(self._per_node), 'GPU' if gpus else 'core')}")
         say(f"model     {self._id} of {settings.model}")
 
     def close(self) -> None:
@@ -74,8 +73,8 @@ class Cluster:
         """Outcomes of jobs as they come. Raises UserError."""
         n_threads, n_actors = self._settings.concurrency or THREADS[self._kind], sum(self._per_node)
         n_bytes = sum(job.item.size for job in jobs)
-        n_blocks = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
-        n_blocks = min(n_blocks, len(jobs))
+        wanted = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
+        n_blocks = min(wanted, len(jobs))
         actors = ActorPoolStrategy(
             min_size=1,
             initial_size=min(n_actors, n_blocks),
@@ -108,10 +107,8 @@ class Actor:
             self._mistake = _told(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if not self._worker:
-            return {"outcome": self._mistake}
         try:
-            return {"outcome": self._worker(row["job"])}
+            return {"outcome": self._worker(row["job"]) if self._worker else self._mistake}
         except (UserError, OSError) as error:
             return {"outcome": _told(error)}
 
@@ -126,5 +123,6 @@ def _engine(settings: SegmentSettings, staging: Staging, model: str, share: int)
 
 
 def _told(error: UserError | OSError) -> UserError:
+    """The error as a message that names the node."""
     said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     return UserError(f"{said} (on node {socket.gethostname()})")

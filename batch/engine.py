@@ -1,17 +1,11 @@
-"""What gives the answers for images: a model in this process (`batch.local`) or a service (`batch.remote`); and who
-has them given: threads of this process, or the actors of a cluster (`batch.cluster`)."""
+"""What gives the answers for images: a model in this process (`batch.local`) or a service (`batch.remote`)."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from batch.settings import SegmentSettings
 from unet.errors import UserError
 from unet.outputs import Answer
-
-if TYPE_CHECKING:
-    from batch.cluster import Cluster
 
 
 class FileError(UserError):
@@ -39,7 +33,6 @@ class Answers(NamedTuple):
     model: str  # id
 
 
-@runtime_checkable
 class Engine(Protocol):
     """Several threads call it at a time."""
 
@@ -53,22 +46,3 @@ class Engine(Protocol):
 
     def segment(self, name: str, data: bytes, kinds: Sequence[str]) -> Answers:
         """Answers for an image file. Raises FileError, UserError for what ends the run, and Stopped."""
-
-
-@contextmanager
-def opened(settings: SegmentSettings, stop: Stop) -> "Iterator[Engine | Cluster]":
-    """The engine that the settings ask for. Raises UserError."""
-    if settings.engine == "ray":
-        from batch.cluster import Cluster
-
-        with closing(Cluster(settings)) as cluster:
-            yield cluster
-    elif settings.url:
-        from batch.remote import Remote
-
-        with closing(Remote(settings, settings.url, stop)) as engine:
-            yield engine
-    else:
-        from batch.local import Local
-
-        yield Local(settings, stop)

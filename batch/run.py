@@ -2,24 +2,20 @@
 
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from batch.engine import Engine, Stop, opened
+from batch.engine import Stop
 from batch.folder import OutFolder
 from batch.inputs import Item, Look, arriving, unchanged
 from batch.manifest import Manifest
 from batch.progress import list_some, say, shown
 from batch.settings import SegmentSettings
-from batch.work import Job, Outcome, Worker, in_threads
+from batch.work import Job, Outcome, Runner, opened
 from unet.errors import UserError
 from unet.listing import plural, some
-
-if TYPE_CHECKING:
-    from batch.cluster import Cluster
 
 PASSES = 3
 """How often images are segmented because the service has got another model meanwhile."""
@@ -36,8 +32,8 @@ def run(settings: SegmentSettings) -> int:
     say(f"images    {len(items)}{look.skipped}")
     for folder_and_reason in look.unreadable:
         say(f"failed    {folder_and_reason}")
-    with opened(settings, stop) as engine, OutFolder.claim(settings) as folder:
-        segmentation = Segmentation(settings, engine, folder, stop)
+    with opened(settings, stop) as runner, OutFolder.claim(settings) as folder:
+        segmentation = Segmentation(settings, runner, folder, stop)
         if conflicts := folder.conflicts(items):
             first = some([f"{item.path}: {reason}" for item, reason in conflicts.items()])
             raise UserError(f"{first}; choose another --out, or images by a pattern, such as '*.tif'")
@@ -54,9 +50,9 @@ def run(settings: SegmentSettings) -> int:
 class Segmentation:
     """Images on their way, and how far they have come."""
 
-    def __init__(self, settings: SegmentSettings, engine: "Engine | Cluster", folder: OutFolder, stop: Stop) -> None:
+    def __init__(self, settings: SegmentSettings, runner: Runner, folder: OutFolder, stop: Stop) -> None:
         self.failed: dict[Path, tuple[Item, str]] = {}  # with the reason
-        self._settings, self._engine, self._folder, self._stop = settings, engine, folder, stop
+        self._settings, self._runner, self._folder, self._stop = settings, runner, folder, stop
         self._model = ""  # id
         self._done: set[Item] = set()  # in this run
         self._skipped: set[Item] = set()  # as their answers were there
@@ -72,7 +68,7 @@ class Segmentation:
             self._busy = bool(jobs)
             if not jobs:
                 return
-            with closing(self._outcomes(jobs)) as outcomes:
+            with closing(self._runner.outcomes(jobs, self._folder)) as outcomes:
                 for outcome in shown(outcomes, len(jobs)):
                     self._take(outcome)
         self._busy = False
@@ -122,7 +118,7 @@ class Segmentation:
         return look
 
     def _jobs(self, items: Sequence[Item]) -> list[Job]:
-        self._model = self._engine.model()
+        self._model = self._runner.model()
         jobs: list[Job] = []
         for item in items:
             if self.failed.get(item.path, (None,))[0] == item:
@@ -133,12 +129,6 @@ class Segmentation:
             elif item not in self._done:
                 self._skipped.add(item)
         return jobs
-
-    def _outcomes(self, jobs: Sequence[Job]) -> Generator[Outcome]:
-        """As they come."""
-        if isinstance(self._engine, Engine):
-            return in_threads(Worker(self._engine, self._folder), jobs, self._engine.concurrency, self._stop)
-        return self._engine.outcomes(jobs, self._folder)
 
     def _take(self, outcome: Outcome) -> None:
         """Puts the answers of an image in place, or notes why it has none."""

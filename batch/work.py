@@ -1,16 +1,18 @@
-"""What is done with one image, and the threads that do it."""
+"""What is done with one image, and who does it: threads of this process, or the nodes of a cluster."""
 
 import os
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from batch.engine import Engine, FileError, Stop
 from batch.folder import Staging
 from batch.inputs import Item
+from batch.settings import SegmentSettings
 from unet.errors import UserError
 
 LONGEST_NAME = 239
@@ -89,3 +91,46 @@ def in_threads(work: Callable[[Job], Outcome], jobs: Iterable[Job], n_threads: i
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+class Runner(Protocol):
+    """Does jobs: `Threads`, or `batch.cluster.Cluster`."""
+
+    def model(self) -> str:
+        """Id of the model that answers from now on. Raises UserError."""
+
+    def outcomes(self, jobs: Sequence[Job], folder: Staging) -> Generator[Outcome]:
+        """Outcomes as they come. Raises UserError, OSError and Stopped for what ends the run."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Threads of this process, which share an engine."""
+
+    engine: Engine
+    stop: Stop
+
+    def model(self) -> str:
+        return self.engine.model()
+
+    def outcomes(self, jobs: Sequence[Job], folder: Staging) -> Generator[Outcome]:
+        return in_threads(Worker(self.engine, folder), jobs, self.engine.concurrency, self.stop)
+
+
+@contextmanager
+def opened(settings: SegmentSettings, stop: Stop) -> Iterator[Runner]:
+    """The runner that the settings ask for. Raises UserError."""
+    if settings.engine == "ray":
+        from batch.cluster import Cluster
+
+        with closing(Cluster(settings)) as cluster:
+            yield cluster
+    elif settings.url:
+        from batch.remote import Remote
+
+        with closing(Remote(settings, settings.url, stop)) as engine:
+            yield Threads(engine, stop)
+    else:
+        from batch.local import Local
+
+        yield Threads(Local(settings, stop), stop)

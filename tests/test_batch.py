@@ -16,11 +16,11 @@ from conftest import GREY, RGB, Make, png
 
 from batch import inputs
 from batch.__main__ import main
-from batch.engine import Stop, opened
+from batch.engine import Stop
 from batch.folder import OutFolder
 from batch.manifest import MANIFEST, Manifest, Record
 from batch.settings import SegmentSettings
-from batch.work import Job, Worker
+from batch.work import Job, opened
 from unet import Predictor, imaging
 from unet import checkpoint as checkpoints
 from unet.imaging import Array, write_tiff
@@ -314,8 +314,8 @@ def test_several_kinds_keep_the_probabilities_of_all_classes(
 def test_an_image_that_has_changed_since_it_was_found_gets_no_answer(images: Path) -> None:
     settings = SegmentSettings(paths=["images"])
     item = inputs.Item(images / "cell10.png", "cell10.png", size=1, mtime_ns=1)
-    with opened(settings, Stop()) as engine, OutFolder.claim(settings) as folder:
-        outcome = Worker(engine, folder)(Job(item, ["mask"]))
+    with opened(settings, Stop()) as runner, OutFolder.claim(settings) as folder:
+        (outcome,) = runner.outcomes([Job(item, ["mask"])], folder)
     assert outcome.failure == "has changed since it was found: the same command segments it"
     assert not outcome.staged
 

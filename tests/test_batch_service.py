@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import pytest
 from conftest import GREY, RGB, Make, listening, png, running
 
 from batch.__main__ import main
-from batch.engine import Stop, opened
+from batch.engine import Stop
 from batch.folder import OutFolder
 from batch.manifest import MANIFEST, Manifest
+from batch.remote import Remote
 from batch.settings import SegmentSettings
 from service.app import create_app
 from service.settings import ServeSettings
@@ -115,7 +116,8 @@ def test_a_service_that_restarts_while_nothing_is_asked_is_waited_for(
 ) -> None:
     with ExitStack() as service:
         with serving(model) as url:
-            engine = service.enter_context(opened(SegmentSettings(paths=["images"], url=url, wait_s=0), Stop()))
+            settings = SegmentSettings(paths=["images"], url=url, wait_s=0)
+            engine = service.enter_context(closing(Remote(settings, url, Stop())))
             before = engine.segment("a.png", png(GREY), ["mask"])
         port = int(url.rpartition(":")[2])
         monkeypatch.setattr(Stop, "sleep", lambda *_: service.enter_context(serving(model, port)))

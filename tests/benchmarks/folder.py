@@ -22,11 +22,13 @@ from pathlib import Path
 
 import httpx
 
-from batch.engine import Engine, Stop, opened
+from batch.engine import Stop
 from batch.folder import OutFolder
 from batch.inputs import Look
+from batch.remote import CONCURRENCY
 from batch.run import Segmentation
 from batch.settings import SegmentSettings
+from batch.work import Runner, opened
 from unet import Predictor, imaging
 
 ROUNDS = 3
@@ -50,7 +52,7 @@ def main() -> None:
                 "in process": lambda: segment(local, in_process),
                 "  plain loop": lambda: loop(predictor, images),
                 "service": lambda: segment(remote, service),
-                "  plain clients": lambda: ask(url, images, arguments.output, service.concurrency),
+                "  plain clients": lambda: ask(url, images, arguments.output, CONCURRENCY),
             }
             best = dict.fromkeys(ways, 0.0)
             for _ in range(arguments.rounds + 1):  # the first warms up
@@ -69,13 +71,13 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"images/s": best, "ratio": ratios}, indent=2) + "\n")
 
 
-def segment(settings: SegmentSettings, engine: Engine) -> None:
+def segment(settings: SegmentSettings, runner: Runner) -> None:
     """As the program does it, in a new folder."""
     with tempfile.TemporaryDirectory() as out:
         settings = settings.model_copy(update={"out": Path(out)})
         with OutFolder.claim(settings) as folder:
             items = Look.at(settings.paths, folder.root, set()).items.values()
-            segmentation = Segmentation(settings, engine, folder, Stop())
+            segmentation = Segmentation(settings, runner, folder, Stop())
             segmentation.segment(list(items))
             assert not segmentation.failed
 

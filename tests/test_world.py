@@ -77,6 +77,12 @@ def test_a_process_that_is_left_alone_says_so_in_one_line(tmp_path: Path) -> Non
     assert "RuntimeError" not in said
 
 
+def test_a_run_that_restarts_cannot_be_forced_to_start_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UserError, match=r"^--force: every restart would start over; expected it without"):
+        run(TrainSettings(out=tmp_path, force=True))
+
+
 def test_other_errors_are_not_blamed_on_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)

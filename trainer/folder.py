@@ -73,7 +73,7 @@ class RunFolder:
             progress = Progress(**state["progress"])
             if not (progress.epoch or self.best.exists()):
                 return Progress()
-            changed = differences(state["run"], self.identity) or self._check_best(progress)
+            changed = _differences(state["run"], self.identity) or self._check_best(progress)
             if not changed:
                 learner.load_state_dict(state["learner"])
                 return progress
@@ -119,7 +119,7 @@ class RunFolder:
         files.replace_atomically(self.path / name, content)
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], most_files: int = 5) -> list[str]:
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], most_files: int = 5) -> list[str]:
     """`name: was a, is b` for each setting that differs; for the data, which files."""
     old, new = flat(then), flat(now)
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]

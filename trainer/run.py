@@ -45,6 +45,8 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
     if settings.check:
         check(read(settings), settings.data, settings.out)
         return
+    if settings.force and world.restarts():
+        raise UserError("--force: every restart would start over; expected it without torchrun's --max-restarts")
     with (
         world.join(settings.device) as device,
         claim(settings.out) if world.is_first() else nullcontext(),

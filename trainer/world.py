@@ -112,14 +112,6 @@ def broadcast(value: float) -> float:
     return float(tensor)
 
 
-def of_first(value: T) -> T:
-    """A value of any type of the first process, in all of them."""
-    values = [value]
-    if size() > 1:
-        dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
 def restarts() -> bool:
     """Whether torchrun starts the processes again when one has died."""
     return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"

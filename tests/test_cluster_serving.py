@@ -92,11 +92,14 @@ def test_a_full_queue_is_a_problem_with_retry_after(ray_servers: "Servers", make
 
 @cluster
 def test_more_ongoing_requests_start_another_replica(ray_servers: "Servers", make_checkpoint: Make) -> None:
+    model = make_checkpoint()
+    with ray_servers.serve(model=model, options={"num_replicas": 1}) as client:
+        while len(replicas()) > 1:  # those of other tests
+            client.get("/health/live")
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
-    with ray_servers.serve(model=make_checkpoint(), options={"autoscaling_config": scaling}) as client:
-        before = replicas()
+    with ray_servers.serve(model=model, options={"autoscaling_config": scaling}) as client:
         with asking(client, n_clients=4, body=SLOW) as statuses:
-            while replicas() <= before:
+            while len(replicas()) < 2:
                 client.get("/health/live")
         assert set(statuses) == {200}
 

@@ -73,7 +73,7 @@ def test_coarse_pixels_are_as_opaque_as_their_share_of_mask(
     assert (canvas[..., 3] == np.floor(255 * covered / of + 0.5)).all()
 
 
-@pytest.mark.parametrize("ratio", [1, 1.5, 2])
+@pytest.mark.parametrize("ratio", [1, 1.5, 2, 3])
 def test_outlines_are_two_css_pixels_wide_and_inside(open_page: "Open", rng: np.random.Generator, ratio: float) -> None:
     blobs = np.where(ndimage.gaussian_filter(rng.normal(size=(60, 80)), 2) > 0, 255, 0).astype(np.uint8)
     page = open_page(100, 80, ratio=ratio, map=blobs)

@@ -80,7 +80,7 @@ def test_a_process_that_is_left_alone_says_so_in_one_line(tmp_path: Path) -> Non
 def test_a_run_that_restarts_cannot_be_forced_to_start_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(UserError, match=r"^--force: every restart would start over; expected it without"):
-        run(TrainSettings(out=tmp_path, force=True))
+        run(TrainSettings(data=str(tmp_path / "missing"), out=tmp_path, force=True))
 
 
 def test_other_errors_are_not_blamed_on_another_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,16 +30,14 @@ export class Edges {
     const skip = (line - 1) >> 2;
     const bits = 8 * ((line - 1) & 3);
     let [before, carried] = [0, 0];
-    along.fill(0);
     for (let i = 0; i < size; i++) {
       const word = words[i];
       const mixed = word & ((word & 0x7f7f7f7f) + 0x01010101) & 0x80808080; // bytes that are MIXED
       const differs = (word ^ ((word << 8) | (before >>> 24))) | mixed; // from the pixel before
-      along[i + skip] = (differs << bits) | carried; // `line - 1` pixels to the right, for what `spread` leaves
+      along[i + skip] = (differs << bits) | carried; // `line - 1` pixels to the right: `spread` goes left
       carried = differs >>> 1 >>> (31 - bits);
       before = word;
     }
-    along[size + skip] = carried;
     spread(along, 2 * line, 1);
 
     const first = (line - 1) * width;

@@ -99,10 +99,10 @@ class Cluster:
 class Actor:
     """Holds the model and does jobs. A mistake that ends the run comes back as an outcome, for the program to raise."""
 
-    def __init__(self, settings: SegmentSettings, staging: Staging, model: str, share: int) -> None:
+    def __init__(self, settings: SegmentSettings, staging: Staging, model: str, n_processes: int) -> None:
         self._worker, self._mistake = None, None
         try:
-            self._worker = Worker(_engine(settings, staging, model, share), staging)
+            self._worker = Worker(_engine(settings, staging, model, n_processes), staging)
         except (UserError, OSError) as error:
             self._mistake = _told(error)
 
@@ -113,10 +113,10 @@ class Actor:
             return {"outcome": _told(error)}
 
 
-def _engine(settings: SegmentSettings, staging: Staging, model: str, share: int) -> Local:
+def _engine(settings: SegmentSettings, staging: Staging, model: str, n_processes: int) -> Local:
     if not staging.new.is_dir():
         raise UserError(f"{staging.root}: expected the --out of the other nodes, on a shared file system; found none")
-    engine = Local(settings, Stop(), share)
+    engine = Local(settings, Stop(), n_processes)
     if engine.model() != model:
         raise UserError(f"{settings.model}: expected {model}, as where unet-segment runs, found {engine.model()}")
     return engine

@@ -22,7 +22,7 @@ from unet.outputs import SUFFIXES, Answer, file_name
 
 @dataclass(frozen=True)
 class Staging:
-    """Where answers wait, for all who compute them."""
+    """The folder where answers wait until `OutFolder.commit`, also as actors on other nodes see it."""
 
     root: Path  # absolute
     new: Path  # folder of answers that have no line in the manifest yet
@@ -143,5 +143,5 @@ class OutFolder(Staging):
 
 
 def _name(stem: str, kind: str, ending: str) -> str:
-    """From the folder on; tables wait in the hidden folder to be joined."""
+    """Path of an answer in the folder; tables wait in the hidden folder to be joined."""
     return f"{STATE}/tables/{stem}.csv" if kind == "table" else file_name(stem, kind, ending)

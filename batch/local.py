@@ -29,9 +29,9 @@ BYTES_PER_PIXEL = 24  # of an image in work, without what the network says of it
 
 
 class Local:
-    def __init__(self, settings: SegmentSettings, stop: Stop, share: int = 1) -> None:
-        """Loads the model and prints what it runs on. `share`: how many such processes the memory is for. Raises
-        UserError."""
+    def __init__(self, settings: SegmentSettings, stop: Stop, n_processes: int = 1) -> None:
+        """Loads the model and prints what it runs on. `n_processes`: how many share the machine's memory.
+        Raises UserError."""
         checkpoint = checkpoints.load(settings.model, settings.input_range)
         self._predictor = Predictor.from_checkpoint(checkpoint, settings.device, settings.precision)
         self._settings, self._stop, self._id = settings, stop, checkpoint.id
@@ -46,9 +46,9 @@ class Local:
         self._turns = threading.Semaphore(self._n_turns)
         self._waiting: set[Prediction] = set()
         self.concurrency = settings.concurrency or self._n_turns + (2 if device.type == "cpu" else 6)
-        self.max_bytes = memory() // share // 4
+        self.max_bytes = memory() // n_processes // 4
         planes = self._predictor.planes_kept(_for_all(settings.output), settings.tta)
-        self._max_pixels = settings.max_pixels or memory() // share // (BYTES_PER_PIXEL + 8 * planes)
+        self._max_pixels = settings.max_pixels or memory() // n_processes // (BYTES_PER_PIXEL + 8 * planes)
         self._large = threading.Lock()
 
     def model(self) -> str:

@@ -14,8 +14,13 @@ from service.server import application
 from service.settings import ServeSettings
 from unet.errors import UserError
 
-RAYS = {"workers": "num_replicas", "port": "http_options", "root_path": "route_prefix", "max_connections": "a gateway"}
-"""Settings of one machine's server, and where a cluster has them. (`host` is in the environment of our image.)"""
+PLACE_ON_RAY = {
+    "workers": "num_replicas",
+    "port": "http_options",
+    "root_path": "route_prefix",
+    "max_connections": "a gateway",
+}
+"""Settings of `unet-serve` that a cluster has elsewhere. (`host` is in the environment of our image, and ignored.)"""
 
 
 @serve.ingress()
@@ -28,6 +33,7 @@ class Replica:
         self.application = application(settings.model_copy(update={"workers": max(1, replicas)}), lambda state: None)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        """The hook that `serve.ingress` documents for an app that is built on the replica."""
         return self.application
 
     def check_health(self) -> None:
@@ -44,13 +50,14 @@ SERVICE = serve.deployment(
     health_check_period_s=2,
     logging_config={"enable_access_log": False},  # the application writes its own
 )(Replica)
-"""What Ray is told of a replica, where docker/serve.yaml says nothing else."""
+"""Options of the deployment, which docker/serve.yaml overrides."""
 
 
 def app(settings: ServeSettings) -> Application:
-    """What `serve run` deploys. Settings are its arguments (`args` in the file) or variables, as SERVICE_MODEL."""
-    if foreign := RAYS.keys() & settings.model_fields_set:
-        places = ", ".join(f"{RAYS[name]} instead of {name}" for name in sorted(foreign))
+    """The application that `serve run` deploys. Settings are its arguments (`args` in the file), or variables such as
+    SERVICE_MODEL. Raises UserError."""
+    if foreign := PLACE_ON_RAY.keys() & settings.model_fields_set:
+        places = ", ".join(f"{PLACE_ON_RAY[name]} instead of {name}" for name in sorted(foreign))
         raise UserError(f"on a cluster, expected {places}")
     model = settings.model.absolute()  # replicas have another working directory
     service = SERVICE.options(graceful_shutdown_timeout_s=settings.grace_s)

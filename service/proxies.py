@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 def middleware() -> list[Middleware]:
-    """What Ray asks for."""
+    """The middleware of a proxy, in the form that Ray expects."""
     return [Middleware(Refusals)]
 
 

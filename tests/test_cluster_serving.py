@@ -36,7 +36,9 @@ def test_the_middleware_of_the_proxies_loads_nothing_large() -> None:
 
 @cluster
 @pytest.mark.parametrize(("name", "place"), [("workers", "num_replicas"), ("port", "http_options")])
-def test_settings_that_are_rays_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, place: str) -> None:
+def test_settings_that_belong_into_rays_file_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
     from service.cluster import app
     from service.settings import ServeSettings
     from unet.errors import UserError

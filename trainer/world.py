@@ -113,7 +113,7 @@ def broadcast(value: float) -> float:
 
 
 def restarts() -> bool:
-    """Whether torchrun starts the processes again when one has died."""
+    """Whether torchrun restarts the processes when one dies (`--max-restarts`)."""
     return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 

@@ -16,9 +16,9 @@ export class Mask {
   #view;
   #columns; // pixels of the screen, see `span`
   #rows;
-  #ranges; // smallest value of each pixel of the screen, and 256 times the largest
+  #ranges; // of the values in each pixel of the screen: smallest + 256 * largest
   #shown; // group of each pixel of the screen, or MIXED
-  #mixed; // places of those that are
+  #mixed; // room for the places of MIXED pixels
   #edges;
   #picture;
 
@@ -199,7 +199,7 @@ function span(origin, room, size, scale, margin) {
   return { first, count, stride: count && 4 * Math.ceil((count + 1) / 4), starts };
 }
 
-/** Smallest value and 256 times the largest in each pixel of the screen, and perhaps in a little more. */
+/** Smallest + 256 * largest value in each pixel of the screen, and perhaps in a little of its neighbours. */
 function ranges({ width, low, high }, shift, columns, rows) {
   const found = new Uint16Array(columns.stride * rows.count);
   const left = columns.starts.map((start) => start >> shift);

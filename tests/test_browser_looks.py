@@ -76,8 +76,8 @@ def reach(visitor: Visitor, name: str) -> list[str]:
 
 def test_from_an_image_to_its_saved_mask_with_the_keyboard(visit: Visit, bright: str) -> None:
     visitor = visit(bright)
-    reach(visitor, "choose")
     with visitor.page.expect_file_chooser() as chooser:
+        reach(visitor, "choose")
         visitor.press("Enter")
     chooser.value.set_files({"name": "cell.png", "mimeType": "image/png", "buffer": PNG})
     visitor.wait_for_numbers()

@@ -8,14 +8,15 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, cast
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from batch.engine import Stop
+from batch.engine import LargeImage, Stop
 from batch.folder import Staging
+from batch.large import Large
 from batch.local import Local
 from batch.progress import say
 from batch.settings import SegmentSettings
@@ -23,11 +24,13 @@ from batch.work import Job, Outcome, Worker
 from unet import checkpoint as checkpoints
 from unet.errors import UserError
 from unet.listing import plural
+from unet.prediction import Input, Output
 
 CONNECT_S = 10  # for a connection to the address of a cluster
 BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor dies, and comes back at once
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
+LARGE = 1 << 26  # pixels, or bytes of its file, above which an image is computed by all actors: ten seconds of a core
 THREADS = {"CPU": 3, "GPU": 8}  # of an actor, as of `Local`: one or two compute, the others read and write
 
 
@@ -60,7 +63,9 @@ class Cluster:
         if not any(self._per_node):
             ray.shutdown()
             raise UserError(f"--device {settings.device}: expected a Ray cluster with a {self._kind}, found none")
-        say(f"cluster   {plural(len(nodes), 'node')}, {plural(sum(self._per_node), 'GPU' if gpus else 'core')}")
+        self._resources: dict[str, Any] = {"num_gpus" if gpus else "num_cpus": 1}  # of an actor
+        self._unit = "GPU" if gpus else "core"
+        say(f"cluster   {plural(len(nodes), 'node')}, {plural(sum(self._per_node), self._unit)}")
         say(f"model     {self._id} of {settings.model}")
 
     def close(self) -> None:
@@ -70,7 +75,21 @@ class Cluster:
         return self._id
 
     def outcomes(self, jobs: Sequence[Job], folder: Staging) -> Generator[Outcome]:
-        """Outcomes of jobs as they come. Raises UserError."""
+        """Outcomes of jobs as they come, those of large images last. Raises UserError."""
+        large = [job for job in jobs if job.item.size > LARGE]
+        if small := [job for job in jobs if job.item.size <= LARGE]:
+            for found in self._each(small, folder):
+                if isinstance(found, UserError):
+                    raise found
+                if isinstance(found, Job):
+                    large.append(found)
+                else:
+                    yield found
+        if large:
+            yield from self._together(large, folder)
+
+    def _each(self, jobs: Sequence[Job], folder: Staging) -> Iterator[Outcome | Job | UserError]:
+        """What actors return for images, each of which one of them computes."""
         n_threads, n_actors = self._settings.concurrency or THREADS[self._kind], sum(self._per_node)
         n_bytes = sum(job.item.size for job in jobs)
         wanted = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
@@ -81,42 +100,62 @@ class Cluster:
             max_concurrent_calls_per_actor=n_threads,
             enable_true_multi_threading=True,
         )
-        staging = Staging(folder.root, folder.new)
         images = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=n_blocks)
         done = images.map(
             cast(Any, Actor),  # it takes a class, too
-            fn_constructor_args=(self._settings, staging, self._id, max(self._per_node)),
+            fn_constructor_args=self._arguments(folder),
             compute=actors,
-            num_cpus=1 if self._kind == "CPU" else None,
-            num_gpus=1 if self._kind == "GPU" else None,
+            **self._resources,
         )
-        for row in done.iter_rows():
-            if isinstance(row["outcome"], UserError):
-                raise row["outcome"]
-            yield row["outcome"]
+        return (row["found"] for row in done.iter_rows())
+
+    def _together(self, jobs: Sequence[Job], folder: Staging) -> Generator[Outcome]:
+        """Outcomes of images one after another, each computed by all actors."""
+        options = cast(Any, ray.remote(Actor)).options(max_restarts=-1, max_task_retries=-1, **self._resources)
+        actors = [options.remote(*self._arguments(folder)) for _ in range(sum(self._per_node))]
+        try:
+            worker = Worker(Large(self._settings, actors, self._kind), folder)
+            for job in jobs:
+                say(f"large     {job.item.name}: on {plural(len(actors), self._unit)} together")
+                yield worker(job)
+        finally:
+            for each in actors:
+                ray.kill(each)
+
+    def _arguments(self, folder: Staging) -> tuple[Any, ...]:
+        """Of an actor."""
+        return self._settings, Staging(folder.root, folder.new), self._id, max(self._per_node), LARGE
 
 
 class Actor:
     """Holds the model and does jobs. A mistake that ends the run comes back as an outcome, for the program to raise."""
 
-    def __init__(self, settings: SegmentSettings, staging: Staging, model: str, n_processes: int) -> None:
-        self._worker, self._mistake = None, None
+    def __init__(self, settings: SegmentSettings, staging: Staging, model: str, n_processes: int, large: int) -> None:
+        self._mistake: UserError | None = None
         try:
-            self._worker = Worker(_engine(settings, staging, model, n_processes), staging)
+            self._engine = _engine(settings, staging, model, n_processes, large)
+            self._worker = Worker(self._engine, staging)
         except (UserError, OSError) as error:
             self._mistake = _told(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The outcome of a job; the job itself if its image is large."""
         try:
-            return {"outcome": self._worker(row["job"]) if self._worker else self._mistake}
+            return {"found": self._mistake or self._worker(row["job"])}
+        except LargeImage:
+            return {"found": row["job"]}
         except (UserError, OSError) as error:
-            return {"outcome": _told(error)}
+            return {"found": _told(error)}
+
+    def answer(self, piece: Input) -> Output | UserError:
+        """What the network says of a piece of a large image."""
+        return self._mistake or next(self._engine.predictor.answer([piece]))
 
 
-def _engine(settings: SegmentSettings, staging: Staging, model: str, n_processes: int) -> Local:
+def _engine(settings: SegmentSettings, staging: Staging, model: str, n_processes: int, large: int) -> Local:
     if not staging.new.is_dir():
         raise UserError(f"{staging.root}: expected the --out of the other nodes, on a shared file system; found none")
-    engine = Local(settings, Stop(), n_processes)
+    engine = Local(settings, Stop(), n_processes, large)
     if engine.model() != model:
         raise UserError(f"{settings.model}: expected {model}, as where unet-segment runs, found {engine.model()}")
     return engine

@@ -12,6 +12,10 @@ class FileError(UserError):
     """An image that gets no answer: damaged, too large, or none for this model. The run goes on with the others."""
 
 
+class LargeImage(BaseException):
+    """An image that is not computed by one process of a cluster."""
+
+
 class Stopped(BaseException):
     """The run is over: what is in work is given up."""
 

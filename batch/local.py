@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from batch.engine import Answers, FileError, Stop
-from batch.progress import say
+from batch.engine import Answers, FileError, LargeImage, Stop
 from batch.settings import SegmentSettings
 from unet import Predictor, imaging
 from unet import checkpoint as checkpoints
@@ -29,17 +28,16 @@ BYTES_PER_PIXEL = 24  # of an image in work, without what the network says of it
 
 
 class Local:
-    def __init__(self, settings: SegmentSettings, stop: Stop, n_processes: int = 1) -> None:
-        """Loads the model and prints what it runs on. `n_processes`: how many share the machine's memory.
-        Raises UserError."""
+    def __init__(self, settings: SegmentSettings, stop: Stop, n_processes: int = 1, large: int | None = None) -> None:
+        """Loads the model. `n_processes`: how many share the machine's memory; `large`: images of more pixels, or of
+        more than memory allows, are not computed but raise LargeImage. Raises UserError."""
         checkpoint = checkpoints.load(settings.model, settings.input_range)
-        self._predictor = Predictor.from_checkpoint(checkpoint, settings.device, settings.precision)
+        self.predictor = Predictor.from_checkpoint(checkpoint, settings.device, settings.precision)
         self._settings, self._stop, self._id = settings, stop, checkpoint.id
-        self._predictor.resolve_threshold(settings.threshold)
-        self._predictor.resolve_class(settings.class_, "probability")
-        device, precision = self._predictor.device, self._predictor.precision
-        say(f"device    {describe_choice(settings.device, device)}, {precision}")
-        say(f"model     {self._id} of {settings.model}")
+        self.predictor.resolve_threshold(settings.threshold)
+        self.predictor.resolve_class(settings.class_, "probability")
+        device = self.predictor.device
+        self.device = f"{describe_choice(settings.device, device)}, {self.predictor.precision}"
 
         self._cores = torch.get_num_threads()
         self._n_turns = {"cpu": min(self._cores, MAX_TURNS), "cuda": CUDA_TURNS}.get(device.type, 1)
@@ -47,20 +45,24 @@ class Local:
         self._waiting: set[Prediction] = set()
         self.concurrency = settings.concurrency or self._n_turns + (2 if device.type == "cpu" else 6)
         self.max_bytes = memory() // n_processes // 4
-        planes = self._predictor.planes_kept(_for_all(settings.output), settings.tta)
-        self._max_pixels = settings.max_pixels or memory() // n_processes // (BYTES_PER_PIXEL + 8 * planes)
-        self._large = threading.Lock()
+        planes = self.predictor.planes_kept(_for_all(settings.output), settings.tta)
+        most = settings.max_pixels or memory() // n_processes // (BYTES_PER_PIXEL + 8 * planes)
+        self._limits = Limits(max_pixels=settings.max_pixels if large else most)
+        self._large = min(large, most) if large else most
+        self._most_together = most // (2 * self.concurrency)
+        self._alone = threading.Lock()
 
     def model(self) -> str:
         return self._id
 
     def segment(self, name: str, data: bytes, kinds: Sequence[str]) -> Answers:
-        limits = Limits(max_pixels=self._max_pixels)
         try:
-            n_pixels = imaging.measure(data, limits)
+            n_pixels = imaging.measure(data, self._limits)
+            if n_pixels > self._large:
+                raise LargeImage
             # one large image at a time, so that all in work together fit into memory
-            with self._large if n_pixels > self._max_pixels // (2 * self.concurrency) else nullcontext():
-                picture = imaging.read(data, limits)
+            with self._alone if n_pixels > self._most_together else nullcontext():
+                picture = imaging.read(data, self._limits)
                 del data  # large
                 return self._answers(name, picture, kinds)
         except (ImageError, PixelError) as error:
@@ -72,13 +74,13 @@ class Local:
 
     def _answers(self, name: str, picture: imaging.Picture, kinds: Sequence[str]) -> Answers:
         """One pass of each page through the network, for all kinds."""
-        settings, predictor = self._settings, self._predictor
+        settings, predictor = self._settings, self.predictor
         said = [predictor.warning(picture.pages)]
         legend = Legend.of(predictor, settings.threshold)
         results: dict[Wanted, list[Array]] = {KINDS[kind].wants: [] for kind in kinds}
         computed = _for_all(kinds)
         for page in picture.pages:
-            result, doubt = self._predict(page, computed)
+            result, doubt = self.predict(page, computed)
             said.append(doubt)
             for wanted, of_pages in results.items():
                 of_pages.append(result if wanted == computed else predictor.derive(result, wanted, **self._how(wanted)))
@@ -93,9 +95,9 @@ class Local:
         class_name = self._settings.class_ if wanted == "probability" else None
         return {"threshold": self._settings.threshold, "class_name": class_name}
 
-    def _predict(self, page: Array, wanted: Wanted) -> tuple[Array, str]:
-        """As `Predictor.predict`, by turns with other images, which share the cores; and what the model doubts."""
-        prediction = self._predictor.start(page, wanted, tta=self._settings.tta, **self._how(wanted))
+    def predict(self, page: Array, wanted: Wanted) -> tuple[Array, str]:
+        """As `Predictor.predict`, and what the model doubts. Images by turns, which share the cores."""
+        prediction = self.start(page, wanted)
         self._waiting.add(prediction)
         try:
             while not prediction.finished:
@@ -106,18 +108,26 @@ class Local:
         finally:
             self._waiting.discard(prediction)
 
+    def start(self, page: Array, wanted: Wanted) -> Prediction:
+        """A page on its way, with the options of the run. Raises PixelError."""
+        return self.predictor.start(page, wanted, tta=self._settings.tta, **self._how(wanted))
+
     def _compute(self, prediction: Prediction) -> None:
-        """The next piece. Out of memory: from now on pieces are half as large, unless that is too little."""
+        """The next piece."""
         torch.get_num_threads()  # initialises torch in this thread; later it would undo the next line
         torch.set_num_threads(max(1, self._cores // min(self._n_turns, len(self._waiting))))
         side = max(prediction.next_shape)
         try:
-            self._predictor.compute([prediction.next()])
+            self.predictor.compute([prediction.next()])
         except Exception as error:
-            if not out_of_memory(error) or side // 2 < SMALLEST_TILE:
-                raise
-            self._predictor.tile = side // 2 // STRIDE * STRIDE
-            prediction.restart()
+            self.restart(prediction, side, error)
+
+    def restart(self, prediction: Prediction, side: int, error: Exception) -> None:
+        """Out of memory: from now on pieces are half as large, unless that is too little; else raises the error."""
+        if not out_of_memory(error) or side // 2 < SMALLEST_TILE:
+            raise error
+        self.predictor.tile = side // 2 // STRIDE * STRIDE
+        prediction.restart()
 
 
 def _for_all(kinds: Iterable[str]) -> Wanted:

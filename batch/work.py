@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from batch.engine import Engine, FileError, Stop
 from batch.folder import Staging
 from batch.inputs import Item
+from batch.progress import say
 from batch.settings import SegmentSettings
 from unet.errors import UserError
 
@@ -133,4 +134,7 @@ def opened(settings: SegmentSettings, stop: Stop) -> Iterator[Runner]:
     else:
         from batch.local import Local
 
-        yield Threads(Local(settings, stop), stop)
+        local = Local(settings, stop)
+        say(f"device    {local.device}")
+        say(f"model     {local.model()} of {settings.model}")
+        yield Threads(local, stop)

@@ -342,7 +342,7 @@ def test_out_of_memory_smaller_tiles_are_computed(images: Path, monkeypatch: pyt
     compute, sides = Predictor.compute, list[int]()
 
     def compute_small(predictor: Predictor, pieces: Sequence[Piece]) -> None:
-        sides.append(max(pieces[0].pixels.shape))
+        sides.append(max(pieces[0].input.pixels.shape))
         if sides[-1] > 400:
             raise torch.OutOfMemoryError
         compute(predictor, pieces)

@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from test_batch import THRESHOLD, files
 from batch.__main__ import main
 from batch.manifest import MANIFEST
 from unet import checkpoint as checkpoints
-from unet.imaging import write_tiff
+from unet.imaging import read, write_tiff
 from unet.outputs import KINDS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 N_IMAGES = 200
+T = TypeVar("T")
 COMMAND = [sys.executable, "-m", "batch", "--engine", "ray"]
 
 
@@ -60,16 +62,15 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-def actors() -> dict[int, int]:
-    """Processes of this cluster that hold the model, each with the process of its node."""
+def actors(title: str = "ray::MapWorker") -> dict[int, int]:
+    """Processes of this cluster of that title, each with the process of its node; by default those of Ray Data, which
+    hold the model."""
     found = {}
     for line in subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout.splitlines():
         pid, parent, command = line.split(maxsplit=2)
         found[int(pid)] = int(parent), command
     ours = {pid for pid, (parent, _) in found.items() if parent == os.getpid()}
-    return {
-        pid: node for pid, (node, command) in found.items() if node in ours and command.startswith("ray::MapWorker")
-    }
+    return {pid: node for pid, (node, command) in found.items() if node in ours and command.startswith(title)}
 
 
 def n_written(pid: int) -> int:
@@ -78,14 +79,19 @@ def n_written(pid: int) -> int:
     return int(line.split()[1])
 
 
-def until_done(n: int) -> None:
-    """Waits for so many masks."""
+def until(found: Callable[[], T]) -> T:
+    """Waits until something is found."""
     pause = threading.Event()
     for _ in range(6000):
-        if len(list(Path("masks").glob("*_mask.tif"))) >= n:
-            return
+        if what := found():
+            return what
         pause.wait(0.02)
-    raise AssertionError(f"{n} masks have not come in two minutes")
+    raise AssertionError("nothing has come in two minutes")
+
+
+def until_done(n: int) -> None:
+    """Waits for so many masks."""
+    until(lambda: len(list(Path("masks").glob("*_mask.tif"))) >= n)
 
 
 def test_both_engines_give_the_same_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +120,30 @@ def test_both_engines_give_the_same_files(folder: Path, capsys: pytest.CaptureFi
         assert there == here
     assert "cluster   2 nodes, 2 cores\n" in on_ray.stderr
     assert on_ray.stdout.partition(" in ")[0] == "4 images segmented"
+
+
+def test_large_images_are_computed_by_all_actors_and_objects_across_seams_are_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = np.tile(GREY, (150, 124))[:1490, :1480]  # pieces have sides of up to 896 pixels
+    large[:, 700:740] = large[800:840] = large.max()
+    Path("images/large.tif").write_bytes(write_tiff([large, large[::-1]]))
+    Path("images/small.png").write_bytes(png(GREY))
+    options = ["images", "--output", "mask,labels,table", "--tta"]
+    assert main([*options, "--out", "local"]) == 0
+    capsys.readouterr()
+    arguments = [*options, "--out", "ray", "--engine", "ray"]
+    lowered = f"import batch.cluster as c; c.LARGE = 100_000; from batch.__main__ import main; main({arguments})"
+    command = [sys.executable, "-c", lowered]
+    with subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True) as run:
+        busy = until(lambda: actors("ray::Actor.answer"))
+        os.kill(next(iter(busy)), signal.SIGKILL)
+        _, said = run.communicate(timeout=120)
+    assert run.returncode == 0
+    assert "large     large.tif: on 2 cores together\n" in said
+    assert files(Path("ray")) == files(Path("local"))
+    (above, below), *_ = (page[799:801] for page in read("ray/large_labels.tif").pages)  # of two pieces
+    assert ((above == below) & (above > 0)).any()
 
 
 def test_signals_and_a_killed_actor_cost_nothing(folder: Path) -> None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from unet.network import STRIDE
-from unet.pixels import Prepared, mirror, resize
+from unet.pixels import FloatArray, Prepared, mirror, resize
 from unet.tiles import CONTEXT, Span, cut
 
 if TYPE_CHECKING:
@@ -42,14 +41,30 @@ class Question(NamedTuple):
     class_index: int | None = None  # position of the class whose probability is wanted
 
 
+class Input(NamedTuple):
+    """What passes through the network at once; it can be sent to another process."""
+
+    pixels: Array  # (h, w, C)
+    offset: FloatArray  # (C,), see `Prepared`
+    scale: FloatArray  # (C,)
+    question: Question
+
+
+class Output(NamedTuple):
+    """What is said of an input."""
+
+    answer: Array  # (K or 1, h', w')
+    sure: float  # share of pixels that the model is sure of, looked at in every fourth row and column
+
+
 class Piece(NamedTuple):
-    """A tile of one view of one image: what passes through the network at once."""
+    """A tile of one view of one image."""
 
     prediction: "Prediction"
     view: View
     rows: Span
     columns: Span
-    pixels: Array  # (h, w, C)
+    input: Input
 
 
 class Prediction:
@@ -65,7 +80,7 @@ class Prediction:
         self._views = predictor.views if tta else VIEWS[:1]
         # views are averaged, and resized, before the threshold: a mean of masks is no mask
         combined = question.wanted != "objects" and (tta or prepared.resized_from is not None)
-        self.per_piece = question._replace(wanted="probabilities") if combined else question
+        self._per_piece = question._replace(wanted="probabilities") if combined else question
         self._mirrored: tuple[View, Array] | None = None
         self._answer: Array | None = None
         self.restart()
@@ -96,21 +111,18 @@ class Prediction:
             turned = _turned(self.prepared.pixels, view)
             self._mirrored = view, mirror(turned, *self._input_size(*turned.shape[:2]), self.predictor.network.margin)
         pixels = self._mirrored[1][rows.start : rows.start + height, columns.start : columns.start + width]
-        return Piece(self, view, rows, columns, np.ascontiguousarray(pixels))
-
-    def weigh(self, probabilities: Tensor) -> None:
-        """Note the share of sure pixels of a piece: of every fourth row and column of probabilities (K, h', w')."""
-        seen = probabilities[:, ::4, ::4]
-        sure = (seen[0] - 0.5).abs() > SURE - 0.5 if self.predictor.binary else seen.amax(dim=0) > SURE
-        self._sure.append(float(sure.float().mean()))
+        normal = self.prepared.offset, self.prepared.scale
+        return Piece(self, view, rows, columns, Input(np.ascontiguousarray(pixels), *normal, self._per_piece))
 
     @property
     def doubt(self) -> str:
         """What is to be said of an image of which the model is not sure; else empty, and before `compute`."""
         return DOUBT if self._sure and np.mean(self._sure) < UNSURE else ""
 
-    def stitch(self, piece: Piece, answer: Array) -> None:
-        """Writes the kept part of a piece's answer, (K or 1, h', w'), into the answer for the image."""
+    def stitch(self, piece: Piece, output: Output) -> None:
+        """Writes the kept part of a piece's answer into the answer for the image."""
+        self._sure.append(output.sure)
+        answer = output.answer
         if self._answer is None:  # not before the first piece: many predictions may be waiting for theirs
             self._answer = np.zeros((len(answer), *self.prepared.pixels.shape[:2]), answer.dtype)
         rows, columns = piece.rows, piece.columns
@@ -129,7 +141,7 @@ class Prediction:
         assert answer is not None
         if self.prepared.resized_from:
             answer = resize(answer.transpose(1, 2, 0), *self.prepared.resized_from).transpose(2, 0, 1)
-        if self.per_piece != self._question:
+        if self._per_piece != self._question:
             answer = self.predictor.decide(torch.from_numpy(answer), self._question).numpy()
         if self.prepared.missing is not None:
             answer[:, self.prepared.missing] = self.predictor.background(self._question)

@@ -1,14 +1,14 @@
 """Image in, probabilities or mask out: the one way to use a network, in validation as in the service.
 
 The path of one image is five steps: preprocess (`Predictor.preprocess`), tile (`Prediction.next`), forward
-(`Predictor.forward`), threshold (`Predictor.decide`), stitch (`Prediction.stitch`). `Predictor.predict` shows them in a
-row. A queue that computes pieces of several images by turns takes the same steps through `start` and `compute`.
+(`Predictor.forward`), threshold (`Predictor.decide`), stitch (`Prediction.stitch`). A queue that computes pieces of
+several images by turns takes the same steps through `start` and `compute`; a cluster sends inputs to `answer`.
 
 Shapes: B pieces of one shape, C channels of the image, K channels of the network's output, H and W height and width in
 pixels; h and w those of a piece, the network's margin included; h' and w' without it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +24,7 @@ from unet.device import DeviceChoice, Precision, PrecisionChoice, resolve_device
 from unet.likeness import Likeness
 from unet.network import UNet
 from unet.pixels import FloatArray, InputRange, PixelError, Prepared, Preprocessing, normalise
-from unet.prediction import VIEWS, Array, Piece, Prediction, Question, Wanted
+from unet.prediction import SURE, VIEWS, Array, Input, Output, Piece, Prediction, Question, Wanted
 
 Engine = Callable[[Tensor], Tensor]
 
@@ -139,10 +139,7 @@ class Predictor:
         """The whole path of one image. `class_name`: the class of "probability". Raises PixelError."""
         prediction = self.start(image, wanted, threshold=threshold, tta=tta, class_name=class_name)
         while not prediction.finished:
-            piece = prediction.next()
-            (probabilities,) = self.forward([piece])
-            answer = self.decide(probabilities, prediction.per_piece)
-            prediction.stitch(piece, answer.numpy(force=True))
+            self.compute([prediction.next()])
         return prediction.result
 
     def start(
@@ -153,7 +150,7 @@ class Predictor:
         threshold: float | None = None,
         tta: bool = False,
         class_name: str | None = None,
-    ) -> "Prediction":
+    ) -> Prediction:
         """The same path for a queue: preprocessed, to be computed piece by piece. Raises PixelError."""
         question = Question(wanted, self.resolve_threshold(threshold), self.resolve_class(class_name, wanted))
         return Prediction(self, self.preprocess(image), question, tta)
@@ -167,12 +164,18 @@ class Predictor:
         answer = self.decide(torch.from_numpy(planes if planes.ndim == 3 else planes[None]), question).numpy()
         return answer[0] if len(answer) == 1 else answer
 
-    def compute(self, pieces: Sequence["Piece"]) -> None:
+    def compute(self, pieces: Sequence[Piece]) -> None:
         """Forward, threshold and stitch for pieces of one shape, which may belong to different predictions."""
-        for piece, probabilities in zip(pieces, self.forward(pieces), strict=True):
-            piece.prediction.weigh(probabilities)
-            answer = self.decide(probabilities, piece.prediction.per_piece)
-            piece.prediction.stitch(piece, answer.numpy(force=True))
+        for piece, output in zip(pieces, self.answer([piece.input for piece in pieces]), strict=True):
+            piece.prediction.stitch(piece, output)
+
+    def answer(self, inputs: Sequence[Input]) -> Iterator[Output]:
+        """Forward and threshold for inputs of one shape."""
+        for each, probabilities in zip(inputs, self.forward(inputs), strict=True):
+            seen = probabilities[:, ::4, ::4]
+            sure = (seen[0] - 0.5).abs() > SURE - 0.5 if self.binary else seen.amax(dim=0) > SURE
+            answer = self.decide(probabilities, each.question)
+            yield Output(answer.numpy(force=True), float(sure.float().mean()))
 
     def preprocess(self, image: Array) -> Prepared:
         """Image -> (H, W, C) pixels with the offset and scale that normalise them. Raises PixelError."""
@@ -200,11 +203,10 @@ class Predictor:
         return self.n_planes if whole else 1
 
     @torch.inference_mode()
-    def forward(self, pieces: Sequence["Piece"]) -> Tensor:
-        """B pieces of one shape -> probabilities (B, K, h', w') float32, on the device; for a model that has learned
+    def forward(self, inputs: Sequence[Input]) -> Tensor:
+        """B inputs of one shape -> probabilities (B, K, h', w') float32, on the device; for a model that has learned
         borders (B, 2, h', w'), of objects and of their insides."""
-        prepared = [piece.prediction.prepared for piece in pieces]
-        arrays = [p.pixels for p in pieces], [p.offset for p in prepared], [p.scale for p in prepared]
+        arrays = [i.pixels for i in inputs], [i.offset for i in inputs], [i.scale for i in inputs]
         pixels, offset, scale = (torch.from_numpy(np.stack(each)).to(self.device) for each in arrays)
         x = normalise(pixels, offset[:, :, None, None], scale[:, :, None, None])  # (B, C, h, w)
         logits = self._engine(x).float()  # (B, K, h', w')
@@ -216,7 +218,7 @@ class Predictor:
         return probabilities
 
     @torch.inference_mode()
-    def decide(self, probabilities: Tensor, question: "Question") -> Tensor:
+    def decide(self, probabilities: Tensor, question: Question) -> Tensor:
         """Answer from probabilities (K, h, w): the same, or (1, h, w) uint8: mask values, or the probability of a
         class. With borders, the foreground's (1, h, w) for all but "objects"."""
         if question.wanted == "objects":
@@ -238,7 +240,7 @@ class Predictor:
         values = torch.tensor(self.class_values, dtype=torch.uint8, device=probabilities.device)
         return values[probabilities.argmax(dim=0, keepdim=True)]
 
-    def background(self, question: "Question") -> Array:
+    def background(self, question: Question) -> Array:
         """Answer (K or 1, 1) for a pixel without data: certainly of the first class."""
         certain = torch.zeros(self.n_planes, 1)
         certain[0] = 0 if self.binary else 1

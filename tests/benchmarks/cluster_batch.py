@@ -149,12 +149,12 @@ def segment(address: str, model: Path, folder: Path, n: int, kill: bool) -> tupl
     return (n - first[1]) / (ended - first[0]), wrong + ["no actor was killed"] * (kill and not killed)
 
 
-def actors_of_this_cluster() -> list[int]:
+def actors_of_this_cluster(title: str = "ray::MapWorker") -> list[int]:
     """Processes that hold the model: children of a node's, which is a child of this process."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
     found = [line.split(maxsplit=2) for line in listed.splitlines()]
     ours = {pid for pid, parent, _ in found if parent == str(os.getpid())}
-    return [int(pid) for pid, parent, text in found if parent in ours and text.startswith("ray::MapWorker")]
+    return [int(pid) for pid, parent, text in found if parent in ours and text.startswith(title)]
 
 
 def memory(pid: int) -> float:

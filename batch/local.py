@@ -24,7 +24,9 @@ from unet.predictor import joined
 MAX_TURNS = 4  # images that a CPU computes at a time: each takes the memory of a forward pass
 CUDA_TURNS = 2  # one is fetched while the GPU computes the other
 SMALLEST_TILE = 256  # side in pixels
-BYTES_PER_PIXEL = 24  # of an image in work, without what the network says of its pixels
+IMAGE_BYTES, PLANE_BYTES, OBJECTS_BYTES = 16, 8, 40
+"""Memory for a pixel: of the image, of each number that the network says of it, and to find objects: rounded up from
+`ru_maxrss` of unet-segment for images of 6000 x 6000, RGB of 8 bits or grey of 16, half of them objects."""
 
 
 class Local:
@@ -46,7 +48,9 @@ class Local:
         self.concurrency = settings.concurrency or self._n_turns + (2 if device.type == "cpu" else 6)
         self.max_bytes = memory() // n_processes // 4
         planes = self.predictor.planes_kept(_for_all(settings.output), settings.tta)
-        most = settings.max_pixels or memory() // n_processes // (BYTES_PER_PIXEL + 8 * planes)
+        objects = any(KINDS[kind].wants == "objects" for kind in settings.output)
+        bytes_per_pixel = IMAGE_BYTES + PLANE_BYTES * planes + OBJECTS_BYTES * objects
+        most = settings.max_pixels or memory() // n_processes // bytes_per_pixel
         self._limits = Limits(max_pixels=settings.max_pixels if large else most)
         self._large = min(large, most) if large else most
         self._most_together = most // (2 * self.concurrency)

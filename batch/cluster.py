@@ -31,7 +31,7 @@ BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor di
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
 LARGE = 1 << 26  # pixels, or bytes of its file, above which an image is computed by all actors: ten seconds of a core
-THREADS = {"CPU": 3, "GPU": 8}  # of an actor, as of `Local`: one or two compute, the others read and write
+THREADS = {"CPU": 6, "GPU": 8}  # of an actor, as of `Local`: one or two compute, the others read and write, or wait
 
 
 class Cluster:

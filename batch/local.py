@@ -1,5 +1,6 @@
 """A model in this process: files are read and written by some threads while others compute."""
 
+import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -45,7 +46,7 @@ class Local:
         self._n_turns = {"cpu": min(self._cores, MAX_TURNS), "cuda": CUDA_TURNS}.get(device.type, 1)
         self._turns = threading.Semaphore(self._n_turns)
         self._waiting: set[Prediction] = set()
-        self.concurrency = settings.concurrency or self._n_turns + (2 if device.type == "cpu" else 6)
+        self.concurrency = settings.concurrency or (MAX_TURNS + 2 if device.type == "cpu" else self._n_turns + 6)
         self.max_bytes = memory() // n_processes // 4
         planes = self.predictor.planes_kept(_for_all(settings.output), settings.tta)
         objects = any(KINDS[kind].wants == "objects" for kind in settings.output)
@@ -103,11 +104,14 @@ class Local:
         """As `Predictor.predict`, and what the model doubts. Images by turns, which share the cores."""
         prediction = self.start(page, wanted)
         self._waiting.add(prediction)
+        finished = False  # is seen in a turn only: without one, the last piece may still be in another's hand
         try:
-            while not prediction.finished:
+            while not finished:
                 self._stop.sleep()
                 with self._turns:
-                    self._compute(prediction)
+                    if not prediction.finished:
+                        self._compute([prediction, *self._alike(prediction)])
+                    finished = prediction.finished
             return prediction.result, prediction.doubt
         finally:
             self._waiting.discard(prediction)
@@ -116,15 +120,28 @@ class Local:
         """A page on its way, with the options of the run. Raises PixelError."""
         return self.predictor.start(page, wanted, tta=self._settings.tta, **self._how(wanted))
 
-    def _compute(self, prediction: Prediction) -> None:
-        """The next piece."""
+    def _alike(self, prediction: Prediction) -> list[Prediction]:
+        """Others whose next piece has the same shape, to compute with this one's: a core takes less time for small ones
+        together. None where there are several turns: another one may have them in hand."""
+        if self.predictor.device.type != "cpu" or self._n_turns > 1:
+            return []
+        others = (each for each in list(self._waiting) if each is not prediction and not each.finished)
+        n_fitting = self.predictor.tile**2 // math.prod(prediction.next_shape)
+        return [each for each in others if each.next_shape == prediction.next_shape][: max(0, n_fitting - 1)]
+
+    def _compute(self, predictions: Sequence[Prediction]) -> None:
+        """The next piece of each. If that fails, of the first alone, so that none fails for another."""
         torch.get_num_threads()  # initialises torch in this thread; later it would undo the next line
         torch.set_num_threads(max(1, self._cores // min(self._n_turns, len(self._waiting))))
-        side = max(prediction.next_shape)
+        first, side = predictions[0], max(predictions[0].next_shape)
         try:
-            self.predictor.compute([prediction.next()])
+            self.predictor.compute([each.next() for each in predictions])
         except Exception as error:
-            self.restart(prediction, side, error)
+            if len(predictions) == 1:
+                return self.restart(first, side, error)
+            for each in predictions:
+                each.restart()
+            self._compute([first])
 
     def restart(self, prediction: Prediction, side: int, error: Exception) -> None:
         """Out of memory: from now on pieces are half as large, unless that is too little; else raises the error."""

@@ -4,10 +4,12 @@ import csv
 import errno
 import os
 import signal
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from unet import checkpoint as checkpoints
 from unet.imaging import Array, write_tiff
 from unet.listing import listing
 from unet.outputs import KINDS, Legend, Results
-from unet.prediction import Piece
+from unet.prediction import Piece, Prediction
 
 THRESHOLD = 0.4319
 """At which the model finds objects in the images: half of its probabilities are above."""
@@ -351,6 +353,38 @@ def test_out_of_memory_smaller_tiles_are_computed(images: Path, monkeypatch: pyt
     assert main(["images/large.png"]) == 0
     assert sides[0] == 608
     assert max(sides[1:]) == 304
+
+
+@pytest.mark.parametrize("n_bad", [0, 1])
+def test_images_of_one_shape_are_computed_together_but_fail_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], n_bad: int
+) -> None:
+    (tmp_path / "many").mkdir()
+    rng, n, white = np.random.default_rng(0), 8, 255
+    for i in range(n):
+        image = np.full((32, 48), white, np.uint8) if i < n_bad else rng.integers(0, white, (32, 48), np.uint8)
+        (tmp_path / f"many/{i}.png").write_bytes(png(image))
+    start, compute, sizes, all_started = Predictor.start, Predictor.compute, list[int](), threading.Barrier(n)
+
+    def waits(predictor: Predictor, *arguments: Any, **options: Any) -> Prediction:
+        all_started.wait(timeout=60)
+        return start(predictor, *arguments, **options)
+
+    def fails_for_white(predictor: Predictor, pieces: Sequence[Piece]) -> None:
+        sizes.append(len(pieces))
+        assert not any((piece.input.pixels == white).all() for piece in pieces)
+        compute(predictor, pieces)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # as in an actor with one core
+    monkeypatch.setattr(Predictor, "compute", fails_for_white)
+    assert main(["many", "--out", "single", "--concurrency", "1"]) == n_bad
+    assert sizes == [1] * n
+    monkeypatch.setattr(Predictor, "start", waits)
+    assert main(["many", "--out", "together", "--concurrency", str(n)]) == n_bad
+    assert max(sizes) > 1
+    assert len(files(Path("together"))) == n - n_bad
+    assert files(Path("together")) == files(Path("single"))
+    assert capsys.readouterr().err.count(f"failed    {tmp_path}/many/0.png: a bug of unet-segment") == 2 * n_bad
 
 
 def test_a_large_image_is_given_up_between_two_tiles(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,10 +307,10 @@ def test_several_kinds_keep_the_probabilities_of_all_classes(
     images: Path, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(make_checkpoint("classes.pth", n_classes=3))
-    monkeypatch.setattr("batch.local.memory", lambda: 120 * (24 + 8))  # for a plane of cell10
+    monkeypatch.setattr("batch.local.memory", lambda: 120 * (16 + 8))  # for a plane of cell10
     assert main(["images/cell10.png", "--model", model]) == 0
     assert main(["images/cell10.png", "--model", model, "--output", "mask,probability"]) == 1
-    assert "expected at most 80 pixels (--max-pixels)" in capsys.readouterr().err
+    assert "expected at most 72 pixels (--max-pixels)" in capsys.readouterr().err
 
 
 def test_an_image_that_has_changed_since_it_was_found_gets_no_answer(images: Path) -> None:

@@ -1,16 +1,19 @@
-"""Training on several nodes: `torchrun` loses a worker, or a node, and goes on."""
+"""Training on several nodes: `torchrun` loses a worker, or a node, and goes on; Ray shares out folds and curves."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trainer_runs import assert_same_run, contents, history
+from trainer_runs import arguments, assert_same_run, contents, history, train
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 # A small recipe without flags, which on a CPU would choose its width and length. The process with VICTIM dies in the
 # middle of epoch 3, unless it has been restarted; with VICTIM=node its agent, its parent process, dies with it.
@@ -87,3 +90,93 @@ def test_a_lost_node_leaves_the_other_one_to_go_on(data: Path, tmp_path: Path) -
     assert printed.count("going on after epoch 2, where an earlier run was interrupted") == 1
     assert epochs(out) == ["1", "2", "3", "4"]
     assert {"best_model.pth", "report.json"} <= contents(out).keys()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Address of a Ray cluster of two nodes with one core each."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def on_ray(address: str, folder: Path, *flags: str, **options: object) -> subprocess.Popen[str]:
+    """`unet-train` in a folder, on the cluster at an address."""
+    command = [sys.executable, "-m", "trainer", *arguments("--engine", "ray", *flags, data="data", **options)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "RAY_ADDRESS": address}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, cwd=folder, text=True, **pipes)
+
+
+def kill_task(out: Path, folder: Path) -> None:
+    """Kill the process of a Ray task that works in a folder, as soon as it has saved an epoch of its run."""
+    history, last, pause = out / "history.csv", out / "last.pth", threading.Event()
+    while not (history.exists() and last.stat().st_mtime_ns > history.stat().st_mtime_ns):
+        pause.wait(0.005)
+    (process,) = (
+        int(each.parent.name)
+        for each in Path("/proc").glob("[0-9]*/cmdline")
+        if each.read_bytes().startswith(f"ray::{out}".encode()) and (each.parent / "cwd").readlink() == folder
+    )
+    os.kill(process, signal.SIGKILL)
+
+
+def test_folds_on_ray_are_those_of_this_machine_also_when_a_task_is_killed(
+    address: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = {"folds": 2, "fold": "all", "epochs": 12}
+    with on_ray(address, tmp_path, out="ray", **run) as program:
+        kill_task(Path("ray/fold-2"), tmp_path)
+        printed, errors = program.communicate(timeout=250)
+    assert program.returncode == 0, errors
+    assert "where an earlier run was interrupted" in Path("ray/fold-2/log.txt").read_text()
+
+    assert train(data="data", out="local", **run) == 0
+    assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+    assert printed.splitlines()[-1].startswith("folds     score ")
+    for fold in ("fold-1", "fold-2"):
+        assert_same_run(Path("ray") / fold, Path("local") / fold)
+        files = contents(Path("local") / fold).keys() | {"log.txt", "progress.json"}
+        assert contents(Path("ray") / fold).keys() == files
+    assert Path("ray/folds.csv").read_text() == Path("local/folds.csv").read_text()
+
+
+def test_a_curve_on_ray_is_that_of_this_machine(
+    address: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with on_ray(address, tmp_path, "--curve", out="ray") as program:
+        printed, errors = program.communicate(timeout=250)
+    assert program.returncode == 0, errors
+    assert train("--curve", data="data", out="local") == 0
+    assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+    ray, local = contents(Path("ray")), contents(Path("local"))
+    assert ray.keys() == local.keys() | {"log.txt"}
+    assert (ray["curve.csv"], ray["curve.png"]) == (local["curve.csv"], local["curve.png"])
+    curves = [json.loads(files["report.json"])["curve"] for files in (ray, local)]
+    assert curves[0] == curves[1]
+    assert [point["images"] for point in curves[0]["points"]] == [1, 2, 3]
+
+
+def test_errors_name_the_fold_or_the_flag(address: str, data: Path, tmp_path: Path) -> None:
+    folds = {"folds": 2, "fold": "all"}
+    (tmp_path / "out" / "fold-2").mkdir(parents=True)
+    (tmp_path / "out" / "fold-2" / "best_model.pth").write_bytes(b"of another run")
+    failing, without_gpu = (
+        on_ray(address, tmp_path, out="out", **folds),
+        on_ray(address, tmp_path, out="gpu", device="cuda", **folds),
+    )
+    printed, errors = failing.communicate(timeout=250)
+    assert failing.returncode == 2
+    assert "          out/fold-1: score 0." in printed
+    assert errors.splitlines()[-1].startswith(
+        "unet-train: error: out/fold-2 failed: out/fold-2/best_model.pth is there"
+    )
+    _, errors = without_gpu.communicate(timeout=250)
+    assert without_gpu.returncode == 2
+    said = "unet-train: error: --device cuda: expected a Ray cluster with a GPU, found none\n"
+    assert errors.endswith(said)

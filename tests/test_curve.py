@@ -76,15 +76,14 @@ def test_each_part_of_the_images_is_in_the_next_and_is_spread() -> None:
     assert few == [["3"], ["1", "3"], ["0", "1", "2", "3"]]  # the first one has something to learn
 
 
-def test_the_time_is_divided_and_the_same_images_are_held_out() -> None:
+def test_the_same_images_are_held_out_in_all_runs() -> None:
     held_out = samples(2)
     division = Division(samples(8), held_out, "spread", joins=True)
-    runs = curve.parts(TrainSettings(out=Path("model")), division, minutes=30)
+    runs = curve.parts(TrainSettings(out=Path("model")), division)
     assert [str(settings.out) for settings, _ in runs] == ["model/curve/2", "model/curve/4", "model"]
-    assert {settings.max_minutes for settings, _ in runs} == {10}
     assert all(part.validation is held_out and not part.joins for _, part in runs)
     with pytest.raises(UserError, match="expected at least 2 images to train on"):
-        curve.parts(TrainSettings(), Division(samples(1), held_out, "spread", joins=True), minutes=30)
+        curve.parts(TrainSettings(), Division(samples(1), held_out, "spread", joins=True))
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ def _explain(error: BaseException) -> str | None:
         case ModuleNotFoundError(name="fcntl"):
             return "expected Linux or macOS; on Windows: WSL or Docker"
         case ModuleNotFoundError() if not str(error.name).startswith(("trainer", "unet")):
-            return f"{error.name} is not installed; expected the extra: pip install '.[train]', in the clone"
+            extra = "train,cluster" if error.name == "ray" else "train"
+            return f"{error.name} is not installed; expected the extra: pip install '.[{extra}]', in the clone"
         case OSError() if error.filename:
             return f"{error.filename}: {error.strerror}"
     return None

@@ -24,27 +24,23 @@ WIDE = 0.02  # a standard error from which on nothing can be said
 
 @dataclass(frozen=True)
 class Point:
-    """A run of the curve."""
+    """A run of the curve, or a fold."""
 
     images: int  # that were learned from
     score: float  # of the held-out images together
-    each: list[float]  # score of each held-out image, in the same order in all runs
+    each: list[float]  # score of each held-out image, in the same order in all runs; empty for a fold
 
 
-def parts(settings: TrainSettings, division: Division, minutes: float | None) -> list[tuple[TrainSettings, Division]]:
+def parts(settings: TrainSettings, division: Division) -> list[tuple[TrainSettings, Division]]:
     """Settings and images of each run, the one with all images last: it is in --out, the others in OUT/curve/N. The
-    minutes are divided over the runs. The images to validate on are the same in all, and never learned from. Raises
-    UserError if there is one image to train on."""
+    images to validate on are the same in all, and never learned from. Raises UserError if there is one image to train
+    on."""
     chosen = subsets(division.training)
     if len(chosen) == 1:
         raise UserError("--curve: expected at least 2 images to train on, and 1 to validate on")
-    share = minutes and minutes / len(chosen)
     folders = [settings.out / FOLDER / str(len(training)) for training in chosen[:-1]] + [settings.out]
     return [
-        (
-            settings.model_copy(update={"out": out, "max_minutes": share}),
-            replace(division, training=training, joins=False),
-        )
+        (settings.model_copy(update={"out": out}), replace(division, training=training, joins=False))
         for out, training in zip(folders, chosen, strict=True)
     ]
 

@@ -57,7 +57,7 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
     """Divide by the flags. Of the divisions of its kind, `auto` takes the one with most classes on both sides. A single
     image is cut: its last quarter is validated on. Raises UserError if the labels to train on have a single class, or
     those to validate on none."""
-    if settings.folds is None and settings.fold > 1:
+    if settings.folds is None and settings.fold != 1:
         raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
     asked = settings.model_fields_set & {"val_fraction", "folds"}
     if len(asked) == 2:
@@ -78,7 +78,7 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
             key=lambda sides: [len(set().union(*(present[i] for i in side))) for side in sides],
         )
     else:
-        sides = split_fold(order, settings.folds, settings.fold)
+        sides = split_fold(order, settings.folds, int(settings.fold))
     training, validation = ([samples[i] for i in side] for side in sides)
     advice = f"choose other images with --val-split random or another --{'fold' if settings.folds else 'val-fraction'}"
     if len(classes_in(training)) < 2:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from trainer.objects import ObjectCounts
 from trainer.pace import Position
 from trainer.recipes import Recipe
 from trainer.settings import TrainSettings
-from unet import Predictor
+from unet import Predictor, files
 from unet.device import describe_choice, device_name
 from unet.listing import plural, some
 from unet.outputs import Legend
@@ -182,6 +183,12 @@ def account(
         f"{1 / timings['validation_seconds_per_image']:.1f} images/s in validation, on {device_name(device)}\n"
         f"finished: {outcome(progress, folder)}"
     )
+
+
+def add(out: Path, entry: Mapping[str, Any]) -> None:
+    """Add an entry to the report.json of a finished run."""
+    report = json.loads((out / REPORT).read_text()) | _finite(entry)
+    files.replace_atomically(out / REPORT, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def outcome(progress: Progress, folder: RunFolder) -> str:

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from trainer import curve, initial, pictures, report, suggest, world
+from trainer import curve, folds, initial, pictures, report, suggest, world
 from trainer import plan as planning
 from trainer.check import check
 from trainer.data import Batches, DataSet, Sample
@@ -18,7 +18,7 @@ from trainer.data.scale import scale_for
 from trainer.data.split import bounded
 from trainer.data.upright import are_upright
 from trainer.fit import train_epoch, validate
-from trainer.folder import CURVES, SAMPLES, Progress, RunFolder, claim
+from trainer.folder import CURVES, LAST, SAMPLES, Progress, RunFolder, claim
 from trainer.heartbeat import Heartbeat
 from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled, smallest_object
 from trainer.learner import Learner
@@ -27,7 +27,7 @@ from trainer.recipes import Recipe
 from trainer.schedule import Schedule
 from trainer.settings import TrainSettings
 from trainer.stop import Stop
-from unet import Predictor, UNet
+from unet import Predictor, UNet, files
 from unet import checkpoint as checkpoints
 from unet.checkpoint import Checkpoint
 from unet.device import out_of_memory
@@ -47,6 +47,11 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
         return
     if settings.force and world.restarts():
         raise UserError("--force: every restart would start over; expected it without torchrun's --max-restarts")
+    if settings.engine == "ray":
+        from trainer import cluster  # here, as it needs the extra `cluster`
+
+        cluster.run(settings, recipe, stop)
+        return
     with (
         world.join(settings.device) as device,
         claim(settings.out) if world.is_first() else nullcontext(),
@@ -57,60 +62,95 @@ def run(settings: TrainSettings, stop: Stop | None = None) -> None:
 
 
 def train(settings: TrainSettings, recipe: Recipe, device: torch.device, stop: Stop, heartbeat: Heartbeat) -> None:
-    """Read the data, and train once, or once for each point of a learning curve; in a function of its own, which frees
-    DDP before the process group ends."""
+    """Read the data, and train once, or once for each fold or each point of a learning curve; in a function of its own,
+    which frees DDP before the process group ends."""
+    parts, points = prepare(settings, recipe, device), []
+    for i, part in enumerate(parts):
+        if len(parts) > 1:
+            print(f"run       {i + 1} of {len(parts)}, in {part.settings.out}")
+        heartbeat.runs = i, [Schedule(part.recipe, later.settings.max_minutes).seconds for later in parts[i + 1 :]]
+        points.append(train_part(part, device, stop, heartbeat))
+    if world.is_first():
+        conclude(settings, points)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the runs of --curve or --fold all, or the only run: what it is trained with."""
+
+    settings: TrainSettings  # with the folder of this run as --out
+    recipe: Recipe
+    source: Checkpoint | None  # the model to start with
+    data: DataSet
+    division: Division
+    plan: planning.Plan | None  # what chose the recipe's width and --max-minutes
+    is_inner: bool  # its folder is below that of the command
+
+
+def prepare(settings: TrainSettings, recipe: Recipe, device: torch.device) -> list[Part]:
+    """Read and divide the data, and choose what the flags leave open, the same for all runs. One after another they
+    share the minutes; on a cluster each has all of them."""
     data = world.first_alone(lambda: read(settings))
-    division = divide(data.samples, settings)
+    if settings.fold == "all":
+        divided = folds.parts(settings, data.samples)
+    else:
+        division = divide(data.samples, settings)
+        divided = curve.parts(settings, division) if settings.curve else [(settings, division)]
     upright = are_upright(data.samples, len(data.class_values))
     recipe = recipe.suited(
         data.n_classes, ignored_share(data.samples), len(data.samples), instances=data.instances, upright=upright
     )
     source, recipe = initial.load(settings, recipe)
-    parts = [(settings, division)]
+    one = next((each for each, _ in divided if (each.out / LAST).exists()), divided[0][0])  # one that has begun
+    minutes = planning.minutes(settings, device)
+    if minutes and len(divided) > 1 and settings.engine == "local":
+        one = one.model_copy(update={"max_minutes": minutes / len(divided)})
+    plan = planning.plan(one, recipe, data, divided[-1][1].training, device)
+    recipe = planning.optimizer(one, replace(recipe, base_channels=plan.base_channels) if plan else recipe, device)
+    limit = {"max_minutes": plan.max_minutes if plan else one.max_minutes}
+    return [
+        Part(each.model_copy(update=limit), recipe, source, data, division, plan, each.out != settings.out)
+        for each, division in divided
+    ]
+
+
+def train_part(part: Part, device: torch.device, stop: Stop, heartbeat: Heartbeat) -> curve.Point:
+    """Train one run to its end, unless it is there already."""
+    with claim(part.settings.out) if world.is_first() and part.is_inner else nullcontext():
+        trainer = Trainer(part, device)
+        finished = trainer.already_finished()
+        if not finished:
+            with stop.defer():
+                trainer.loop(stop, heartbeat)
+        point = trainer.point(stop)
+        if world.is_first() and not finished:
+            ranked = {} if part.is_inner else suggest_next(trainer)
+            report.account(trainer.folder, trainer.summary() | ranked, trainer.progress, len(trainer.val), device)
+    return point
+
+
+def suggest_next(trainer: "Trainer") -> dict[str, Any]:
+    """Rank the images of --unlabelled by what to annotate next: an entry of report.json, with next.* in --out."""
+    settings = trainer.settings
+    if not settings.unlabelled:
+        return {}
+    predictor = Predictor.load(trainer.folder.best, str(trainer.learner.device), "fp32")
+    annotated = [sample.image for sample in trainer.data.samples]
+    seconds = max(60.0, 0.2 * trainer.progress.elapsed)
+    ranked = suggest.suggest(predictor, settings.unlabelled, settings.out, annotated, settings.channel, seconds)
+    return {"next": suggest.summary(ranked)}
+
+
+def conclude(settings: TrainSettings, points: list[curve.Point]) -> None:
+    """Write and print what the runs of a curve, or the folds, say together."""
     if settings.curve:
-        parts = curve.parts(settings, division, planning.minutes(settings, device))
-    plan = planning.plan(parts[0][0], recipe, data, division.training, device)
-    if plan:
-        recipe = replace(recipe, base_channels=plan.base_channels)
-        parts = [(part.model_copy(update={"max_minutes": plan.max_minutes}), images) for part, images in parts]
-    recipe = planning.optimizer(parts[0][0], recipe, device)
-    points: list[curve.Point] = []
-    for part, division in parts:
-        last = part.out == settings.out
-        if settings.curve:
-            print(f"curve     run {len(points) + 1} of {len(parts)}, in {part.out}")
-        later = [Schedule(recipe, each.max_minutes).seconds for each, _ in parts[len(points) + 1 :]]
-        heartbeat.runs = len(points), later
-        with claim(part.out) if world.is_first() and not last else nullcontext():
-            trainer = Trainer(part, recipe, source, data, division, device, plan)
-            finished = trainer.already_finished()
-            if not finished:
-                with stop.defer():
-                    trainer.loop(stop, heartbeat)
-            if settings.curve:
-                points.append(trainer.point(stop))
-            if world.is_first() and not finished:
-                further = further_images(settings, trainer, points) if last else {}
-                report.account(trainer.folder, trainer.summary() | further, trainer.progress, len(trainer.val), device)
-        del trainer  # before the next one takes as much memory
-    if settings.curve:
+        files.replace_atomically(settings.out / curve.CSV, curve.table(points))
+        files.replace_atomically(settings.out / curve.PICTURE, curve.picture(points))
+        report.add(settings.out, {"curve": curve.summary(points)})
         print(f"curve     {curve.sentence(points)}")
-
-
-def further_images(settings: TrainSettings, trainer: "Trainer", points: list[curve.Point]) -> dict[str, Any]:
-    """Whether more images would help, and which: entries of report.json, with curve.* and next.* in --out."""
-    found: dict[str, Any] = {}
-    if settings.curve:
-        trainer.folder.save_file(curve.CSV, curve.table(points))
-        trainer.folder.save_file(curve.PICTURE, curve.picture(points))
-        found["curve"] = curve.summary(points)
-    if settings.unlabelled:
-        predictor = Predictor.load(trainer.folder.best, str(trainer.learner.device), "fp32")
-        annotated = [sample.image for sample in trainer.data.samples]
-        seconds = max(60.0, 0.2 * trainer.progress.elapsed)
-        ranked = suggest.suggest(predictor, settings.unlabelled, settings.out, annotated, settings.channel, seconds)
-        found["next"] = suggest.summary(ranked)
-    return found
+    elif settings.fold == "all":
+        files.replace_atomically(settings.out / folds.CSV, folds.table(points))
+        print(f"folds     {folds.sentence(points)}")
 
 
 class Trainer:
@@ -118,17 +158,8 @@ class Trainer:
 
     next_save = 0.0  # on the clock of time.monotonic(); only the last epoch is saved earlier
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        recipe: Recipe,
-        source: Checkpoint | None,
-        data: DataSet,
-        division: Division,
-        device: torch.device,
-        plan: planning.Plan | None,
-    ) -> None:
-        """`source`: the model to start with; `plan`: what chose the recipe's width and --max-minutes."""
+    def __init__(self, part: Part, device: torch.device) -> None:
+        settings, recipe, source, data, division = part.settings, part.recipe, part.source, part.data, part.division
         report.print_start(settings, recipe, data, division, device)
         self.settings, self.recipe, self.data, self.division = settings, recipe, data, division
         self.val = bounded(division.validation)
@@ -138,7 +169,7 @@ class Trainer:
         taken = initial.transfer(network, source, settings.init_from) if source else None
         self.learner = Learner(network, recipe)
         self.predictor = self._predictor()
-        self.folder = RunFolder(settings.out, self._identity(source, plan))
+        self.folder = RunFolder(settings.out, self._identity(source, part.plan))
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
         self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
         self.batches = self._batches(data.samples if self.progress.joined else division.training, settings.seed)
@@ -148,7 +179,7 @@ class Trainer:
         validated = sum(sample.label.size for sample in self.val)
         learned = len(self.batches) * recipe.batch_size * recipe.image_size**2 / world.size()
         self.pace = Pace(self.schedule, self.progress, VALIDATION * validated / learned)
-        self.says_length = not plan and world.is_first()  # a plan has said it
+        self.says_length = not part.plan and world.is_first()  # a plan has said it
 
     def _predictor(self) -> Predictor:
         """Answers of the learner's weights, which change with each step."""
@@ -254,8 +285,8 @@ class Trainer:
             self.folder.save_file(SAMPLES, pictures.samples(self.predictor, self.val))
 
     def point(self, stop: Stop) -> curve.Point:
-        """This run's point of the learning curve."""
-        val, mixed = self.val, self.learner.mixed
+        """The score of this run; of a learning curve, also of each image."""
+        val, mixed = self.val if self.settings.curve else [], self.learner.mixed
         each = [validate(self.predictor, [sample], stop, mixed)["score"] for sample in val]
         return curve.Point(len(self.division.training), self.progress.scored["score"], each)
 

@@ -1,6 +1,7 @@
 """The settings of `unet-train`."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -69,7 +70,12 @@ class TrainSettings(ProgramSettings):
         "colours and brightness; random; auto: contiguous for the slices of a stack, else spread",
     )
     folds: int | None = Field(None, ge=2, description="cross-validation: divide the images into N parts")
-    fold: int = Field(1, ge=1, description="cross-validation: the part to validate on, 1 to --folds")
+    fold: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        1,
+        description="cross-validation: the part to validate on, 1 to --folds; all: each in turn, in OUT/fold-N, with "
+        "the minutes divided over the runs, and the mean of the scores",
+        json_schema_extra={"metavar": "N|all"},
+    )
     init_from: Path | None = Field(
         None, description="start with the weights of this model, whose channels and classes may differ"
     )
@@ -88,6 +94,11 @@ class TrainSettings(ProgramSettings):
         False,
         description="also train on 1/4 and 1/2 of the images, to see whether more would help; the minutes are divided "
         "over the runs, and the images to validate on are held out to the end",
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="the runs of --fold all or --curve: local: one after another; ray: at once, with all of the "
+        "minutes for each, on the Ray cluster at RAY_ADDRESS or on this machine",
     )
     force: bool = Field(False, description="start over, whatever an earlier run left in --out")
     verbose: bool = Field(False, description="print every setting of the recipe")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trainer_runs import arguments, assert_same_run, contents, history, train
+from trainer_runs import TORCHRUN, arguments, assert_same_run, contents, history, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -40,6 +41,13 @@ def dies(self, *batch):
 
 Learner.step = dies
 sys.exit(main())
+"""
+
+OTHER_IMAGES = """
+import os, sys
+from trainer.__main__ import main
+rank = os.environ["RANK"]
+sys.exit(main([f"data{rank}" if each == "data" else each for each in sys.argv[1:]]))
 """
 
 # Without it the store of the process group outlives a restart: processes look for each other at addresses of dead ones.
@@ -90,6 +98,21 @@ def test_a_lost_node_leaves_the_other_one_to_go_on(data: Path, tmp_path: Path) -
     assert printed.count("going on after epoch 2, where an earlier run was interrupted") == 1
     assert epochs(out) == ["1", "2", "3", "4"]
     assert {"best_model.pth", "report.json"} <= contents(out).keys()
+
+
+def test_nodes_with_other_images_are_refused(data: Path, tmp_path: Path) -> None:
+    data.rename(tmp_path / "data0")
+    shutil.copytree(tmp_path / "data0", tmp_path / "data1")
+    image = tmp_path / "data1" / "Training_Images" / "0.png"
+    image.write_bytes(image.with_name("1.png").read_bytes())
+    (tmp_path / "program.py").write_text(OTHER_IMAGES)
+    command = [sys.executable, *TORCHRUN, "program.py", *arguments(data="data", out="out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1
+    said = "--data, --out: expected the same files on all nodes; here they differ from the first one's"
+    assert f"unet-train: error: {said}" in ended.stderr
+    assert not (tmp_path / "out" / "last.pth").exists()
 
 
 @pytest.fixture(scope="module")

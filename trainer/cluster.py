@@ -27,7 +27,6 @@ from trainer.stop import Stop
 from unet.device import resolve_device
 from unet.errors import UserError
 
-CONNECT_S = 10  # for a connection to the address of a cluster
 LOG = "log.txt"
 
 
@@ -52,7 +51,7 @@ def connect() -> None:
     try:
         host, _, port = address.rpartition(":")
         if host:  # Ray would try for a quarter of an hour
-            socket.create_connection((host.removeprefix("ray://"), int(port)), CONNECT_S).close()
+            socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"RAY_ADDRESS={address}: expected a Ray cluster, found: {error}") from error

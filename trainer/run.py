@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 import torch
 
@@ -171,6 +172,11 @@ class Trainer:
         self.predictor = self._predictor()
         self.folder = RunFolder(settings.out, self._identity(source, part.plan))
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
+        start = crc32(repr((self.folder.identity, self.progress.epoch)).encode())
+        if start != world.broadcast(start):
+            raise UserError(
+                "--data, --out: expected the same files on all nodes; here they differ from the first one's"
+            )
         self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
         self.batches = self._batches(data.samples if self.progress.joined else division.training, settings.seed)
         self.unlabelled = self._unlabelled(settings.unlabelled) if settings.unlabelled else None

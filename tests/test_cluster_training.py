@@ -110,8 +110,8 @@ def test_nodes_with_other_images_are_refused(data: Path, tmp_path: Path) -> None
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1
-    said = "--data, --out: expected the same files on all nodes; here they differ from the first one's"
-    assert f"unet-train: error: {said}" in ended.stderr
+    said = "unet-train: error: --data, --out: expected the same files on all nodes, found others on one of them"
+    assert said in ended.stderr  # torchrun may end the other process before it says so, too
     assert not (tmp_path / "out" / "last.pth").exists()
 
 
@@ -172,17 +172,17 @@ def test_a_curve_on_ray_is_that_of_this_machine(
     address: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with on_ray(address, tmp_path, "--curve", out="ray") as program:
+    with on_ray(address, tmp_path, "--curve", out="ray", val_fraction=0.5) as program:
         printed, errors = program.communicate(timeout=250)
     assert program.returncode == 0, errors
-    assert train("--curve", data="data", out="local") == 0
+    assert train("--curve", data="data", out="local", val_fraction=0.5) == 0
     assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
     ray, local = contents(Path("ray")), contents(Path("local"))
     assert ray.keys() == local.keys() | {"log.txt"}
     assert (ray["curve.csv"], ray["curve.png"]) == (local["curve.csv"], local["curve.png"])
     curves = [json.loads(files["report.json"])["curve"] for files in (ray, local)]
     assert curves[0] == curves[1]
-    assert [point["images"] for point in curves[0]["points"]] == [1, 2, 3]
+    assert [point["images"] for point in curves[0]["points"]] == [1, 2]
 
 
 def test_errors_name_the_fold_or_the_flag(address: str, data: Path, tmp_path: Path) -> None:

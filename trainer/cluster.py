@@ -70,7 +70,8 @@ def choose_device(choice: str) -> str:
 def train_parts(parts: list[Part], device: str) -> list[Point]:
     """Train on the cluster, and print a line for each run that ends. Raises UserError that names those that failed."""
     n_gpus = int(device.startswith("cuda"))
-    print(f"cluster   {len(parts)} runs, each on a {'GPU' if n_gpus else 'core'}; their output is in OUT/.../{LOG}")
+    kind = "GPU" if n_gpus else "core"
+    print(f"cluster   {len(parts)} runs, each on a {kind}; what they print is in {LOG} in their folders", flush=True)
     task: Any = ray.remote(max_calls=1, num_cpus=1, num_gpus=n_gpus)(train_there)  # a new process for each
     # pickled here: arrays of Ray's object store are read-only, which torch does not take
     shared, here = ray.put(pickle.dumps(parts)), Path.cwd()

@@ -173,10 +173,8 @@ class Trainer:
         self.folder = RunFolder(settings.out, self._identity(source, part.plan))
         self.progress = Progress() if settings.force else self.folder.restore(self.learner)
         start = crc32(repr((self.folder.identity, self.progress.epoch)).encode())
-        if start != world.broadcast(start):
-            raise UserError(
-                "--data, --out: expected the same files on all nodes; here they differ from the first one's"
-            )
+        if world.any_of(start != world.broadcast(start)):
+            raise UserError("--data, --out: expected the same files on all nodes, found others on one of them")
         self.predictor.threshold = self.progress.scored.get("threshold", self.predictor.threshold)
         self.batches = self._batches(data.samples if self.progress.joined else division.training, settings.seed)
         self.unlabelled = self._unlabelled(settings.unlabelled) if settings.unlabelled else None

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -134,29 +134,49 @@ def on_ray(address: str, folder: Path, *flags: str, **options: object) -> subpro
     return subprocess.Popen(command, env=environment, cwd=folder, text=True, **pipes)
 
 
-def kill_task(out: Path, folder: Path) -> None:
-    """Kill the process of a Ray task that works in a folder, as soon as it has saved an epoch of its run."""
-    history, last, pause = out / "history.csv", out / "last.pth", threading.Event()
-    while not (history.exists() and last.stat().st_mtime_ns > history.stat().st_mtime_ns):
+def wait_for(condition: Callable[[], bool], program: subprocess.Popen[str]) -> None:
+    pause = threading.Event()
+    while not condition():
+        assert program.poll() is None, "the program has ended before"
         pause.wait(0.005)
+
+
+def has_saved(out: Path) -> bool:
+    """Whether a run that is new has saved an epoch."""
+    history, last = out / "history.csv", out / "last.pth"
+    return history.exists() and last.stat().st_mtime_ns > history.stat().st_mtime_ns
+
+
+def process_of(task: str, folder: Path) -> int:
+    """Process of a Ray task that works in a folder."""
     (process,) = (
         int(each.parent.name)
         for each in Path("/proc").glob("[0-9]*/cmdline")
-        if each.read_bytes().startswith(f"ray::{out}".encode()) and (each.parent / "cwd").readlink() == folder
+        if each.read_bytes().startswith(f"ray::{task}".encode()) and (each.parent / "cwd").readlink() == folder
     )
-    os.kill(process, signal.SIGKILL)
+    return process
 
 
-def test_folds_on_ray_are_those_of_this_machine_also_when_a_task_is_killed(
+def test_folds_on_ray_are_those_of_this_machine_also_when_they_are_interrupted(
     address: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = {"folds": 2, "fold": "all", "epochs": 12}
+    run = {"folds": 2, "fold": "all", "epochs": 40}
+    second, log = Path("ray/fold-2"), Path("ray/fold-2/log.txt")
     with on_ray(address, tmp_path, out="ray", **run) as program:
-        kill_task(Path("ray/fold-2"), tmp_path)
+        wait_for(lambda: has_saved(second), program)
+        os.kill(process_of("ray/fold-2", tmp_path), signal.SIGKILL)
+        wait_for(lambda: "where an earlier run was interrupted" in log.read_text(), program)
+        program.terminate()
+        _, errors = program.communicate(timeout=100)
+    assert program.returncode == 128 + signal.SIGTERM
+    assert errors == (
+        "unet-train: stopped by SIGTERM; the same command, without --force, goes on after the last saved epoch\n"
+    )
+    with on_ray(address, tmp_path, out="ray", **run) as program:
         printed, errors = program.communicate(timeout=250)
     assert program.returncode == 0, errors
-    assert "where an earlier run was interrupted" in Path("ray/fold-2/log.txt").read_text()
+    assert log.read_text().count("where an earlier run was interrupted") == 2
 
     assert train(data="data", out="local", **run) == 0
     assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]

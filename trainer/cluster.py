@@ -39,7 +39,7 @@ def run(settings: TrainSettings, recipe: Recipe, stop: Stop) -> None:
         with stop.listen(), claim(settings.out):  # `listen` again: Ray has set its own handler of SIGTERM
             device = choose_device(settings.device)
             torch.set_num_threads(1)  # as a task has: `prepare` may time some steps
-            conclude(settings, train_parts(prepare(settings, recipe, torch.device(device)), device))
+            conclude(settings, train_parts(prepare(settings, recipe, torch.device(device)), device, stop))
     finally:
         ray.shutdown()
 
@@ -67,8 +67,9 @@ def choose_device(choice: str) -> str:
     return device
 
 
-def train_parts(parts: list[Part], device: str) -> list[Point]:
-    """Train on the cluster, and print a line for each run that ends. Raises UserError that names those that failed."""
+def train_parts(parts: list[Part], device: str, stop: Stop) -> list[Point]:
+    """Train on the cluster, and print a line for each run that ends. Raises UserError that names those that failed, and
+    Stopped."""
     n_gpus = int(device.startswith("cuda"))
     kind = "GPU" if n_gpus else "core"
     print(f"cluster   {len(parts)} runs, each on a {kind}; what they print is in {LOG} in their folders", flush=True)
@@ -77,19 +78,21 @@ def train_parts(parts: list[Part], device: str) -> list[Point]:
     shared, here = ray.put(pickle.dumps(parts)), Path.cwd()
     runs = {task.options(name=f"{p.settings.out}").remote(shared, i, device, here): i for i, p in enumerate(parts)}
     points, failed, waiting = dict[int, Point](), [], list(runs)
-    while waiting:
-        (done,), waiting = ray.wait(waiting)
-        i = runs[done]
-        try:
-            points[i] = ray.get(done)
-            said = f"{parts[i].settings.out}: score {points[i].score:.4f}"
-        except RayError as error:  # of another kind than RayTaskError: its process was killed again and again
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            if not isinstance(cause, UserError | OSError | RayError):
-                raise
-            said = f"{parts[i].settings.out} failed: {str(cause).partition(chr(10))[0]}"
-            failed.append(said)
-        print(f"          {said}", flush=True)
+    with stop.defer():  # Ray swallows what a signal handler raises
+        while waiting and not stop.signal:
+            done, waiting = ray.wait(waiting, timeout=1)
+            for each in done:  # at most one
+                i, out = runs[each], parts[runs[each]].settings.out
+                try:
+                    points[i] = ray.get(each)
+                    said = f"{out}: score {points[i].score:.4f}"
+                except RayError as error:  # of another kind than RayTaskError: its process was killed again and again
+                    cause = error.cause if isinstance(error, RayTaskError) else error
+                    if not isinstance(cause, UserError | OSError | RayError):
+                        raise
+                    said = f"{out} failed: {str(cause).partition(chr(10))[0]}"
+                    failed.append(said)
+                print(f"          {said}", flush=True)
     if failed:
         raise UserError("; ".join(failed))
     return [points[i] for i in sorted(points)]

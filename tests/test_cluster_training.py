@@ -161,7 +161,7 @@ def test_folds_on_ray_are_those_of_this_machine_also_when_they_are_interrupted(
     address: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = {"folds": 2, "fold": "all", "epochs": 40}
+    run = {"folds": 2, "fold": "all", "epochs": 15}
     second, log = Path("ray/fold-2"), Path("ray/fold-2/log.txt")
     with on_ray(address, tmp_path, out="ray", **run) as program:
         wait_for(lambda: has_saved(second), program)

@@ -5,8 +5,6 @@ once more. Actors stage answers, and this program alone puts them in place, so t
 """
 
 import logging
-import os
-import signal
 import socket
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, cast
@@ -22,11 +20,11 @@ from batch.progress import say
 from batch.settings import SegmentSettings
 from batch.work import Job, Outcome, Worker
 from unet import checkpoint as checkpoints
+from unet.cluster import join
 from unet.errors import UserError
 from unet.listing import plural
 from unet.prediction import Input, Output
 
-CONNECT_S = 10  # for a connection to the address of a cluster
 BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor dies, and comes back at once
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
@@ -39,33 +37,16 @@ class Cluster:
         """Joins the cluster at RAY_ADDRESS, or one that runs here, or starts one here. Raises UserError."""
         self._settings = settings.model_copy(update={"model": settings.model.resolve()})
         self._id = checkpoints.load(settings.model, settings.input_range).id
-        address = os.environ.get("RAY_ADDRESS", "")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            host, _, port = address.rpartition(":")
-            if host:  # Ray would try for a quarter of an hour
-                socket.create_connection((host.removeprefix("ray://"), int(port)), CONNECT_S).close()
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"RAY_ADDRESS={address}: expected a Ray cluster, found: {error}") from error
-        finally:
-            signal.signal(signal.SIGTERM, before)  # Ray sets its own
+        self._kind, self._per_node = join(settings.device)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = -1  # an image may take long
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = settings.device.startswith("cuda") or (settings.device == "auto" and any("GPU" in n for n in nodes))
-        self._kind = "GPU" if gpus else "CPU"
-        self._per_node = [int(node.get(self._kind, 0)) for node in nodes]
-        if not any(self._per_node):
-            ray.shutdown()
-            raise UserError(f"--device {settings.device}: expected a Ray cluster with a {self._kind}, found none")
+        gpus = self._kind == "GPU"
         self._resources: dict[str, Any] = {"num_gpus" if gpus else "num_cpus": 1}  # of an actor
         self._unit = "GPU" if gpus else "core"
-        say(f"cluster   {plural(len(nodes), 'node')}, {plural(sum(self._per_node), self._unit)}")
+        say(f"cluster   {plural(len(self._per_node), 'node')}, {plural(sum(self._per_node), self._unit)}")
         say(f"model     {self._id} of {settings.model}")
 
     def close(self) -> None:

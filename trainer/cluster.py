@@ -4,10 +4,8 @@ The images travel through Ray; --out is on storage that all nodes share. A task 
 again, and goes on from `last.pth`.
 """
 
-import logging
 import os
 import pickle
-import socket
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from trainer.recipes import Recipe
 from trainer.run import Part, conclude, memory_advice, prepare, train_part
 from trainer.settings import TrainSettings
 from trainer.stop import Stop
+from unet.cluster import join
 from unet.device import resolve_device
 from unet.errors import UserError
 
@@ -34,37 +33,14 @@ def run(settings: TrainSettings, recipe: Recipe, stop: Stop) -> None:
     """Read the data here, and train on the cluster. Raises UserError, and Stopped."""
     if not (settings.curve or settings.fold == "all") or dist.is_torchelastic_launched():
         raise UserError("--engine ray: expected --fold all or --curve, and no torchrun, which shares out a single run")
-    connect()
+    kind, _ = join(settings.device)
+    device = settings.device if settings.device != "auto" else {"GPU": "cuda", "CPU": "cpu"}[kind]
     try:
-        with stop.listen(), claim(settings.out):  # `listen` again: Ray has set its own handler of SIGTERM
-            device = choose_device(settings.device)
+        with claim(settings.out):
             torch.set_num_threads(1)  # as a task has: `prepare` may time some steps
             conclude(settings, train_parts(prepare(settings, recipe, torch.device(device)), device, stop))
     finally:
         ray.shutdown()
-
-
-def connect() -> None:
-    """Join the cluster at RAY_ADDRESS, or one that runs here, or start one here. Raises UserError."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        host, _, port = address.rpartition(":")
-        if host:  # Ray would try for a quarter of an hour
-            socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"RAY_ADDRESS={address}: expected a Ray cluster, found: {error}") from error
-
-
-def choose_device(choice: str) -> str:
-    """Device of the runs for --device. Raises UserError if the cluster has none."""
-    found = {kind for node in ray.nodes() if node["Alive"] for kind in node["Resources"]}
-    device = choice if choice != "auto" else "cuda" if "GPU" in found else "cpu"
-    kind = "GPU" if device.startswith("cuda") else "CPU"
-    if kind not in found:
-        raise UserError(f"--device {choice}: expected a Ray cluster with a {kind}, found none")
-    return device
 
 
 def train_parts(parts: list[Part], device: str, stop: Stop) -> list[Point]:

@@ -18,14 +18,14 @@ def main(argv: list[str] | None = None) -> int:
     from batch.settings import SegmentSettings
     from unet.settings import parse
 
-    settings = parse(SegmentSettings, argv)
+    settings, received = parse(SegmentSettings, argv), list[int]()
     try:
-        with _signals():
+        with _signals(received):
             from batch.run import run
 
             return run(settings)
-    except KeyboardInterrupt as stopped:
-        number = signal.Signals(*stopped.args)
+    except KeyboardInterrupt:
+        number = signal.Signals(received[0])
         print(f"unet-segment: stopped by {number.name}; the same command goes on", file=sys.stderr)
         return 128 + number
     except Exception as error:
@@ -36,14 +36,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """In this block SIGTERM raises KeyboardInterrupt, too, with its number; a second signal ends the program at once.
-    Signals that the parent process ignores stay ignored."""
+def _signals(received: list[int]) -> Iterator[None]:
+    """In this block SIGTERM raises KeyboardInterrupt, too, with its number, which is also put into `received`, as Ray
+    raises one of its own; a second signal ends the program at once. Signals that the parent process ignores stay
+    ignored."""
     handled = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in handled:  # whatever is open then: every file is whole
             signal.signal(each, lambda number, _: os._exit(128 + number))
+        received.append(number)
         raise KeyboardInterrupt(number)
 
     before = {each: signal.signal(each, stop) for each in handled}

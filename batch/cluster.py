@@ -7,6 +7,8 @@ once more. Actors stage answers, and this program alone puts them in place, so t
 import logging
 import socket
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -70,7 +72,7 @@ class Cluster:
             yield from self._together(large, folder)
 
     def _each(self, jobs: Sequence[Job], folder: Staging) -> Iterator[Outcome | Job | UserError]:
-        """What actors return for images, each of which one of them computes."""
+        """Outcomes of images that one actor each computes; of a large one its job comes back."""
         n_threads, n_actors = self._settings.concurrency or THREADS[self._kind], sum(self._per_node)
         n_bytes = sum(job.item.size for job in jobs)
         wanted = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
@@ -92,19 +94,15 @@ class Cluster:
 
     def _together(self, jobs: Sequence[Job], folder: Staging) -> Generator[Outcome]:
         """Outcomes of images one after another, each computed by all actors."""
-        options = cast(Any, ray.remote(Actor)).options(max_restarts=-1, max_task_retries=-1, **self._resources)
-        actors = [options.remote(*self._arguments(folder)) for _ in range(sum(self._per_node))]
-        try:
-            worker = Worker(Large(self._settings, actors, self._kind), folder)
+        actor, n_actors = cast(Any, ray.remote(Actor)).options(**self._resources), sum(self._per_node)
+        new = partial(actor.remote, *self._arguments(folder))
+        with closing(Large(self._settings, new, n_actors, self._kind)) as large:
             for job in jobs:
-                say(f"large     {job.item.name}: on {plural(len(actors), self._unit)} together")
-                yield worker(job)
-        finally:
-            for each in actors:
-                ray.kill(each)
+                say(f"large     {job.item.name}: on {plural(n_actors, self._unit)} together")
+                yield Worker(large, folder)(job)
 
     def _arguments(self, folder: Staging) -> tuple[Any, ...]:
-        """Of an actor."""
+        """What an actor is made with."""
         return self._settings, Staging(folder.root, folder.new), self._id, max(self._per_node), LARGE
 
 
@@ -127,6 +125,10 @@ class Actor:
             return {"found": row["job"]}
         except (UserError, OSError) as error:
             return {"found": _told(error)}
+
+    def ready(self) -> UserError | None:
+        """Returns as soon as the model is loaded."""
+        return self._mistake
 
     def answer(self, piece: Input) -> Output | UserError:
         """What the network says of a piece of a large image."""

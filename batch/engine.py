@@ -13,7 +13,7 @@ class FileError(UserError):
 
 
 class LargeImage(BaseException):
-    """An image that is not computed by one process of a cluster."""
+    """An image that is not computed by one process of a cluster; no Exception, as it is neither a mistake nor a bug."""
 
 
 class Stopped(BaseException):

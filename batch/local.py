@@ -33,7 +33,8 @@ IMAGE_BYTES, PLANE_BYTES, OBJECTS_BYTES = 16, 8, 40
 class Local:
     def __init__(self, settings: SegmentSettings, stop: Stop, n_processes: int = 1, large: int | None = None) -> None:
         """Loads the model. `n_processes`: how many share the machine's memory; `large`: images of more pixels, or of
-        more than memory allows, are not computed but raise LargeImage. Raises UserError."""
+        more than memory allows, are not computed but raise LargeImage: whoever takes them has the limit of his own
+        memory. Raises UserError."""
         checkpoint = checkpoints.load(settings.model, settings.input_range)
         self.predictor = Predictor.from_checkpoint(checkpoint, settings.device, settings.precision)
         self._settings, self._stop, self._id = settings, stop, checkpoint.id
@@ -45,6 +46,7 @@ class Local:
         self._cores = torch.get_num_threads()
         self._n_turns = {"cpu": min(self._cores, MAX_TURNS), "cuda": CUDA_TURNS}.get(device.type, 1)
         self._turns = threading.Semaphore(self._n_turns)
+        self._together = device.type == "cpu" and self._n_turns == 1  # with several turns, others may have them in hand
         self._waiting: set[Prediction] = set()
         self.concurrency = settings.concurrency or (MAX_TURNS + 2 if device.type == "cpu" else self._n_turns + 6)
         self.max_bytes = memory() // n_processes // 4
@@ -122,8 +124,8 @@ class Local:
 
     def _alike(self, prediction: Prediction) -> list[Prediction]:
         """Others whose next piece has the same shape, to compute with this one's: a core takes less time for small ones
-        together. None where there are several turns: another one may have them in hand."""
-        if self.predictor.device.type != "cpu" or self._n_turns > 1:
+        together."""
+        if not self._together:
             return []
         others = (each for each in list(self._waiting) if each is not prediction and not each.finished)
         n_fitting = self.predictor.tile**2 // math.prod(prediction.next_shape)
@@ -139,6 +141,7 @@ class Local:
         except Exception as error:
             if len(predictions) == 1:
                 return self.restart(first, side, error)
+            self._together = False  # else those of many pieces would start again and again
             for each in predictions:
                 each.restart()
             self._compute([first])

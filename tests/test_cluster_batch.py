@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -26,26 +26,25 @@ from unet.outputs import KINDS
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 N_IMAGES = 200
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 T = TypeVar("T")
 COMMAND = [sys.executable, "-m", "batch", "--engine", "ray"]
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Address of the cluster."""
+def cluster() -> Iterator[Any]:
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.add_node(**node)
-    yield cluster.address
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.add_node(**NODE)
+    yield cluster
     cluster.shutdown()
 
 
 @pytest.fixture(autouse=True)
-def folder(address: str, make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(cluster: Any, make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the program runs: the default model, and a folder for images."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     (tmp_path / "model").mkdir()
     path = make_checkpoint("model/best_model.pth")
     checkpoints.save(replace(checkpoints.load(path), threshold=THRESHOLD), path)
@@ -122,8 +121,8 @@ def test_both_engines_give_the_same_files(folder: Path, capsys: pytest.CaptureFi
     assert on_ray.stdout.partition(" in ")[0] == "4 images segmented"
 
 
-def test_large_images_are_computed_by_all_actors_and_objects_across_seams_are_one(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_large_images_survive_a_lost_node_and_objects_across_seams_are_one(
+    cluster: Any, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = np.tile(GREY, (150, 124))[:1490, :1480]  # pieces have sides of up to 896 pixels
     large[:, 700:740] = large[800:840] = large.max()
@@ -136,8 +135,9 @@ def test_large_images_are_computed_by_all_actors_and_objects_across_seams_are_on
     lowered = f"import batch.cluster as c; c.LARGE = 100_000; from batch.__main__ import main; main({arguments})"
     command = [sys.executable, "-c", lowered]
     with subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True) as run:
-        busy = until(lambda: actors("ray::Actor.answer"))
-        os.kill(next(iter(busy)), signal.SIGKILL)
+        until(lambda: len(actors("ray::Actor.answer")) == 2)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        cluster.add_node(**NODE)
         _, said = run.communicate(timeout=120)
     assert run.returncode == 0
     assert "large     large.tif: on 2 cores together\n" in said

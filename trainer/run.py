@@ -102,7 +102,11 @@ def prepare(settings: TrainSettings, recipe: Recipe, device: torch.device) -> li
         data.n_classes, ignored_share(data.samples), len(data.samples), instances=data.instances, upright=upright
     )
     source, recipe = initial.load(settings, recipe)
-    one = next((each for each, _ in divided if (each.out / LAST).exists()), divided[0][0])  # one that has begun
+    if len(divided) > 1 and world.is_first():
+        for name in (curve.CSV, curve.PICTURE, folds.CSV):  # `conclude` writes them when all runs are there
+            (settings.out / name).unlink(missing_ok=True)
+    # one that has begun, as its plan and optimiser are kept
+    one = next((each for each, _ in divided if (each.out / LAST).exists()), divided[0][0])
     minutes = planning.minutes(settings, device)
     if minutes and len(divided) > 1 and settings.engine == "local":
         one = one.model_copy(update={"max_minutes": minutes / len(divided)})

@@ -87,7 +87,8 @@ class TrainSettings(ProgramSettings):
     )
     unlabelled: Path | None = Field(
         None,
-        description="folder of images without labels: learned from by consistency, and ranked by what to annotate next",
+        description="folder of images without labels: learned from by consistency, and (but not with --fold all) "
+        "ranked by what to annotate next",
         json_schema_extra={"metavar": "DIR"},
     )
     curve: bool = Field(

@@ -52,7 +52,7 @@ class Small(Spy):
     limit = 0
 
     def compute(self, pieces: Sequence[Piece]) -> None:
-        if sum(piece.pixels.size for piece in pieces) > self.limit:
+        if sum(piece.input.pixels.size for piece in pieces) > self.limit:
             raise torch.OutOfMemoryError("no memory for that many")
         super().compute(pieces)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from trainer_runs import TORCHRUN, arguments, assert_same_run, contents, history, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -126,6 +127,15 @@ def address() -> Iterator[str]:
     cluster.shutdown()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As tasks of Ray have: sums of several threads differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def on_ray(address: str, folder: Path, *flags: str, **options: object) -> subprocess.Popen[str]:
     """`unet-train` in a folder, on the cluster at an address."""
     command = [sys.executable, "-m", "trainer", *arguments("--engine", "ray", *flags, data="data", **options)]
@@ -157,6 +167,7 @@ def process_of(task: str, folder: Path) -> int:
     return process
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_folds_on_ray_are_those_of_this_machine_also_when_they_are_interrupted(
     address: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +199,7 @@ def test_folds_on_ray_are_those_of_this_machine_also_when_they_are_interrupted(
     assert Path("ray/folds.csv").read_text() == Path("local/folds.csv").read_text()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_curve_on_ray_is_that_of_this_machine(
     address: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

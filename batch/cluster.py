@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from batch.engine import LargeImage, Stop
 from batch.folder import Staging
 from batch.large import Large
-from batch.local import Local
+from batch.local import CPU_THREADS, GPU_THREADS, Local
 from batch.progress import say
 from batch.settings import SegmentSettings
 from batch.work import Job, Outcome, Worker
@@ -31,7 +31,6 @@ BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor di
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
 LARGE = 1 << 26  # pixels, or bytes of its file, above which an image is computed by all actors: ten seconds of a core
-THREADS = {"CPU": 6, "GPU": 8}  # of an actor, as of `Local`: one or two compute, the others read and write, or wait
 
 
 class Cluster:
@@ -73,7 +72,10 @@ class Cluster:
 
     def _each(self, jobs: Sequence[Job], folder: Staging) -> Iterator[Outcome | Job | UserError]:
         """Outcomes of images that one actor each computes; of a large one its job comes back."""
-        n_threads, n_actors = self._settings.concurrency or THREADS[self._kind], sum(self._per_node)
+        n_threads, n_actors = (
+            self._settings.concurrency or THREADS.get(self._kind.lower(), MOST_THREADS),
+            sum(self._per_node),
+        )
         n_bytes = sum(job.item.size for job in jobs)
         wanted = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
         n_blocks = min(wanted, len(jobs))

@@ -5,7 +5,7 @@ stitches what they answer. Objects are found in the whole, as in any other image
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -16,7 +16,7 @@ from batch.local import Local
 from batch.settings import SegmentSettings
 from unet.errors import UserError
 from unet.imaging import Array
-from unet.prediction import Output, Piece, Prediction, Wanted
+from unet.prediction import Input, Output, Piece, Prediction, Wanted
 from unet.predictor import TILE
 
 AHEAD = 2
@@ -34,77 +34,101 @@ class Large(Local):
         """`new`: starts an `Actor` of `batch.cluster`; `kind`: GPU or CPU, what each gets. Raises UserError."""
         super().__init__(settings.model_copy(update={"device": "cpu"}), Stop())
         self.predictor.tile = TILE["cuda" if kind == "GPU" else "elsewhere"]
-        self._new, self._n_actors = new, n_actors
-        self._actors: list[Any] = []
-        self._free: deque[Any] = deque()  # those that are up, for each piece that they may get
-        self._busy: dict[ray.ObjectRef[Any], tuple[Any, int | None]] = {}  # actor, and number of its piece
-        for _ in range(n_actors):
-            self._add()
+        self._actors, self._most = Actors(new, n_actors), WINDOW * n_actors
 
     def close(self) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
+        self._actors.close()
 
     def predict(self, page: Array, wanted: Wanted) -> tuple[Array, str]:
         """As that of `Local`. Raises UserError."""
         prediction = self.start(page, wanted)
-        while not self._compute_all(prediction):
-            pass
+        while not prediction.finished:
+            try:
+                self._compute_all(prediction)
+            except Exception as error:
+                self.restart(prediction, self.predictor.tile, error)
         return prediction.result, prediction.doubt
 
-    def _add(self) -> None:
-        """Starts an actor. It gets pieces when it is up: on a full cluster that may be late."""
-        actor = self._new()
-        self._actors.append(actor)
-        self._busy |= {actor.ready.remote(): (actor, None) for _ in range(AHEAD)}
-
-    def _compute_all(self, prediction: Prediction) -> bool:
-        """Has all pieces computed, and stitches them in their order, as sums of views depend on it. False if memory was
-        too small: smaller pieces are to be computed."""
+    def _compute_all(self, prediction: Prediction) -> None:
+        """Has all pieces computed, and stitches them in their order, as sums of views depend on it."""
         pieces: dict[int, Piece] = {}  # by their numbers, until they are stitched
         outputs: dict[int, Output] = {}
         unsent: deque[int] = deque()
-        n_cut = n_stitched = n_lost = 0
-        self._busy = {answer: (actor, None) for answer, (actor, _) in self._busy.items()}  # of what was before
+        n_cut = n_stitched = 0
+        self._actors.forget()
         while pieces or not prediction.finished:
-            self._stop.sleep()
-            while self._free and (unsent or (not prediction.finished and len(pieces) < WINDOW * self._n_actors)):
+            while self._actors.free and (unsent or (not prediction.finished and len(pieces) < self._most)):
                 if not unsent:
                     pieces[n_cut] = prediction.next()
                     unsent.append(n_cut)
                     n_cut += 1
-                next_one, actor = unsent.popleft(), self._free.popleft()
-                self._busy[actor.answer.remote(pieces[next_one].input)] = actor, next_one
-            for answer in ray.wait(list(self._busy), timeout=1)[0]:
-                actor, number = self._busy.pop(answer)
-                try:
-                    output = ray.get(answer)
-                except RayTaskError as error:
-                    self._free.append(actor)
-                    if number is None:
-                        continue
-                    self.restart(prediction, max(pieces[number].input.pixels.shape), error.cause)
-                    return False
-                except RayError as error:  # its process or its node has died
-                    n_lost += 1
-                    if n_lost > LOSSES * self._n_actors:
-                        raise UserError(f"the processes on the cluster die again and again: {error}") from error
-                    unsent.extend([] if number is None else [number])
-                    self._replace(actor)
-                    continue
-                if isinstance(output, UserError):
-                    raise output
-                self._free.append(actor)
-                if number is not None:
-                    outputs[number], n_lost = output, 0
+                number = unsent.popleft()
+                self._actors.send(number, pieces[number].input)
+            for number, output in self._actors.outputs():
+                if output:
+                    outputs[number] = output
+                else:
+                    unsent.append(number)
             while n_stitched in outputs:
                 prediction.stitch(pieces.pop(n_stitched), outputs.pop(n_stitched))
                 n_stitched += 1
-        return True
 
-    def _replace(self, actor: Any) -> None:
-        """Another actor for one that has died."""
-        self._free = deque(each for each in self._free if each is not actor)
-        if actor in self._actors:
-            self._actors.remove(actor)
-            self._add()
+
+class Actors:
+    """Processes on the cluster that compute pieces. For one that dies, also with its node, another is started."""
+
+    def __init__(self, new: Callable[[], Any], n: int) -> None:
+        self.free: deque[Any] = deque()  # those that are up, once for each piece that they may get
+        self._new, self._n_losses, self._most_losses = new, 0, LOSSES * n
+        self._all: list[Any] = []
+        self._busy: dict[ray.ObjectRef[Any], tuple[Any, int | None]] = {}  # with what, the number of a piece
+        for _ in range(n):
+            self._start()
+
+    def close(self) -> None:
+        for actor in self._all:
+            ray.kill(actor)
+
+    def forget(self) -> None:
+        """What is being computed is not wanted any more."""
+        self._busy = {answer: (actor, None) for answer, (actor, _) in self._busy.items()}
+
+    def send(self, number: int, piece: Input) -> None:
+        actor = self.free.popleft()
+        self._busy[actor.answer.remote(piece)] = actor, number
+
+    def outputs(self) -> Iterator[tuple[int, Output | None]]:
+        """What has come within a second, by the numbers of the pieces; None: it is lost, and to be sent again. Raises
+        UserError, and what the network raised."""
+        for answer in ray.wait(list(self._busy), timeout=1)[0]:
+            actor, number = self._busy.pop(answer)
+            output: Output | UserError | None = None
+            try:
+                output = ray.get(answer)
+                self._n_losses = 0
+                self.free.append(actor)
+            except RayTaskError as error:
+                self.free.append(actor)
+                if number is not None:
+                    raise error.cause from error
+            except RayError as error:  # its process or its node has died
+                self._replace(actor, error)
+            if isinstance(output, UserError):
+                raise output
+            if number is not None:
+                yield number, output
+
+    def _replace(self, actor: Any, error: RayError) -> None:
+        self._n_losses += 1
+        if self._n_losses > self._most_losses:
+            raise UserError(f"processes on the cluster die again and again: {error}") from error
+        self.free = deque(each for each in self.free if each is not actor)
+        if actor in self._all:  # not yet noticed
+            self._all.remove(actor)
+            self._start()
+
+    def _start(self) -> None:
+        """Starts an actor. It is free when it is up: on a full cluster that may be late."""
+        actor = self._new()
+        self._all.append(actor)
+        self._busy |= {actor.ready.remote(): (actor, None) for _ in range(AHEAD)}

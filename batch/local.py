@@ -22,6 +22,7 @@ from unet.pixels import PixelError
 from unet.prediction import Prediction, Wanted
 from unet.predictor import joined
 
+CPU_THREADS, GPU_THREADS = 6, 8  # some compute, the others read and write, or wait to be computed together
 MAX_TURNS = 4  # images that a CPU computes at a time: each takes the memory of a forward pass
 CUDA_TURNS = 2  # one is fetched while the GPU computes the other
 SMALLEST_TILE = 256  # side in pixels
@@ -33,8 +34,8 @@ IMAGE_BYTES, PLANE_BYTES, OBJECTS_BYTES = 16, 8, 40
 class Local:
     def __init__(self, settings: SegmentSettings, stop: Stop, n_processes: int = 1, large: int | None = None) -> None:
         """Loads the model. `n_processes`: how many share the machine's memory; `large`: images of more pixels, or of
-        more than memory allows, are not computed but raise LargeImage: whoever takes them has the limit of his own
-        memory. Raises UserError."""
+        more than memory allows, are not computed but raise LargeImage; `Large`, which computes them, has a limit of
+        its own. Raises UserError."""
         checkpoint = checkpoints.load(settings.model, settings.input_range)
         self.predictor = Predictor.from_checkpoint(checkpoint, settings.device, settings.precision)
         self._settings, self._stop, self._id = settings, stop, checkpoint.id
@@ -48,7 +49,7 @@ class Local:
         self._turns = threading.Semaphore(self._n_turns)
         self._together = device.type == "cpu" and self._n_turns == 1  # with several turns, others may have them in hand
         self._waiting: set[Prediction] = set()
-        self.concurrency = settings.concurrency or (MAX_TURNS + 2 if device.type == "cpu" else self._n_turns + 6)
+        self.concurrency = settings.concurrency or (CPU_THREADS if device.type == "cpu" else GPU_THREADS)
         self.max_bytes = memory() // n_processes // 4
         planes = self.predictor.planes_kept(_for_all(settings.output), settings.tta)
         objects = any(KINDS[kind].wants == "objects" for kind in settings.output)

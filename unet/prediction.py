@@ -51,7 +51,7 @@ class Input(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What is said of an input."""
+    """The answer to the question of an input."""
 
     answer: Array  # (K or 1, h', w')
     sure: float  # share of pixels that the model is sure of, looked at in every fourth row and column

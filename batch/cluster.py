@@ -72,10 +72,8 @@ class Cluster:
 
     def _each(self, jobs: Sequence[Job], folder: Staging) -> Iterator[Outcome | Job | UserError]:
         """Outcomes of images that one actor each computes; of a large one its job comes back."""
-        n_threads, n_actors = (
-            self._settings.concurrency or THREADS.get(self._kind.lower(), MOST_THREADS),
-            sum(self._per_node),
-        )
+        n_threads = self._settings.concurrency or {"CPU": CPU_THREADS, "GPU": GPU_THREADS}[self._kind]
+        n_actors = sum(self._per_node)
         n_bytes = sum(job.item.size for job in jobs)
         wanted = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
         n_blocks = min(wanted, len(jobs))

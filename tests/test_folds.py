@@ -48,6 +48,14 @@ def test_each_fold_is_the_run_that_its_number_gives(
     assert contents(Path("all/fold-1")) == before
 
 
+def test_the_scores_of_an_earlier_run_go_when_another_begins(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "folds.csv").write_text("of an earlier run")
+    settings = TrainSettings(data=str(data), out=tmp_path / "out", recipe="quick", folds=2, fold="all", force=True)
+    prepare(settings, settings.resolved_recipe(), torch.device("cpu"))
+    assert not (tmp_path / "out" / "folds.csv").exists()
+
+
 @pytest.mark.parametrize(("engine", "minutes"), [("local", 10), ("ray", 30)])
 @pytest.mark.parametrize("flags", [{"folds": 3, "fold": "all"}, {"curve": True}])
 def test_runs_share_the_minutes_if_they_follow_each_other(

@@ -1,4 +1,4 @@
-# ruff: noqa: F811  (fixtures)
+# ruff: noqa: F811  (parameters are named like the imported fixtures)
 """A model in the process of `unet-segment`: limits by memory, images computed by turns or together, signals."""
 
 import os

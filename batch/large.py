@@ -90,7 +90,7 @@ class Actors:
             ray.kill(actor)
 
     def forget(self) -> None:
-        """What is being computed is not wanted any more."""
+        """Leaves out what is being computed: its outputs are not wanted any more."""
         self._busy = {answer: (actor, None) for answer, (actor, _) in self._busy.items()}
 
     def send(self, number: int, piece: Input) -> None:
@@ -98,7 +98,7 @@ class Actors:
         self._busy[actor.answer.remote(piece)] = actor, number
 
     def outputs(self) -> Iterator[tuple[int, Output | None]]:
-        """What has come within a second, by the numbers of the pieces; None: it is lost, and to be sent again. Raises
+        """Outputs that come within a second, by the numbers of their pieces; None: lost, and to be sent again. Raises
         UserError, and what the network raised."""
         for answer in ray.wait(list(self._busy), timeout=1)[0]:
             actor, number = self._busy.pop(answer)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -276,6 +277,15 @@ def listening(app: Any, port: int = 0, **settings: Any) -> Iterator[tuple[str, i
         finally:
             server.should_exit = True
             thread.join()
+
+
+def until(found: Callable[[], R]) -> R:
+    """Waits for what another thread, or program, is about to do: until something is found, which is returned."""
+    end = time.monotonic() + 120
+    while not (what := found()):
+        assert time.monotonic() < end, "nothing has come in two minutes"
+        time.sleep(0.01)
+    return what
 
 
 def connect(address: tuple[str, int]) -> socket.socket:

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GREY, Make, png
+from conftest import GREY, Make, png, until
 
 from batch import inputs
 from batch.__main__ import main
@@ -32,16 +31,6 @@ def folder(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def masks() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path("masks").glob("*_mask.*"))}
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Waits for what another thread, or program, is about to do."""
-    seconds = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        seconds.wait(0.01)
-    raise AssertionError("it has not come in half a minute")
 
 
 def test_help_loads_nothing_that_takes_long() -> None:

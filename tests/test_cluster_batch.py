@@ -6,15 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GREY, RGB, Make, png
+from conftest import GREY, RGB, Make, png, until
 from test_batch import THRESHOLD, files
 
 from batch.__main__ import main
@@ -27,7 +26,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::Deprecati
 
 N_IMAGES = 200
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
-T = TypeVar("T")
 COMMAND = [sys.executable, "-m", "batch", "--engine", "ray"]
 
 
@@ -76,16 +74,6 @@ def n_written(pid: int) -> int:
     """Bytes that a process has written."""
     (line,) = (line for line in Path(f"/proc/{pid}/io").read_text().splitlines() if line.startswith("wchar"))
     return int(line.split()[1])
-
-
-def until(found: Callable[[], T]) -> T:
-    """Waits until something is found."""
-    pause = threading.Event()
-    for _ in range(6000):
-        if what := found():
-            return what
-        pause.wait(0.02)
-    raise AssertionError("nothing has come in two minutes")
 
 
 def until_done(n: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 import pytest
-from conftest import Make, png
+from conftest import Make, png, until
 from test_segment import problem
 
 if TYPE_CHECKING:
@@ -96,13 +96,11 @@ def test_a_full_queue_is_a_problem_with_retry_after(ray_servers: "Servers", make
 def test_more_ongoing_requests_start_another_replica(ray_servers: "Servers", make_checkpoint: Make) -> None:
     model = make_checkpoint()
     with ray_servers.serve(model=model, options={"num_replicas": 1}) as client:
-        while len(replicas()) > 1:  # those of other tests
-            client.get("/health/live")
+        until(lambda: len(replicas()) == 1)  # without those of other tests
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
     with ray_servers.serve(model=model, options={"autoscaling_config": scaling}) as client:
         with asking(client, n_clients=4, body=SLOW) as statuses:
-            while len(replicas()) < 2:
-                client.get("/health/live")
+            until(lambda: len(replicas()) == 2)
         assert set(statuses) == {200}
 
 
@@ -115,8 +113,7 @@ def test_a_request_whose_replica_dies_is_503_and_its_retry_is_answered(
         ThreadPoolExecutor() as pool,
     ):
         answer = pool.submit(client.post, "/segment?tta=true", content=SLOW)
-        while "unet_in_flight 1.0" not in client.get("/metrics").text:
-            pass
+        until(lambda: "unet_in_flight 1.0" in client.get("/metrics").text)
         for process in replicas():
             os.kill(process, signal.SIGKILL)
         assert problem(answer.result(), 503) == "the replica was lost before it answered; try again"
@@ -142,8 +139,7 @@ def test_a_lost_node_costs_one_retry(ray_servers: "Servers", make_checkpoint: Ma
     with ray_servers.serve(model=make_checkpoint(), options={"num_replicas": 3}) as client:
         with asking(client, n_clients=12) as statuses:
             ray_servers.cluster.remove_node(node, allow_graceful=False)
-            while len(replicas()) > 2:
-                client.get("/health/live")
+            until(lambda: len(replicas()) == 2)
         assert 200 in statuses
         assert set(statuses) <= {200, 503}
 
@@ -162,8 +158,7 @@ def test_serve_run_with_the_config_file(ray_servers: "Servers", make_checkpoint:
             answer = client.get("/health")
             return answer.json()["model"]["path"] if answer.status_code == 200 else None
 
-        while served() != str(tmp_path / "best_model.pth"):
-            pass
+        until(lambda: served() == str(tmp_path / "best_model.pth"))
         assert client.post("/segment", content=IMAGE).status_code == 200
     ray_servers.delete("unet")
 
@@ -187,7 +182,7 @@ def replicas() -> set[int]:
 
 @contextmanager
 def asking(client: httpx.Client, n_clients: int = 2, body: bytes = IMAGE) -> Iterator[list[int]]:
-    """Clients that ask without a pause, each several times at least, and once more after a 503: statuses of answers,
+    """Clients that ask again and again, each several times at least, and once more after a 503: statuses of answers,
     where those of retries count."""
     statuses: list[int] = []
     over = threading.Event()
@@ -202,6 +197,7 @@ def asking(client: httpx.Client, n_clients: int = 2, body: bytes = IMAGE) -> Ite
                 assert again.status_code == 200, again.text
             statuses.append(answer.status_code)
             n += 1
+            over.wait(0.01)  # else they take the time in which replicas start
 
     with ThreadPoolExecutor(n_clients) as pool:
         clients = [pool.submit(ask) for _ in range(n_clients)]

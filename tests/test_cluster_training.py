@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import until
 from trainer_runs import TORCHRUN, arguments, assert_same_run, contents, history, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -144,13 +144,6 @@ def on_ray(address: str, folder: Path, *flags: str, **options: object) -> subpro
     return subprocess.Popen(command, env=environment, cwd=folder, text=True, **pipes)
 
 
-def wait_for(condition: Callable[[], bool], program: subprocess.Popen[str]) -> None:
-    pause = threading.Event()
-    while not condition():
-        assert program.poll() is None, "the program has ended before"
-        pause.wait(0.005)
-
-
 def has_saved(out: Path) -> bool:
     """Whether a run that is new has saved an epoch."""
     history, last = out / "history.csv", out / "last.pth"
@@ -175,9 +168,9 @@ def test_folds_on_ray_are_those_of_this_machine_also_when_they_are_interrupted(
     run = {"folds": 2, "fold": "all", "epochs": 15}
     second, log = Path("ray/fold-2"), Path("ray/fold-2/log.txt")
     with on_ray(address, tmp_path, out="ray", **run) as program:
-        wait_for(lambda: has_saved(second), program)
+        until(lambda: has_saved(second))
         os.kill(process_of("ray/fold-2", tmp_path), signal.SIGKILL)
-        wait_for(lambda: "where an earlier run was interrupted" in log.read_text(), program)
+        until(lambda: "where an earlier run was interrupted" in log.read_text())
         program.terminate()
         _, errors = program.communicate(timeout=100)
     assert program.returncode == 128 + signal.SIGTERM

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import png, running
+from conftest import png, running, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import main
@@ -35,13 +35,6 @@ def command(pid: int) -> bytes:
         return b""
 
 
-def wait_until(true: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def ask(url: str, image: bytes | None = None) -> httpx.Response:
     """A request on a connection of its own."""
     with httpx.Client(timeout=60, transport=httpx.HTTPTransport(retries=5)) as client:
@@ -61,7 +54,7 @@ def loaded(url: str) -> float:
 @pytest.mark.slow
 def test_workers_share_requests_and_metrics(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: loaded(url) == 2)
+        until(lambda: loaded(url) == 2)
         for _ in range(20):
             assert ask(f"{url}/segment", IMAGE).status_code == 200
         for _ in range(4):  # whichever answers
@@ -80,16 +73,16 @@ def test_workers_share_requests_and_metrics(make_checkpoint: Make) -> None:
 def test_a_worker_that_dies_is_replaced_and_its_counts_stay(make_checkpoint: Make) -> None:
     begun = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url), ExitStack() as stack:
-        wait_until(lambda: loaded(url) == 2)
+        until(lambda: loaded(url) == 2)
         assert ask(f"{url}/segment", IMAGE).status_code == 200
         slow = stack.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)))
         slow.sendall(begun)
-        wait_until(lambda: counted(url, "unet_in_flight") == 1)
+        until(lambda: counted(url, "unet_in_flight") == 1)
         for n, pid in enumerate(sorted(workers(program.pid))):  # one of them holds the request
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda pid=pid: not command(pid))
+            until(lambda pid=pid: not command(pid))
             assert ask(f"{url}/health").status_code == 200  # answered by the other one
-            wait_until(lambda n=n: loaded(url) == 3 + n)
+            until(lambda n=n: loaded(url) == 3 + n)
         assert counted(url, "unet_in_flight") == 0
         assert counted(url, "unet_requests_total", route="/segment", status="200") == 1
 
@@ -99,12 +92,12 @@ def test_requests_in_flight_are_finished_by_all_workers(make_checkpoint: Make) -
     """Also when a terminal sends Ctrl-C to all processes, and the parent a signal to the workers."""
     head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(IMAGE)
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url), ExitStack() as stack:
-        wait_until(lambda: loaded(url) == 2)
+        until(lambda: loaded(url) == 2)
         address = ("127.0.0.1", httpx.URL(url).port or 0)
         connections = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
         for connection in connections:
             connection.sendall(head + IMAGE[:9])
-        wait_until(lambda: counted(url, "unet_in_flight") == 8)
+        until(lambda: counted(url, "unet_in_flight") == 8)
         for pid in (program.pid, *workers(program.pid)):
             os.kill(pid, signal.SIGINT)
         time.sleep(2)
@@ -117,11 +110,11 @@ def test_requests_in_flight_are_finished_by_all_workers(make_checkpoint: Make) -
 @pytest.mark.slow
 def test_workers_end_with_their_parent(make_checkpoint: Make) -> None:
     with running("--workers", "2", "--model", str(make_checkpoint())) as (program, url):
-        wait_until(lambda: loaded(url) == 2)
+        until(lambda: loaded(url) == 2)
         left = workers(program.pid)
         program.kill()
         program.wait()
-        wait_until(lambda: not any(command(pid) for pid in left))
+        until(lambda: not any(command(pid) for pid in left))
 
 
 def test_a_port_in_use_is_not_shared(capsys: pytest.CaptureFixture[str]) -> None:

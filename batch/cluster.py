@@ -1,7 +1,8 @@
 """A Ray cluster: an actor on each core or GPU holds the model and does the jobs that threads do in one process.
 
 Ray Data distributes the images in blocks and restarts actors that die: blocks that were not returned whole are computed
-once more. Actors stage answers, and this program alone puts them in place, so that none is lost or there twice.
+once more. What has cost several actors is computed alone, so that an image that kills its process fails, and no other.
+Actors stage answers, and this program alone puts them in place, so that none is lost or there twice.
 """
 
 import logging
@@ -30,6 +31,7 @@ from unet.prediction import Input, Output
 BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor dies, and comes back at once
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
+RETRIES = 2  # of a block whose actor has died
 LARGE = 1 << 26  # pixels, or bytes of its file, above which an image is computed by all actors: ten seconds of a core
 
 
@@ -43,6 +45,7 @@ class Cluster:
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = -1  # an image may take long
+        context.max_errored_blocks = -1  # any number may be lost: see `outcomes`
 
         gpus = self._kind == "GPU"
         self._resources: dict[str, Any] = {"num_gpus" if gpus else "num_cpus": 1}  # of an actor
@@ -59,24 +62,29 @@ class Cluster:
     def outcomes(self, jobs: Sequence[Job], folder: Staging) -> Generator[Outcome]:
         """Outcomes of jobs as they come, those of large images last. Raises UserError."""
         large = [job for job in jobs if job.item.size > LARGE]
-        if small := [job for job in jobs if job.item.size <= LARGE]:
-            for found in self._each(small, folder):
+        left = {job.item: job for job in jobs if job.item.size <= LARGE}
+        for alone in (False, True):
+            for found in self._each(list(left.values()), folder, alone) if left else ():
                 if isinstance(found, UserError):
                     raise found
+                del left[found.item]
                 if isinstance(found, Job):
                     large.append(found)
                 else:
                     yield found
+        for item in left:
+            yield Outcome(item, failure=f"its process on the cluster died {RETRIES + 1} times: Ray's logs may say why")
         if large:
             yield from self._together(large, folder)
 
-    def _each(self, jobs: Sequence[Job], folder: Staging) -> Iterator[Outcome | Job | UserError]:
-        """Outcomes of images that one actor each computes; of a large one its job comes back."""
-        n_threads = self._settings.concurrency or {"CPU": CPU_THREADS, "GPU": GPU_THREADS}[self._kind]
+    def _each(self, jobs: Sequence[Job], folder: Staging, alone: bool) -> Iterator[Outcome | Job | UserError]:
+        """Outcomes of images that one actor each computes, one at a time if they are to be alone; of a large one its
+        job comes back, and nothing of one whose block is lost."""
+        n_threads = 1 if alone else self._settings.concurrency or {"CPU": CPU_THREADS, "GPU": GPU_THREADS}[self._kind]
         n_actors = sum(self._per_node)
         n_bytes = sum(job.item.size for job in jobs)
         wanted = max(BLOCKS * n_threads * n_actors, n_bytes // BLOCK_BYTES, len(jobs) // BLOCK_IMAGES)
-        n_blocks = min(wanted, len(jobs))
+        n_blocks = len(jobs) if alone else min(wanted, len(jobs))
         actors = ActorPoolStrategy(
             min_size=1,
             initial_size=min(n_actors, n_blocks),
@@ -88,6 +96,7 @@ class Cluster:
             cast(Any, Actor),  # it takes a class, too
             fn_constructor_args=self._arguments(folder),
             compute=actors,
+            max_task_retries=RETRIES,
             **self._resources,
         )
         return (row["found"] for row in done.iter_rows())

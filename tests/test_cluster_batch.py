@@ -166,6 +166,31 @@ def test_signals_and_a_killed_actor_cost_nothing(folder: Path) -> None:
     assert not list(Path("masks/.unet-segment/new").iterdir())
 
 
+def test_an_image_that_kills_its_process_fails_and_no_other(folder: Path) -> None:
+    for i in range(12):
+        Path(f"images/{i}.png").write_bytes(png(GREY))
+    deadly = """
+import os, sys
+import batch.cluster
+from batch.__main__ import main
+
+class Deadly(batch.cluster.Actor):
+    def __call__(self, row):
+        if row["job"].item.name == "7.png":
+            os._exit(1)
+        return super().__call__(row)
+
+batch.cluster.Actor = Deadly
+sys.exit(main(["images", "--engine", "ray"]))
+"""
+    ended = subprocess.run([sys.executable, "-c", deadly], env=_environment(), capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    assert len(list(Path("masks").glob("*_mask.png"))) == 11
+    assert "11 images segmented in " in ended.stdout
+    (failed,) = (line for line in ended.stderr.splitlines() if line.startswith("failed"))
+    assert failed.endswith("images/7.png: its process on the cluster died 3 times: Ray's logs may say why")
+
+
 def test_mistakes_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("images/a.png").write_bytes(png(GREY))
     node = f"(on node {socket.gethostname()})"

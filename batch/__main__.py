@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         with _signals(received):
             from batch.run import run
 
-            return run(settings, received)
+            return run(settings)
     except KeyboardInterrupt:
         number = signal.Signals(received[0])
         print(f"unet-segment: stopped by {number.name}; the same command goes on", file=sys.stderr)
@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 @contextmanager
 def _signals(received: list[int]) -> Iterator[None]:
     """In this block SIGTERM raises KeyboardInterrupt, too, with its number, which is also put into `received`, as Ray
-    raises one of its own, and Python ignores one that is raised in a destructor; a second signal ends the program at
-    once. Signals that the parent process ignores stay ignored."""
+    raises one of its own; a second signal ends the program at once. Signals that the parent process ignores stay
+    ignored."""
     handled = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
 
     def stop(number: int, _frame: FrameType | None) -> None:

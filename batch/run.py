@@ -23,8 +23,8 @@ REST = 20
 """While folders are watched, tables are joined at most in one of so many seconds."""
 
 
-def run(settings: SegmentSettings, received: Sequence[int]) -> int:
-    """Returns the exit status; `received`: signals so far. Raises UserError, OSError and KeyboardInterrupt."""
+def run(settings: SegmentSettings) -> int:
+    """Returns the exit status. Raises UserError and OSError."""
     out, stop = settings.out.resolve(), Stop()
     look = Look.at(settings.paths, out, Manifest(out).answers)
     look.check(settings.paths, settings.watch)
@@ -33,7 +33,7 @@ def run(settings: SegmentSettings, received: Sequence[int]) -> int:
     for folder_and_reason in look.unreadable:
         say(f"failed    {folder_and_reason}")
     with opened(settings, stop) as runner, OutFolder.claim(settings) as folder:
-        segmentation = Segmentation(settings, runner, folder, stop, received)
+        segmentation = Segmentation(settings, runner, folder, stop)
         if conflicts := folder.conflicts(items):
             first = some([f"{item.path}: {reason}" for item, reason in conflicts.items()])
             raise UserError(f"{first}; choose another --out, or images by a pattern, such as '*.tif'")
@@ -50,12 +50,9 @@ def run(settings: SegmentSettings, received: Sequence[int]) -> int:
 class Segmentation:
     """Images on their way, and how far they have come."""
 
-    def __init__(
-        self, settings: SegmentSettings, runner: Runner, folder: OutFolder, stop: Stop, received: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: SegmentSettings, runner: Runner, folder: OutFolder, stop: Stop) -> None:
         self.failed: dict[Path, tuple[Item, str]] = {}  # with the reason
         self._settings, self._runner, self._folder, self._stop = settings, runner, folder, stop
-        self._received = received
         self._model = ""  # id
         self._done: set[Item] = set()  # in this run
         self._skipped: set[Item] = set()  # as their answers were there
@@ -74,8 +71,6 @@ class Segmentation:
             with closing(self._runner.outcomes(jobs, self._folder)) as outcomes:
                 for outcome in shown(outcomes, len(jobs)):
                     self._take(outcome)
-                    if self._received:  # but its exception was ignored
-                        raise KeyboardInterrupt(self._received[0])
         self._busy = False
         for job in self._jobs(items):
             self._fail(job.item, "is answered by a model that the service does not have any more: it has changed often")

@@ -76,32 +76,6 @@ def test_whatever_ends_the_program_the_same_command_goes_on(number: signal.Signa
     assert not list(Path("masks/.unet-segment/new").iterdir())
 
 
-def test_a_signal_ends_the_run_also_where_its_exception_is_ignored() -> None:
-    for i in range(3):
-        Path(f"images/{i}.png").write_bytes(png(GREY))
-    interrupted = """
-import os, signal, sys
-from batch.__main__ import main
-from batch.run import Segmentation
-
-class Destroyed:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-
-def take(self, outcome):
-    Destroyed()
-    taken(self, outcome)
-
-taken, Segmentation._take = Segmentation._take, take
-sys.exit(main(["images"]))
-"""
-    path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    ended = subprocess.run([sys.executable, "-c", interrupted], env=path, capture_output=True, text=True)
-    assert "Exception ignored in: <function Destroyed.__del__" in ended.stderr
-    assert ended.stderr.splitlines()[-1] == "unet-segment: stopped by SIGINT; the same command goes on"
-    assert (ended.returncode, len(masks())) == (130, 1)
-
-
 def test_files_are_taken_when_they_do_not_change_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     def item(name: str, size: int) -> inputs.Item:
         return inputs.Item(Path(name), name, size, mtime_ns=size)

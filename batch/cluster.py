@@ -31,7 +31,7 @@ from unet.prediction import Input, Output
 BLOCK_BYTES = 2 << 20  # of image files: what is computed again when an actor dies, and comes back at once
 BLOCK_IMAGES = 32
 BLOCKS = 4  # for each thread of an actor, at least, so that all end at about the same time
-RETRIES = 2  # of a block whose actor has died
+TRIES = 3  # of an image whose actors die
 LARGE = 1 << 26  # pixels, or bytes of its file, above which an image is computed by all actors: ten seconds of a core
 
 
@@ -45,7 +45,6 @@ class Cluster:
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = -1  # an image may take long
-        context.max_errored_blocks = -1  # any number may be lost: see `outcomes`
 
         gpus = self._kind == "GPU"
         self._resources: dict[str, Any] = {"num_gpus" if gpus else "num_cpus": 1}  # of an actor
@@ -67,19 +66,21 @@ class Cluster:
             for found in self._each(list(left.values()), folder, alone) if left else ():
                 if isinstance(found, UserError):
                     raise found
+                if found is None:
+                    continue
                 del left[found.item]
                 if isinstance(found, Job):
                     large.append(found)
                 else:
                     yield found
         for item in left:
-            yield Outcome(item, failure=f"its process on the cluster died {RETRIES + 1} times: Ray's logs may say why")
+            yield Outcome(item, failure=f"its process on the cluster died {TRIES} times: Ray's logs may say why")
         if large:
             yield from self._together(large, folder)
 
-    def _each(self, jobs: Sequence[Job], folder: Staging, alone: bool) -> Iterator[Outcome | Job | UserError]:
+    def _each(self, jobs: Sequence[Job], folder: Staging, alone: bool) -> Iterator[Outcome | Job | UserError | None]:
         """Outcomes of images that one actor each computes, one at a time if they are to be alone; of a large one its
-        job comes back, and nothing of one whose block is lost."""
+        job comes back, of one that has cost `TRIES` actors None."""
         n_threads = 1 if alone else self._settings.concurrency or {"CPU": CPU_THREADS, "GPU": GPU_THREADS}[self._kind]
         n_actors = sum(self._per_node)
         n_bytes = sum(job.item.size for job in jobs)
@@ -96,7 +97,6 @@ class Cluster:
             cast(Any, Actor),  # it takes a class, too
             fn_constructor_args=self._arguments(folder),
             compute=actors,
-            max_task_retries=RETRIES,
             **self._resources,
         )
         return (row["found"] for row in done.iter_rows())
@@ -120,6 +120,7 @@ class Actor:
 
     def __init__(self, settings: SegmentSettings, staging: Staging, model: str, n_processes: int, large: int) -> None:
         self._mistake: UserError | None = None
+        self._staging = staging
         try:
             self._engine = _engine(settings, staging, model, n_processes, large)
             self._worker = Worker(self._engine, staging)
@@ -127,9 +128,12 @@ class Actor:
             self._mistake = _told(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The outcome of a job; the job itself if its image is large."""
+        """The outcome of a job; the job itself if its image is large; None if it has cost too many actors."""
+        if self._mistake:
+            return {"found": self._mistake}
         try:
-            return {"found": self._mistake or self._worker(row["job"])}
+            with self._staging.tried(row["job"].item) as n:
+                return {"found": self._worker(row["job"]) if n <= TRIES else None}
         except LargeImage:
             return {"found": row["job"]}
         except (UserError, OSError) as error:

@@ -5,9 +5,11 @@ however the program ends: an answer that is there is whole, and is the one that 
 manifest does not know is somebody else's.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +33,19 @@ class Staging:
         """The name of an answer, and the file where it waits for `commit`. Raises OSError."""
         name = _name(item.stem, kind, SUFFIXES[answer.media_type])
         return name, write_temporary(self.root / name, answer.body, self.new)
+
+    @contextmanager
+    def tried(self, item: Item) -> Iterator[int]:
+        """In this block an image is tried: for the n-th time, if the processes that did before have died there. Raises
+        OSError."""
+        note = self.new / sha256(os.fsencode(item.stem)).hexdigest()
+        with note.open("ab", buffering=0) as file:
+            file.write(b".")
+            n = file.tell()
+        try:
+            yield n
+        finally:
+            note.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes what a killed program, or actor, has left."""

@@ -175,10 +175,10 @@ import batch.cluster
 from batch.__main__ import main
 
 class Deadly(batch.cluster.Actor):
-    def __call__(self, row):
-        if row["job"].item.name == "7.png":
-            os._exit(1)
-        return super().__call__(row)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        work = self._worker
+        self._worker = lambda job: os._exit(1) if job.item.name == "7.png" else work(job)
 
 batch.cluster.Actor = Deadly
 sys.exit(main(["images", "--engine", "ray"]))

@@ -84,6 +84,7 @@ def variants() -> dict[str, Any]:
         "crops-64": replace(default, image_size=64, batch_size=8),
         "batch-8": replace(default, batch_size=8),
         "gamma": augmented(gamma=0.7, contrast=0.5, brightness=0.5),
+        "brightness": augmented(brightness=1.0),
         "blur": augmented(blur=3),
         "gamma-blur": augmented(gamma=0.7, contrast=0.5, brightness=0.5, blur=3),
         "contrast": augmented(contrast=1.5),

@@ -178,7 +178,14 @@ class Deadly(batch.cluster.Actor):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         work = self._worker
-        self._worker = lambda job: os._exit(1) if job.item.name == "7.png" else work(job)
+        self._worker = lambda job: os._exit(1) if dies(job.item.path) else work(job)
+
+def dies(image):
+    if image.name == "8.png":  # three times, as one beside a deadly image may
+        with image.with_name("deaths").open("a") as deaths:
+            deaths.write(".")
+            return deaths.tell() <= 3
+    return image.name == "7.png"
 
 batch.cluster.Actor = Deadly
 sys.exit(main(["images", "--engine", "ray"]))

@@ -80,7 +80,7 @@ def test_a_run_writes_the_promised_files(data: Path, out: Path, capsys: pytest.C
 def test_few_images_are_all_learned_from_in_the_end(
     data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of four images gives the score of three epochs of five. The last two learn from it, and score nothing."""
+    """One of four images gives the score of two epochs of five. The last three learn from it, and score nothing."""
     images, pages = [], []
 
     def watched(learner: Any, batches: Batches, *rest: Any) -> dict[str, float]:
@@ -90,25 +90,25 @@ def test_few_images_are_all_learned_from_in_the_end(
 
     monkeypatch.setattr(run, "train_epoch", watched)
     assert train(data=data, out=out, epochs=5) == 0
-    assert images == [3, 3, 3, 4, 4]
-    assert pages[2] is None
-    assert pages[3] == (out / "samples.png").read_bytes()  # what the network did not know by heart yet
+    assert images == [3, 3, 4, 4, 4]
+    assert pages[1] is None
+    assert pages[2] == (out / "samples.png").read_bytes()  # what the network did not know by heart yet
     rows = history(out)
-    assert [bool(row["score"]) for row in rows] == [bool(row["threshold"]) for row in rows] == [True] * 3 + [False] * 2
+    assert [bool(row["score"]) for row in rows] == [bool(row["threshold"]) for row in rows] == [True] * 2 + [False] * 3
     model = checkpoints.load(out / "best_model.pth")
     assert model.training["epoch"] == 5
-    assert model.training["scored"]["epoch"] == 3
+    assert model.training["scored"]["epoch"] == 2
     assert model.training["scored"]["joined"]
     assert model.threshold == 0.5  # a single image is no reason for another one
     report = json.loads((out / "report.json").read_text())
-    assert f"{report['score']:.6g}" == rows[2]["score"]
+    assert f"{report['score']:.6g}" == rows[1]["score"]
     assert report["score_error"] is report["scored"]["score_error"] is None
 
     printed = capsys.readouterr().out
-    assert "the score is that of the 1 image held out until 60% of the run" in printed
+    assert "the score is that of the 1 image held out until 30% of the run" in printed
     assert printed.count("from now on the run learns from the 1 image that gave the score, too") == 1
     assert re.search(r"^epoch +4/5  loss \d\.\d{4}  \d+\.\d s, ", printed, re.M)
-    said = r"^finished: score \d\.\d{4} on held-out images in epoch 3, before they were learned from; .* last epoch, 5$"
+    said = r"^finished: score \d\.\d{4} on held-out images in epoch 2, before they were learned from; .* last epoch, 5$"
     assert re.search(said, printed, re.M)
 
 
@@ -128,7 +128,7 @@ def test_images_join_after_their_share_of_the_time(data: Path, out: Path, monkey
     monkeypatch.setattr(run, "train_epoch", train_epoch)
     monkeypatch.setattr("trainer.report.account", lambda *_: None)
     assert train(data=data, out=out, epochs=100, max_minutes=1) == 0
-    assert found == [(3, 36), (4, 60)]
+    assert found == [(3, 18), (4, 60)]
 
 
 def test_a_run_with_one_image(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

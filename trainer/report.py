@@ -17,7 +17,7 @@ import unet
 from trainer.check import describe
 from trainer.data import DataSet, Sample
 from trainer.folder import REPORT, Progress, RunFolder, flat
-from trainer.inputs import JOIN, Division, classes_in
+from trainer.inputs import Division, classes_in
 from trainer.losses import IGNORED
 from trainer.metrics import object_scores
 from trainer.objects import ObjectCounts
@@ -49,10 +49,10 @@ def print_start(
         *describe(data),
         sep="\n          ",
     )
-    if division.joins:
+    if division.join < 1:
         print(
-            f"          the score is that of the {plural(len(val), 'image')} held out until {JOIN:.0%} of the run; "
-            "after that the run learns from all images. To hold them out to the end: --val-fraction 0.2"
+            f"          the score is that of the {plural(len(val), 'image')} held out until {division.join:.0%} of the "
+            "run; after that the run learns from all images. To hold them out to the end: --val-fraction 0.2"
         )
     for samples, purpose, consequence in ((train, "train on", "is not learnt"), (val, "validate on", "has no score")):
         for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):

@@ -21,7 +21,7 @@ from trainer.data.upright import are_upright
 from trainer.fit import train_epoch, validate
 from trainer.folder import CURVES, LAST, SAMPLES, Progress, RunFolder, claim
 from trainer.heartbeat import Heartbeat
-from trainer.inputs import JOIN, Division, divide, ignored_share, read, read_unlabelled, smallest_object
+from trainer.inputs import Division, divide, ignored_share, read, read_unlabelled, smallest_object
 from trainer.learner import Learner
 from trainer.pace import VALIDATION, Pace
 from trainer.recipes import Recipe
@@ -248,8 +248,7 @@ class Trainer:
         stop.epoch = progress.epoch
         started = time.monotonic()
         while not progress.finished:
-            holding_out = self.division.joins and not progress.joined
-            until = self.schedule.seconds * (JOIN if holding_out else 1)
+            until = self.schedule.seconds * (1 if progress.joined else self.division.join)
             elapsed = progress.elapsed + world.broadcast(time.monotonic() - started)
             others, tell = self.unlabelled, partial(self.tell, heartbeat)
             row = train_epoch(
@@ -267,10 +266,10 @@ class Trainer:
             progress.finished = done >= 1
             heartbeat.at(self.pace.position())
             report.print_epoch(row, self.recipe.epochs, self.schedule.remaining(progress.epoch, progress.elapsed))
-            if not progress.joined and (progress.finished or (holding_out and done >= JOIN)):
+            if not progress.joined and done >= self.division.join:
                 self.examine()
-            if holding_out and done >= JOIN and not progress.finished:
-                self.join()
+                if not progress.finished:
+                    self.join()
             if world.is_first() and (progress.finished or time.monotonic() >= self.next_save):
                 self.save()
                 heartbeat.beat()

@@ -60,11 +60,11 @@ def test_a_run_that_was_interrupted_after_images_joined_holds_none_out_again(
     assert train_in(half) == 143
     at_epoch.nothing()
     progress = checkpoints.read(half / "out" / "last.pth")[0]["progress"]
-    assert (progress["epoch"], progress["joined"], progress["scored"]["epoch"]) == (2, True, 1)
+    assert (progress["epoch"], progress["joined"], progress["scored"]["epoch"]) == (2, True, 2)
     page = (half / "out" / "samples.png").read_bytes()
     assert_resumes(half, whole)
     assert (half / "out" / "samples.png").read_bytes() == page
-    assert [bool(row["score"]) for row in history(half / "out")] == [True, False, False]
+    assert [bool(row["score"]) for row in history(half / "out")] == [True, True, False]
 
 
 def test_how_often_a_run_is_saved_changes_nothing(half: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

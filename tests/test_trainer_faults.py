@@ -224,7 +224,7 @@ def test_a_run_that_failed_in_its_first_epoch_blocks_nobody(half: Path, at_epoch
         ),
         (
             lambda data: [path.write_bytes(path.read_bytes() + b" ") for path in data.glob("*/*.png")],
-            "Training_Labels/0.png has changed; and 3 more files)",
+            "Training_Images/4.png has changed; and 5 more files)",
         ),
         (lambda data: (data / "Training_Labels" / "2.png").unlink(), "Training_Images/2.png: has no label"),
         (

@@ -38,7 +38,7 @@ def train(*flags: str, **options: object) -> int:
 
 
 def in_folder(folder: Path, *flags: str, **options: object) -> list[str]:
-    """Command line of three epochs in a folder, the same every time. One of four images is held out in the first two
+    """Command line of three epochs in a folder, the same every time. One of five images is held out in the first two
     epochs, and learned from in the third."""
     return arguments(*flags, **{"data": folder / "data", "out": folder / "out", "epochs": 3, "seed": 1, **options})
 
@@ -129,7 +129,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole, half = folder / "whole", folder / "half"
     for part in ("Training_Images", "Training_Labels"):
         (whole / "data" / part).mkdir(parents=True)
-    for i in range(4):
+    for i in range(5):
         image, label = sample.generate(np.random.default_rng(i), 40)
         (whole / "data" / "Training_Images" / f"{i}.png").write_bytes(png(image))
         (whole / "data" / "Training_Labels" / f"{i}.png").write_bytes(png(label))

@@ -89,6 +89,8 @@ def variants() -> dict[str, Any]:
         "gamma-blur": augmented(gamma=0.7, contrast=0.5, brightness=0.5, blur=3),
         "contrast": augmented(contrast=1.5),
         "scale": augmented(scale=0.5),
+        "sizes": augmented(scale=1.0),
+        "sizes-adamw": replace(augmented(scale=1.0), optimizer="adamw"),
         "unlabelled": default,
         "tutorial": RECIPES["tutorial"],
     }

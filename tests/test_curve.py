@@ -78,12 +78,12 @@ def test_each_part_of_the_images_is_in_the_next_and_is_spread() -> None:
 
 def test_the_same_images_are_held_out_in_all_runs() -> None:
     held_out = samples(2)
-    division = Division(samples(8), held_out, "spread", join=0.6)
+    division = Division(samples(8), held_out, "spread", held_out_until=0.6)
     runs = curve.parts(TrainSettings(out=Path("model")), division)
     assert [str(settings.out) for settings, _ in runs] == ["model/curve/2", "model/curve/4", "model"]
-    assert all(part.validation is held_out and part.join == 1 for _, part in runs)
+    assert all(part.validation is held_out and part.held_out_until == 1 for _, part in runs)
     with pytest.raises(UserError, match="expected at least 2 images to train on"):
-        curve.parts(TrainSettings(), Division(samples(1), held_out, "spread", join=0.6))
+        curve.parts(TrainSettings(), Division(samples(1), held_out, "spread", held_out_until=0.6))
 
 
 @pytest.mark.slow

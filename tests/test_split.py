@@ -139,7 +139,7 @@ def test_a_single_image_is_cut() -> None:
             np.testing.assert_array_equal(part.image, wide.image[:, columns])
             np.testing.assert_array_equal(part.label, wide.label[:, columns])
             np.testing.assert_array_equal(part.objects, objects[:, columns])
-        assert division.join == 0.15
+        assert division.held_out_until == 0.15
     high = Sample("rgb", np.zeros((8, 5, 3), np.uint8), np.zeros((8, 5), np.uint8))
     assert [part.image.shape for part in halves(high)] == [(6, 5, 3), (2, 5, 3)]
 
@@ -147,11 +147,15 @@ def test_a_single_image_is_cut() -> None:
 def test_few_images_to_validate_on_are_learned_from_in_the_end_unless_flags_say_how_many_there_are() -> None:
     many = [sample(shade=i) for i in range(5 * ENOUGH)]
     assert len(parts(many).validation) == ENOUGH
-    assert parts(many).join == 1
+    assert parts(many).held_out_until == 1
     few = many[1:]
-    assert parts(few).join == parts(few, val_split="random").join == 0.6
-    assert parts(few, val_fraction=0.2).join == parts(few, folds=5).join == 1
-    assert [parts(many[:n]).join for n in (8, 4, 2)] == [0.6, 0.3, 0.15]  # one of two is missed more than two of eight
+    assert parts(few).held_out_until == parts(few, val_split="random").held_out_until == 0.6
+    assert parts(few, val_fraction=0.2).held_out_until == parts(few, folds=5).held_out_until == 1
+    assert [parts(many[:n]).held_out_until for n in (8, 4, 2)] == [
+        0.6,
+        0.3,
+        0.15,
+    ]  # one of two is missed more than two of eight
 
 
 @pytest.mark.parametrize(

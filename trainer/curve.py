@@ -40,7 +40,7 @@ def parts(settings: TrainSettings, division: Division) -> list[tuple[TrainSettin
         raise UserError("--curve: expected at least 2 images to train on, and 1 to validate on")
     folders = [settings.out / FOLDER / str(len(training)) for training in chosen[:-1]] + [settings.out]
     return [
-        (settings.model_copy(update={"out": out}), replace(division, training=training, join=1.0))
+        (settings.model_copy(update={"out": out}), replace(division, training=training, held_out_until=1.0))
         for out, training in zip(folders, chosen, strict=True)
     ]
 

@@ -49,10 +49,11 @@ def print_start(
         *describe(data),
         sep="\n          ",
     )
-    if division.join < 1:
+    if division.held_out_until < 1:
         print(
-            f"          the score is that of the {plural(len(val), 'image')} held out until {division.join:.0%} of the "
-            "run; after that the run learns from all images. To hold them out to the end: --val-fraction 0.2"
+            f"          the score is that of the {plural(len(val), 'image')} held out until "
+            f"{division.held_out_until:.0%} of the run; after that the run learns from all images. To hold them out to "
+            "the end: --val-fraction 0.2"
         )
     for samples, purpose, consequence in ((train, "train on", "is not learnt"), (val, "validate on", "has no score")):
         for i in sorted(set(range(len(data.class_values))) - classes_in(samples)):

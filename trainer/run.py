@@ -248,7 +248,7 @@ class Trainer:
         stop.epoch = progress.epoch
         started = time.monotonic()
         while not progress.finished:
-            until = self.schedule.seconds * (1 if progress.joined else self.division.join)
+            until = self.schedule.seconds * (1 if progress.joined else self.division.held_out_until)
             elapsed = progress.elapsed + world.broadcast(time.monotonic() - started)
             others, tell = self.unlabelled, partial(self.tell, heartbeat)
             row = train_epoch(
@@ -266,7 +266,7 @@ class Trainer:
             progress.finished = done >= 1
             heartbeat.at(self.pace.position())
             report.print_epoch(row, self.recipe.epochs, self.schedule.remaining(progress.epoch, progress.elapsed))
-            if not progress.joined and done >= self.division.join:
+            if not progress.joined and done >= self.division.held_out_until:
                 self.examine()
                 if not progress.finished:
                     self.join()

@@ -36,8 +36,8 @@ class Staging:
 
     @contextmanager
     def tried(self, item: Item) -> Iterator[int]:
-        """In this block an image is tried: for the n-th time, if the processes that did before have died there. Raises
-        OSError."""
+        """Count tries of an image that a killed process leaves unfinished: 1 in the first block, 2 if a process has
+        died in one, ... Raises OSError."""
         note = self.new / sha256(os.fsencode(item.stem)).hexdigest()
         with note.open("ab", buffering=0) as file:
             file.write(b".")

@@ -48,7 +48,10 @@ def test_the_default_recipe_suits_its_data() -> None:
     default = RECIPES["default"]
     assert default.suited(1, 0.0, 20) == default
     assert default.suited(3, 0.0, 20).loss == default.suited(1, 0.5, 20).loss == "ce+dice"
-    assert default.suited(3, 0.0, 4, instances=True).augmentation.contrast == 1.5
+    few = default.suited(3, 0.0, 4, instances=True)
+    assert few.augmentation.contrast == 1.5
+    assert few.epochs < default.suited(3, 0.0, 8, instances=True).epochs == default.epochs
+    assert default.override(epochs=7).suited(3, 0.0, 4, instances=True).epochs == 7
     assert default.suited(1, 0.0, 4) == default
     for name in ("quick", "tutorial", "paper"):
         assert RECIPES[name].suited(3, 0.5, 2) == RECIPES[name]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture, png
-from trainer_runs import history, train
+from trainer_runs import arguments, history, train
 
 from trainer import learner, run
+from trainer.__main__ import main
 from trainer.data import Batches
 from trainer.fit import train_epoch, validate
 from unet import Predictor
@@ -129,6 +130,22 @@ def test_images_join_after_their_share_of_the_time(data: Path, out: Path, monkey
     monkeypatch.setattr("trainer.report.account", lambda *_: None)
     assert train(data=data, out=out, epochs=100, max_minutes=1) == 0
     assert found == [(3, 18), (4, 60)]
+
+
+def test_a_few_images_of_objects_are_learned_in_fewer_epochs_unless_a_flag_says_how_many(
+    data: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"data": data, "out": out, "labels": "instances", "recipe": "default", "max_minutes": 0.01}
+    command = arguments(**options)
+    at = command.index("--epochs")
+    assert main(command[:at] + command[at + 2 :]) == 0
+    printed = capsys.readouterr().out
+    assert "40 epochs, not 400: after a longer run on a few images of objects" in printed
+    assert re.search(r"^epoch +1/40 ", printed, re.M)
+    assert train("--force", **options, epochs=300) == 0
+    printed = capsys.readouterr().out
+    assert "longer run" not in printed
+    assert re.search(r"^epoch +1/300 ", printed, re.M)
 
 
 def test_a_run_with_one_image(data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

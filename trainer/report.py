@@ -66,6 +66,12 @@ def print_start(
     print(f"recipe    {recipe}")
     if recipe.augmentation.upright:
         print("          classes lie one above the other in all images: they are not turned, only mirrored")
+    usual = settings.resolved_recipe().epochs
+    if recipe.epochs < usual:
+        print(
+            f"          {recipe.epochs} epochs, not {usual}: after a longer run on a few images of objects, masks of "
+            f"other images are too large. To have it all the same: --epochs {usual}"
+        )
     if settings.verbose:
         print(*(f"          {name} {value}" for name, value in flat(asdict(recipe)).items()), sep="\n")
     print(f"device    {describe_choice(settings.device, device)}", flush=True)

@@ -100,7 +100,7 @@ def prepare(settings: TrainSettings, recipe: Recipe, device: torch.device) -> li
     upright = are_upright(data.samples, len(data.class_values))
     recipe = recipe.suited(
         data.n_classes, ignored_share(data.samples), len(data.samples), instances=data.instances, upright=upright
-    )
+    ).override(epochs=settings.epochs)
     source, recipe = initial.load(settings, recipe)
     if len(divided) > 1 and world.is_first():
         for name in (curve.CSV, curve.PICTURE, folds.CSV):  # `conclude` writes them when all runs are there

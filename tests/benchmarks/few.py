@@ -142,7 +142,8 @@ def one_run(arguments: argparse.Namespace, name: str, n: int, seed: int, variant
         link(arguments.data / chosen.folder, chosen.truth or chosen.labels, held_out, out / "held_out")
         command = [sys.executable, __file__, str(arguments.data), "--out", str(out), "--threads"]
         command += [str(arguments.threads), "--run", variant, "--data", str(out / "data"), "--out", str(out), "--force"]
-        command += ["--max-minutes", f"{arguments.minutes:g}", "--epochs", "100000", "--seed", str(seed)]
+        command += ["--max-minutes", f"{arguments.minutes:g}", "--seed", str(seed)]
+        command += ["--epochs", "100000"] if variant == "tutorial" else []  # as much time as the others
         command += ["--base-channels", str(arguments.base_channels), "--device", arguments.device, *chosen.flags]
         if arguments.init_from:
             command += ["--init-from", str(arguments.init_from)]

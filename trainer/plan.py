@@ -78,7 +78,7 @@ def choose(settings: TrainSettings, recipe: Recipe, data: DataSet, samples: list
     minutes = settings.max_minutes or MINUTES
     for width in WIDTHS:
         try:
-            seconds, epoch = time_step(suited(replace(recipe, base_channels=width), device), data, samples, device)
+            seconds, epoch = time_step(replace(recipe, base_channels=width), data, samples, device)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or width == WIDTHS[0]:
                 raise

@@ -86,10 +86,10 @@ class Recipe:
             suited = replace(suited, loss="ce+dice")
         # a few images do not show how bright objects can be: AP at IoU 0.5 from two images of nuclei 0.65 -> 0.69;
         # vessels and tissue gained nothing, and membranes lost. The longer the run, the further masks of other images
-        # reach into the glow around objects: AP 0.71 after 2 minutes, 0.68 after 6, 0.61 after 30; membranes gain
+        # reach into the glow around objects: AP 0.71 after 2 minutes, 0.68 after 6, 0.61 after 30. Membranes gain
         if instances and n_images <= FEW:
             how = replace(suited.augmentation, contrast=1.5)
-            suited = replace(suited, epochs=min(suited.epochs, SOON), augmentation=how)
+            suited = replace(suited, epochs=min(suited.epochs, SOON[self.optimizer]), augmentation=how)
         if upright:
             suited = replace(
                 suited, augmentation=replace(suited.augmentation, upright=True, quarter_turns=False, rotation=10)
@@ -111,8 +111,9 @@ class Recipe:
         )
 
 
-FEW, SOON = 4, 40
-"""Images of objects up to which they are augmented more strongly, and epochs after which a run on them ends."""
+FEW = 4
+"""Images of objects up to which they are augmented more strongly, and learned from in fewer epochs:"""
+SOON = {"muon": 40, "adamw": 100}
 
 STRONG = Augmentation(
     quarter_turns=True, rotation=45, scale=0.2, elastic=8, brightness=0.2, contrast=0.25, gamma=0.25, blur=1, noise=0.2

@@ -97,21 +97,21 @@ def prepare(settings: TrainSettings, recipe: Recipe, device: torch.device) -> li
     else:
         division = divide(data.samples, settings)
         divided = curve.parts(settings, division) if settings.curve else [(settings, division)]
+    # one that has begun, as its plan and optimiser are kept
+    one = next((each for each, _ in divided if (each.out / LAST).exists()), divided[0][0])
     upright = are_upright(data.samples, len(data.class_values))
-    recipe = recipe.suited(
+    recipe = planning.optimizer(one, recipe, device).suited(
         data.n_classes, ignored_share(data.samples), len(data.samples), instances=data.instances, upright=upright
-    ).override(epochs=settings.epochs)
-    source, recipe = initial.load(settings, recipe)
+    )
+    source, recipe = initial.load(settings, recipe.override(epochs=settings.epochs))
     if len(divided) > 1 and world.is_first():
         for name in (curve.CSV, curve.PICTURE, folds.CSV):  # `conclude` writes them when all runs are there
             (settings.out / name).unlink(missing_ok=True)
-    # one that has begun, as its plan and optimiser are kept
-    one = next((each for each, _ in divided if (each.out / LAST).exists()), divided[0][0])
     minutes = planning.minutes(settings, device)
     if minutes and len(divided) > 1 and settings.engine == "local":
         one = one.model_copy(update={"max_minutes": minutes / len(divided)})
     plan = planning.plan(one, recipe, data, divided[-1][1].training, device)
-    recipe = planning.optimizer(one, replace(recipe, base_channels=plan.base_channels) if plan else recipe, device)
+    recipe = replace(recipe, base_channels=plan.base_channels) if plan else recipe
     limit = {"max_minutes": plan.max_minutes if plan else one.max_minutes}
     return [
         Part(each.model_copy(update=limit), recipe, source, data, division, plan, each.out != settings.out)

@@ -12,7 +12,7 @@ import torch
 from conftest import picture, png
 from trainer_runs import arguments, history, train
 
-from trainer import learner, run
+from trainer import learner, muon, run
 from trainer.__main__ import main
 from trainer.data import Batches
 from trainer.fit import train_epoch, validate
@@ -132,17 +132,26 @@ def test_images_join_after_their_share_of_the_time(data: Path, out: Path, monkey
     assert found == [(3, 18), (4, 60)]
 
 
+@pytest.mark.parametrize(("fast", "optimizer", "epochs"), [(True, "muon", 40), (False, "adamw", 100)])
 def test_a_few_images_of_objects_are_learned_in_fewer_epochs_unless_a_flag_says_how_many(
-    data: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fast: bool,
+    optimizer: str,
+    epochs: int,
 ) -> None:
+    """By the optimiser that suits the device."""
+    monkeypatch.setattr(muon, "fast_bf16", lambda device: fast)
     options = {"data": data, "out": out, "labels": "instances", "recipe": "default", "max_minutes": 0.01}
     command = arguments(**options)
     at = command.index("--epochs")
     assert main(command[:at] + command[at + 2 :]) == 0
     printed = capsys.readouterr().out
-    found = re.search(r"(\d+) epochs, not 400: after a longer run on a few images of objects", printed)
-    assert found
-    assert re.search(rf"^epoch +1/{found[1]} ", printed, re.M)
+    assert f"{epochs} epochs, not 400: after a longer run on a few images of objects" in printed
+    assert f" {optimizer} at " in printed
+    assert re.search(rf"^epoch +1/{epochs} ", printed, re.M)
     assert train("--force", **options, epochs=300) == 0
     printed = capsys.readouterr().out
     assert "longer run" not in printed

@@ -112,8 +112,9 @@ class Recipe:
 
 
 FEW = 4
-"""Images of objects up to which they are augmented more strongly, and learned from in fewer epochs:"""
+"""Images of objects up to which they are augmented more strongly and have fewer epochs."""
 SOON = {"muon": 40, "adamw": 100}
+"""Epochs of a few images of objects, by the optimiser: AdamW needs more for the same score."""
 
 STRONG = Augmentation(
     quarter_turns=True, rotation=45, scale=0.2, elastic=8, brightness=0.2, contrast=0.25, gamma=0.25, blur=1, noise=0.2

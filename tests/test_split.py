@@ -151,11 +151,8 @@ def test_few_images_to_validate_on_are_learned_from_in_the_end_unless_flags_say_
     few = many[1:]
     assert parts(few).held_out_until == parts(few, val_split="random").held_out_until == 0.6
     assert parts(few, val_fraction=0.2).held_out_until == parts(few, folds=5).held_out_until == 1
-    assert [parts(many[:n]).held_out_until for n in (8, 4, 2)] == [
-        0.6,
-        0.3,
-        0.15,
-    ]  # one of two is missed more than two of eight
+    for n, share in ((8, 0.6), (4, 0.3), (2, 0.15)):  # one of two is missed more than two of eight
+        assert parts(many[:n]).held_out_until == share
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def print_start(
     if recipe.epochs < usual:
         print(
             f"          {recipe.epochs} epochs, not {usual}: after a longer run on a few images of objects, masks of "
-            f"other images are too large. To have it all the same: --epochs {usual}"
+            f"other images would be too large. For the longer run: --epochs {usual}"
         )
     if settings.verbose:
         print(*(f"          {name} {value}" for name, value in flat(asdict(recipe)).items()), sep="\n")

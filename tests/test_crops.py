@@ -149,24 +149,28 @@ def test_places_of_all_classes_but_the_most_common_one() -> None:
     one = flat((30, 40, 1), (3, 5, 2), (7, 9, 2), (0, 0, IGNORED))
     many = flat()
     many.label[:20, :20] = 2
-    first, second = places_of_rare_classes([one.label, many.label], 4, seed=0)
+    (first, second), chances = places_of_rare_classes([one.label, many.label], 4, seed=0)
     assert [(i, pixels.tolist()) for i, pixels in first] == [(0, [[30, 40]])]
     (i, few), (j, drawn) = second
     assert (i, sorted(few.tolist())) == (0, [[3, 5], [7, 9]])
     assert (j, drawn.shape, drawn.max()) == (1, (PLACES, 2), 19)
     assert len({tuple(pixel) for pixel in drawn.tolist()}) == PLACES
+    # the first class has 1 of 15,359 pixels, less than a thousandth, and counts as if it had that; the other has 402
+    assert sum(chances) == pytest.approx(1)
+    assert chances[0] / chances[1] == pytest.approx(402 / 15.359)
 
 
 def test_a_share_of_the_crops_is_centred_on_rare_classes() -> None:
-    """A third; both classes count alike, though one of them has a hundred times the pixels."""
-    rare = flat((40, 50, 1))
-    rare.label[25:35, 60:70] = 2
+    """A third: a quarter of it is of the class that has three times the pixels of the other one."""
+    rare = flat()
+    rare.label[35:43, 45:50] = 1
+    rare.label[25:37, 60:70] = 2
     recipe = replace(RECIPE, augmentation=Augmentation(flip=False), balance=1 / 3)
     crops = batches([rare, flat()], recipe, n_classes=3)
     labels = torch.cat([batch.labels for epoch in range(10) for batch in crops.epoch(epoch)])
     middle = labels[:, 15, 15]
-    assert ((middle == 1).float().mean()) == pytest.approx(1 / 6, abs=0.04)
-    assert ((middle == 2).float().mean()) == pytest.approx(1 / 6, abs=0.04)
+    assert ((middle == 1).float().mean()) == pytest.approx(1 / 4, abs=0.04)
+    assert ((middle == 2).float().mean()) == pytest.approx(1 / 12, abs=0.04)
     unbalanced = batches([rare, flat()], replace(recipe, balance=0.0), n_classes=3)
     assert (torch.cat([batch.labels for batch in unbalanced.epoch(1)])[:, 15, 15] != 0).float().mean() < 0.1
 

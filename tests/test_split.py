@@ -77,7 +77,7 @@ def test_every_sample_is_validated_on_in_exactly_one_fold(kind: SplitKind) -> No
 
 @pytest.mark.parametrize(("folds", "fold"), [(3, 4), (3, 0), (11, 1)])
 def test_folds_that_do_not_exist_are_refused(folds: int, fold: int) -> None:
-    with pytest.raises(UserError, match=rf"--fold {fold} --folds {folds}: expected .* <= 10, the number of images"):
+    with pytest.raises(UserError, match=rf"--fold {fold} --folds {folds}: expected .* <= 10 .images."):
         split_fold(range(10), folds, fold)
 
 

@@ -63,9 +63,7 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
         raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
     asked = settings.model_fields_set & {"val_fraction", "folds"}
     if len(asked) == 2:
-        raise UserError(
-            f"--val-fraction {settings.val_fraction} and --folds {settings.folds}: expected one of them only"
-        )
+        raise UserError(f"--val-fraction {settings.val_fraction}, --folds {settings.folds}: expected only one of them")
     kind = settings.val_split
     if len(samples) == 1:
         samples, kind = halves(samples[0]), "contiguous"

@@ -47,7 +47,7 @@ class Recipe:
     epochs: int = 200
     min_steps: int = 20  # fewest batches in an epoch, which is otherwise one pass over the area of all images
     augmentation: Augmentation = field(default_factory=Augmentation)
-    balance: float = 0.0  # share of the crops centred on a pixel of a class drawn evenly from all but the most common
+    balance: float = 0.0  # share of the crops that are centred on a pixel of a rare class
 
     dropout: float = 0.0  # dropout probability at the end of the contracting path, as in the paper
     loss: LossName = "ce+dice"

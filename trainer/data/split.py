@@ -76,9 +76,7 @@ def split_fold(order: Sequence[int], folds: int, fold: int) -> tuple[list[int], 
     """Indices for (training, validation) in fold 1 .. `folds` of a cross-validation: each sample is validated on once.
     Raises UserError if there is no such fold, or more folds than samples."""
     if not 1 <= fold <= folds <= len(order):
-        raise UserError(
-            f"--fold {fold} --folds {folds}: expected 1 <= fold <= folds <= {len(order)}, the number of images"
-        )
+        raise UserError(f"--fold {fold} --folds {folds}: expected 1 <= fold <= folds <= {len(order)} (images)")
     val = np.array_split(np.array(order), folds)[fold - 1].tolist()
     return sorted(set(order) - set(val)), sorted(val)
 

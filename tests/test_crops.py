@@ -9,6 +9,7 @@ import torch
 
 from trainer import world
 from trainer.data import Batches, Sample
+from trainer.data.borders import BORDER, INSIDE
 from trainer.data.crops import PLACES, places_of_rare_classes
 from trainer.learner import Average
 from trainer.losses import IGNORED
@@ -173,6 +174,17 @@ def test_a_share_of_the_crops_is_centred_on_rare_classes() -> None:
     assert ((middle == 2).float().mean()) == pytest.approx(1 / 12, abs=0.04)
     unbalanced = batches([rare, flat()], replace(recipe, balance=0.0), n_classes=3)
     assert (torch.cat([batch.labels for batch in unbalanced.epoch(1)])[:, 15, 15] != 0).float().mean() < 0.1
+
+
+def test_objects_are_drawn_as_often_as_their_borders() -> None:
+    objects = np.zeros((80, 96), np.int32)
+    objects[20:50, 20:50], objects[20:50, 50:80] = 1, 2
+    touching = replace(flat(), label=(objects > 0).astype(np.uint8), objects=objects)
+    recipe = replace(RECIPE, augmentation=Augmentation(flip=False), balance=1.0)
+    crops = batches([touching], recipe, n_classes=3)
+    middle = torch.cat([batch.labels for epoch in range(10) for batch in crops.epoch(epoch)])[:, 15, 15]
+    assert (middle == BORDER).float().mean() == pytest.approx(1 / 2, abs=0.06)
+    assert (middle == INSIDE).float().mean() == pytest.approx(1 / 2, abs=0.06)
 
 
 def test_a_crop_on_a_rare_pixel_stays_in_the_image() -> None:

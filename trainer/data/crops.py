@@ -65,7 +65,8 @@ class Batches:
         self.reach = math.ceil(half * math.sqrt(2) * (1 + how.scale) + 4 * how.elastic) + 2
         crops = [max(1, round(each.size / recipe.image_size**2)) for each in targets]
         self.order = np.repeat(np.arange(len(samples)), crops)  # in proportion to area
-        self.rare, self.chances = places_of_rare_classes(targets, n_classes, seed) if recipe.balance else ([], [])
+        self.rare, chances = places_of_rare_classes(targets, n_classes, seed) if recipe.balance else ([], [])
+        self.chances = chances if all(s.objects is None for s in samples) else None  # objects as often as their borders
 
     def __len__(self) -> int:
         """Number of batches in an epoch, all of the same size."""

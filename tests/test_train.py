@@ -247,11 +247,11 @@ def test_cross_validation_flags(
     assert "--fold 2: expected --folds with it" in capsys.readouterr().err
     assert train(data=data, out=out, folds=2, val_fraction=0.2) == 2  # an error even with the default value
     said = capsys.readouterr().err
-    assert said.startswith("unet-train: error: --val-fraction 0.2 and --folds 2: expected one of them")
+    assert said.startswith("unet-train: error: --val-fraction 0.2, --folds 2: expected only one of them")
     assert said.count("\n") == 1
     monkeypatch.setenv("TRAINER_VAL_FRACTION", "0.5")
     assert train(data=data, out=out, folds=2) == 2
-    assert "--val-fraction 0.5 and --folds 2: expected one of them" in capsys.readouterr().err
+    assert "--val-fraction 0.5, --folds 2: expected only one of them" in capsys.readouterr().err
 
 
 def test_validation_on_random_images(data: Path, tmp_path: Path) -> None:

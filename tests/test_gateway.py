@@ -44,7 +44,8 @@ EACH = 20
 TYPICAL_S = 1.0
 """Most that half of the answers to others may take during an attack.
 
-It is 0.05 s here. The first ones take up to 3 s on two busy cores, on which the test opens its 500 connections, too.
+It is up to 0.1 s on two idle cores. The first answers take up to 3 s on busy ones, on which the test opens its 500
+connections, too.
 """
 
 

@@ -106,7 +106,7 @@ def test_a_page_that_was_about_to_be_turned_stays_when_another_image_is_shown(vi
     visitor.press(".")
     visitor["#close"].click()
     visitor.page.clock.run_for(1000)
-    assert visitor["#choose"].is_visible()
+    visitor["#choose"].wait_for()
 
 
 def test_the_slider_acts_at_once_and_is_then_counted_exactly(visit: Visit, bright: str) -> None:

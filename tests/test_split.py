@@ -123,6 +123,13 @@ def test_of_all_turns_the_one_with_most_classes_on_both_sides_is_taken() -> None
     assert names(parts(samples, val_split="contiguous").validation) == ["5"]  # as it was asked for
 
 
+@pytest.mark.parametrize("odd", [{"red": 50}, {"shade": 200}])
+@pytest.mark.parametrize("others", [2, 3, 7, 15])
+def test_the_only_image_of_a_kind_is_learned_from(odd: dict[str, Any], others: int) -> None:
+    samples = [sample(str(i), shade=20 + i) for i in range(others)] + [sample("odd", **odd)]
+    assert "odd" in names(parts(samples).training)
+
+
 # ---- a single image, and what a run may learn from
 
 

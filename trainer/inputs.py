@@ -12,7 +12,7 @@ from trainer.data import DataSet, Sample, download, read_folder, sample
 from trainer.data.dataset import collect, images_below, read_image
 from trainer.data.files import JSON
 from trainer.data.pairs import IMAGES, LABELS
-from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
+from trainer.data.split import SplitKind, arrange, halves, is_stack, kind_of, split, split_fold
 from trainer.data.store import Store
 from trainer.losses import IGNORED
 from trainer.settings import TrainSettings
@@ -56,9 +56,10 @@ class Division:
 
 
 def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
-    """Divide by the flags. Of the divisions of its kind, `auto` takes the one with most classes on both sides. A single
-    image is cut: its last quarter is validated on. Raises UserError if the labels to train on have a single class, or
-    those to validate on none."""
+    """Divide by the flags. Of the divisions of its kind, `auto` takes the one with most classes and looks (start of
+    the name, grey or colour, dark or bright) to learn from, then to validate on: the only image in colour is learned
+    from. A single image is cut: its last quarter is validated on. Raises UserError if the labels to train on have a
+    single class, or those to validate on none."""
     if settings.folds is None and settings.fold != 1:
         raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
     asked = settings.model_fields_set & {"val_fraction", "folds"}
@@ -72,7 +73,8 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
     order = arrange(samples, kind, settings.seed)
     if settings.folds is None:
         turns = len(order) if settings.val_split == "auto" else 1
-        present = [classes_in([sample]) for sample in samples]
+        looks = [(start, colour, round(brightness)) for start, colour, _, brightness in kind_of(samples)]
+        present = [{*classes_in([sample]), look} for sample, look in zip(samples, looks, strict=True)]
         sides = max(
             (split(order[turn:] + order[:turn], settings.val_fraction) for turn in range(turns)),
             key=lambda sides: [len(set().union(*(present[i] for i in side))) for side in sides],

@@ -83,8 +83,7 @@ def print_join(val: list[Sample]) -> None:
 
 
 def print_length(settings: TrainSettings, recipe: Recipe, device: torch.device, position: Position) -> None:
-    """Print how long the run takes if that is long and nobody has asked for it, and on a CPU which flags give a model
-    sooner."""
+    """Print how long a run takes that is long without anybody asking, and on a CPU which flags give a model sooner."""
     seconds = position.seconds + position.left
     if seconds < LONG_S or position.epochs is None:
         return

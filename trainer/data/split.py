@@ -65,8 +65,7 @@ def part(sample: Sample, name: str, window: tuple[slice, ...]) -> Sample:
 
 
 def split(order: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
-    """Indices for (training, validation), at least one each. Validation gets the last `fraction` of the order, rounded
-    down."""
+    """Indices for (training, validation), at least one each. Validation gets the last `fraction`, rounded down."""
     n = len(order)
     n_val = min(max(1, math.floor(n * fraction + 1e-9)), n - 1)
     return sorted(order[:-n_val]), sorted(order[-n_val:])

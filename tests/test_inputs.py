@@ -1,9 +1,14 @@
-"""What the training images say of objects: the smallest one."""
+"""What the training images say of objects, the smallest one; and images without labels."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
+import pytest
 
+from trainer import inputs
 from trainer.data import Sample
-from trainer.inputs import smallest_object
+from trainer.inputs import read_unlabelled, smallest_object
 
 
 def squares(*sides: int) -> np.ndarray:
@@ -32,3 +37,13 @@ def test_objects_at_a_side_do_not_count() -> None:
 
 def test_images_without_objects() -> None:
     assert smallest_object([sample(np.zeros((9, 9), np.int32), told=False)]) == 1
+
+
+@pytest.mark.parametrize(("n", "kept"), [(5, "01234"), (7, "0246"), (11, "0369")])
+def test_of_many_unlabelled_images_some_are_taken_evenly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, kept: str
+) -> None:
+    monkeypatch.setattr(inputs, "UNLABELLED", 5)
+    for i in range(n):
+        cv2.imwrite(str(tmp_path / f"{i:x}.png"), np.full((4, 4), i, np.uint8))
+    assert "".join(each.name[0] for each in read_unlabelled(tmp_path, 1, None)) == kept

@@ -15,6 +15,7 @@ from unet import checkpoint as checkpoints
 from unet.files import replace_atomically
 
 CPU = torch.device("cpu")
+BEGUN = {"progress": {"epoch": 1}}
 RECIPE = RECIPES["default"].override(epochs=1000)
 
 
@@ -61,13 +62,21 @@ def test_an_interrupted_run_keeps_its_plan(tmp_path: Path) -> None:
     settings, data = TrainSettings(out=tmp_path), DataSet([], (0, 255), {})
     found = {"base_channels": 32, "max_minutes": 28.0}
     recipe = {"name": "default", "optimizer": "adamw"}
-    replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found, "recipe": recipe}}))
+    replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found, "recipe": recipe}} | BEGUN))
     assert plan.plan(settings, RECIPE, data, [], CPU) == Plan(32, 28)
+    assert plan.plan(TrainSettings(out=tmp_path, max_minutes=60), RECIPE, data, [], CPU) == Plan(32, 60)  # is refused
     assert begun(settings) == (Plan(32, 28), "adamw")
     assert begun(TrainSettings(out=tmp_path, force=True)) == (None, None)
     assert begun(TrainSettings(out=tmp_path, recipe="quick")) == (None, None)
-    for damaged in ({"run": {"plan": {"width": 3}, "recipe": recipe}}, {"run": {"plan": None}}, {"run": 3}, {}):
-        replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes(damaged))
+    without_epochs = {"run": {"plan": found, "recipe": recipe}, "progress": {"epoch": 0}}
+    for other in (
+        without_epochs,
+        {"run": {"plan": {"width": 3}, "recipe": recipe}},
+        {"run": {"plan": None}},
+        {"run": 3},
+        {},
+    ):
+        replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes(BEGUN | other))
         assert begun(settings) == (None, None)
     (tmp_path / "last.pth").write_bytes(b"no checkpoint")
     assert begun(settings) == (None, None)
@@ -79,7 +88,7 @@ def test_an_interrupted_run_keeps_its_optimiser(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(muon, "fast_bf16", lambda device: True)
     assert plan.optimizer(settings, RECIPE, CPU).optimizer == "muon"
     for before, found in (("adamw", "adamw"), ("muon", "muon")):
-        state = {"run": {"plan": None, "recipe": {"name": "default", "optimizer": before}}}
+        state = {"run": {"plan": None, "recipe": {"name": "default", "optimizer": before}}} | BEGUN
         replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes(state))
         for fast in (True, False):
             monkeypatch.setattr(muon, "fast_bf16", lambda device, fast=fast: fast)

@@ -1,5 +1,7 @@
 """The scale that labels ask for."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -32,3 +34,17 @@ def test_ignored_pixels_have_no_width() -> None:
 @pytest.mark.parametrize(("diameter", "size", "scale"), [(12, 300, 1), (200, 600, 1), (800, 1600, 1 / 4)])
 def test_only_large_things_change_the_scale(diameter: int, size: int, scale: float) -> None:
     assert scale_for([disc(diameter, size)]) == pytest.approx(scale)
+
+
+def test_touching_objects_are_as_wide_as_each_is() -> None:
+    """A sheet of 1200 x 1200 pixels: one object, or cells of 40 pixels."""
+    label = np.zeros((2400, 2400), np.uint8)
+    label[600:1800, 600:1800] = 1
+    cells = np.arange(2400) // 40
+    ids = np.where(label, cells[:, None] * 60 + cells, 0).astype(np.int32)
+    assert scale_for([sample(label)]) < 1
+    assert scale_for([replace(sample(label), objects=ids)]) == 1
+
+
+def test_the_scale_is_one_that_a_model_may_have() -> None:
+    assert scale_for([Sample("slide", np.zeros(0), np.ones((9000, 9000), np.uint8))]) == 1 / 32

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer.data import Sample
-from trainer.data.split import SplitKind, arrange, halves, is_stack, split, split_fold
+from trainer.data.split import PART, SplitKind, arrange, bounded, halves, is_stack, split, split_fold
 from trainer.inputs import ENOUGH, Division, divide
 from trainer.losses import IGNORED
 from trainer.settings import TrainSettings
@@ -92,6 +92,12 @@ def test_slices_that_resemble_their_neighbours_are_a_stack() -> None:
     assert not is_stack([sample() for _ in range(4)])  # flat pictures resemble nothing
 
 
+def test_a_stack_may_have_pixels_without_a_value() -> None:
+    floats = [replace(each, image=each.image.astype(np.float32)) for each in STACK]
+    floats[3].image[5, 5] = np.nan
+    assert is_stack(floats)
+
+
 def test_the_last_slices_of_a_stack_are_validated_on() -> None:
     division = parts(STACK, val_fraction=0.4)
     assert division.kind == "contiguous"
@@ -173,3 +179,21 @@ def test_few_images_to_validate_on_are_learned_from_in_the_end_unless_flags_say_
 def test_sides_without_classes_are_refused(first: tuple[int, ...], last: tuple[int, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
         parts([sample("0", first), sample("1", last)], val_split="contiguous")
+
+
+def test_the_last_quarter_of_an_image_must_be_labelled() -> None:
+    label = np.zeros((8, 40), np.uint8)
+    label[:, 5:10], label[:, 30:] = 1, IGNORED
+    with pytest.raises(UserError, match=r"all pixels to validate on are ignored: .* label both ends of the image"):
+        parts([Sample("wide", label, label)], val_split="contiguous")
+
+
+def test_what_has_no_labels_is_not_validated_on() -> None:
+    """A large image with a stroke that none of the four squares shows, one without labels, and a small one."""
+    label = np.full((3 * PART, 3 * PART), IGNORED, np.uint8)
+    nothing = Sample("nothing", label, label)
+    label = label.copy()
+    label[10, 1500:1540] = 1
+    found = bounded([Sample("stroke", label, label), nothing, sample("small"), sample("empty", (IGNORED,))])
+    assert [part.name.split()[0] for part in found] == ["stroke", "small"]
+    assert (found[0].label == 1).sum() == 40

@@ -58,15 +58,15 @@ class Division:
 def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
     """Divide by the flags. Of the divisions of its kind, `auto` takes the one with most classes and looks (start of
     the name, grey or colour, dark or bright) to learn from, then to validate on: the only image in colour is learned
-    from. A single image is cut: its last quarter is validated on. Raises UserError if the labels to train on have a
-    single class, or those to validate on none."""
+    from. A single image is cut: its last quarter is validated on, or the rest if that has fewer classes. Raises
+    UserError if the labels to train on have a single class, or those to validate on none."""
     if settings.folds is None and settings.fold != 1:
         raise UserError(f"--fold {settings.fold}: expected --folds with it, the number of parts")
     asked = settings.model_fields_set & {"val_fraction", "folds"}
     if len(asked) == 2:
         raise UserError(f"--val-fraction {settings.val_fraction}, --folds {settings.folds}: expected only one of them")
-    kind = settings.val_split
-    if len(samples) == 1:
+    kind, single = settings.val_split, len(samples) == 1
+    if single:
         samples, kind = halves(samples[0]), "contiguous"
     elif kind == "auto":
         kind = "contiguous" if is_stack(samples) else "spread"
@@ -83,6 +83,7 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
         sides = split_fold(order, settings.folds, int(settings.fold))
     training, validation = ([samples[i] for i in side] for side in sides)
     advice = f"choose other images with --val-split random or another --{'fold' if settings.folds else 'val-fraction'}"
+    advice = "label both ends of the image, or a second image" if single else advice
     if len(classes_in(training)) < 2:
         raise UserError(f"all labels to train on hold a single class: expected at least two; {advice}")
     if not classes_in(validation):
@@ -130,7 +131,7 @@ def read_unlabelled(folder: Path, n_channels: int, channel: int | None) -> list[
     if not folder.is_dir():
         raise UserError(f"--unlabelled {folder}: expected a folder of images")
     files = images_below(folder)
-    step = max(1, len(files) // UNLABELLED)
+    step = max(1, -(-len(files) // UNLABELLED))
     samples: list[Sample] = []
     problems: list[str] = []
     for path in files[::step]:
@@ -143,5 +144,6 @@ def read_unlabelled(folder: Path, n_channels: int, channel: int | None) -> list[
         print(f"          left out of --unlabelled: {'; '.join(problems[:5])}" + ("; ..." if len(problems) > 5 else ""))
     if not samples:
         raise UserError(f"--unlabelled {folder}: found no images ({', '.join(imaging.SUFFIXES)})")
-    print(f"unlabelled {len(samples[:UNLABELLED])} images of {len(files)} in {folder}: learned from by consistency")
-    return samples[:UNLABELLED]
+    kept = samples[:: -(-len(samples) // UNLABELLED)]
+    print(f"unlabelled {len(kept)} images of {len(files)} in {folder}: learned from by consistency")
+    return kept

@@ -42,7 +42,9 @@ def plan(
     """The plan of this run as it began, or a new one; None if there is nothing to choose."""
     if not is_open(settings, device):
         return None
-    return begun(settings)[0] or choose(settings, recipe, data, samples, device)
+    if before := begun(settings)[0]:
+        return replace(before, max_minutes=settings.max_minutes or before.max_minutes)
+    return choose(settings, recipe, data, samples, device)
 
 
 def is_open(settings: TrainSettings, device: torch.device) -> bool:
@@ -65,10 +67,11 @@ def optimizer(settings: TrainSettings, recipe: Recipe, device: torch.device) -> 
 
 def begun(settings: TrainSettings) -> tuple[Plan | None, str | None]:
     """Plan and optimiser of an interrupted or finished run of the same recipe in --out; None where there is none that
-    can be read."""
+    can be read, or none with an epoch."""
     with suppress(CheckpointError, KeyError, TypeError):
-        run = {} if settings.force else checkpoints.read(settings.out / LAST)[0]["run"]
-        if run and run["recipe"]["name"] == settings.recipe:
+        state = {} if settings.force else checkpoints.read(settings.out / LAST)[0]
+        run = state["run"]
+        if state["progress"]["epoch"] and run["recipe"]["name"] == settings.recipe:
             return Plan(**run["plan"]) if run["plan"] else None, str(run["recipe"]["optimizer"])
     return None, None
 

@@ -214,6 +214,7 @@ class Trainer:
         names = ("val_fraction", "val_split", "folds", "fold", "seed", "curve", "max_minutes")
         return {name: getattr(self.settings, name) for name in names} | {
             "recipe": asdict(self.recipe),
+            "held_out_until": self.division.held_out_until,
             "plan": asdict(plan) if plan else None,
             "data": self.data.files,
             "reading": asdict(self.settings.reading()),

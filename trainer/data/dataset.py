@@ -19,6 +19,7 @@ from trainer.data.labels import Colour, LabelPage, Reading, has_colour, read_byt
 from trainer.data.layouts import MANY
 from trainer.data.pairs import find_pairs
 from trainer.data.store import Store
+from trainer.losses import IGNORED
 from unet.checkpoint import default_colours, default_names
 from unet.errors import UserError
 from unet.listing import is_image, plural, some
@@ -49,6 +50,11 @@ class Sample:
     def counts(self) -> Counter[int]:
         """Pixels of each class index, and of IGNORED."""
         return count(self.label)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any pixel has a class."""
+        return self.counts[IGNORED] < self.label.size
 
 
 @dataclass(frozen=True)

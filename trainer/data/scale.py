@@ -21,21 +21,25 @@ MEASURED, LONGEST = 64, 2048
 
 
 def scale_for(samples: Sequence[Sample]) -> float:
-    """Factor to resize images by: 1, or 1/2, 1/3, ... for large structures."""
+    """Factor to resize images by: 1, or 1/2, 1/3, ... 1/32 for large structures."""
     width = narrowest(samples[:: max(1, len(samples) // MEASURED)])
-    return 1 / round(width / WANTED) if width > LARGE else 1.0
+    return 1 / min(32, round(width / WANTED)) if width > LARGE else 1.0
 
 
 def narrowest(samples: Sequence[Sample]) -> float:
     """Width in pixels of the class with the thinnest parts: four times the mean distance of a class's pixels to its
-    outline, which is the width of a stripe and two thirds of the diameter of a disc."""
+    outline, which is the width of a stripe and two thirds of the diameter of a disc. Touching objects are apart."""
     sums: dict[int, float] = defaultdict(float)
     counts: dict[int, int] = defaultdict(int)
     for sample in samples:
         step = -(-max(sample.label.shape) // LONGEST)
         label = sample.label[::step, ::step]
+        alone = np.ones(label.shape, bool)  # whether a pixel is of the same object as the next ones
+        if sample.objects is not None:
+            ids = sample.objects[::step, ::step]
+            alone[1:], alone[:, 1:] = ids[1:] == ids[:-1], alone[:, 1:] & (ids[:, 1:] == ids[:, :-1])
         for value in set(sample.counts) - {IGNORED}:
-            inside = cv2.copyMakeBorder((label == value).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+            inside = cv2.copyMakeBorder(((label == value) & alone).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
             sums[value] += step * float(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5).sum())
             counts[value] += int(inside.sum())
     return min(4 * sums[value] / counts[value] for value in sums if counts[value])

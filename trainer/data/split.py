@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from trainer.data.dataset import Sample
 from trainer.data.labels import has_colour
+from trainer.losses import IGNORED
 from unet.errors import UserError
 from unet.pixels import match_channels, to_pixels
 
@@ -39,22 +40,30 @@ def halves(sample: Sample) -> list[Sample]:
 
 def bounded(samples: Sequence[Sample]) -> list[Sample]:
     """A fixed choice to validate on: of a large image four parts, and no more than MOST_VALIDATED pixels in all, evenly
-    from all samples."""
-    parts = [part for sample in samples for part in parts_of(sample)]
+    from all samples. What has no labels is left out."""
+    parts = [part for sample in samples for part in parts_of(sample) if part.is_labelled]
     pixels = sum(part.label.size for part in parts)
     return parts[:: -(-pixels // MOST_VALIDATED)]
 
 
 def parts_of(sample: Sample) -> list[Sample]:
-    """The sample, or four squares around the middles of its quarters if it is large."""
+    """The sample, or four squares around the middles of its quarters if it is large; one around a labelled pixel if
+    these have no labels."""
     height, width = sample.label.shape
     if sample.label.size <= 4 * PART**2:
         return [sample]
-    rows, columns = (
-        [slice(max(0, at - PART // 2), max(0, at - PART // 2) + PART) for at in (side // 4, side * 3 // 4)]
-        for side in (height, width)
-    )
-    return [part(sample, f"at {x.start}, {y.start}", (y, x)) for y in rows for x in columns]
+    places = [(height * i // 4, width * j // 4) for i in (1, 3) for j in (1, 3)]
+    squares = [square(sample, y, x) for y, x in places]
+    if sample.is_labelled and not any(each.is_labelled for each in squares):
+        labelled = np.flatnonzero(sample.label != IGNORED)
+        squares = [square(sample, *divmod(int(labelled[len(labelled) // 2]), width))]
+    return squares
+
+
+def square(sample: Sample, y: int, x: int) -> Sample:
+    """The window of PART pixels around a place, moved to where it begins in the image."""
+    top, left = max(0, y - PART // 2), max(0, x - PART // 2)
+    return part(sample, f"at {left}, {top}", (slice(top, top + PART), slice(left, left + PART)))
 
 
 def part(sample: Sample, name: str, window: tuple[slice, ...]) -> Sample:
@@ -119,8 +128,8 @@ def is_stack(samples: Sequence[Sample]) -> bool:
 
 
 def _thumbnail(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    pixels = match_channels(to_pixels(image)[0], 1) if image.ndim == 3 and image.shape[2] == 3 else image
-    pixels = np.asarray(pixels, np.float32).reshape(*image.shape[:2], -1).mean(axis=2)
+    pixels = to_pixels(image)[0]
+    pixels = np.asarray(match_channels(pixels, 1) if pixels.shape[2] == 3 else pixels, np.float32).mean(axis=2)
     small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     # a little noise: a constant image has no correlation
     return np.asarray(small + np.random.default_rng(0).normal(0, 1e-6, small.shape), np.float64)

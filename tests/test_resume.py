@@ -49,7 +49,7 @@ def test_a_finished_run_stays_and_another_one_is_refused(half: Path, capsys: pyt
     assert train_in(half, lr=0.5, batch_size=3) == 2
     assert "recipe.batch_size: was 2, is 3; recipe.lr: was 0.002, is 0.5" in capsys.readouterr().err
     assert train_in(half, val_fraction=0.2) == 2  # its default, but images are held out to the end
-    assert "held_out_until: was " in capsys.readouterr().err
+    assert "val_fraction: was None, is 0.2" in capsys.readouterr().err
     assert contents(half / "out") == before
     assert train_in(half, "--force", lr=0.5) == 0
     assert contents(half / "out")["best_model.pth"] != before["best_model.pth"]

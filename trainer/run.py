@@ -211,10 +211,10 @@ class Trainer:
 
     def _identity(self, source: Checkpoint | None, plan: planning.Plan | None) -> dict[str, Any]:
         """Settings by which an interrupted run is recognised; the device is not one of them."""
-        names = ("val_fraction", "val_split", "folds", "fold", "seed", "curve", "max_minutes")
+        names = ("val_split", "folds", "fold", "seed", "curve", "max_minutes")
         return {name: getattr(self.settings, name) for name in names} | {
             "recipe": asdict(self.recipe),
-            "held_out_until": self.division.held_out_until,
+            "val_fraction": self.settings.val_fraction if self.division.held_out_until == 1 else None,
             "plan": asdict(plan) if plan else None,
             "data": self.data.files,
             "reading": asdict(self.settings.reading()),

@@ -61,7 +61,7 @@ def parts_of(sample: Sample) -> list[Sample]:
 
 
 def square(sample: Sample, y: int, x: int) -> Sample:
-    """The window of PART pixels around a place, moved to where it begins in the image."""
+    """The window of PART pixels around a place, or less at a side of the image."""
     top, left = max(0, y - PART // 2), max(0, x - PART // 2)
     return part(sample, f"at {left}, {top}", (slice(top, top + PART), slice(left, left + PART)))
 

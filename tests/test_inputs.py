@@ -1,4 +1,4 @@
-"""What the training images say of objects, the smallest one; and images without labels."""
+"""The smallest object of the training images, and the choice of unlabelled images."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_images_without_objects() -> None:
 
 
 @pytest.mark.parametrize(("n", "kept"), [(5, "01234"), (7, "0246"), (11, "0369")])
-def test_of_many_unlabelled_images_some_are_taken_evenly(
+def test_too_many_unlabelled_images_are_thinned_out_evenly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, kept: str
 ) -> None:
     monkeypatch.setattr(inputs, "UNLABELLED", 5)

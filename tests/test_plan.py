@@ -64,7 +64,7 @@ def test_an_interrupted_run_keeps_its_plan(tmp_path: Path) -> None:
     recipe = {"name": "default", "optimizer": "adamw"}
     replace_atomically(tmp_path / "last.pth", checkpoints.to_bytes({"run": {"plan": found, "recipe": recipe}} | BEGUN))
     assert plan.plan(settings, RECIPE, data, [], CPU) == Plan(32, 28)
-    assert plan.plan(TrainSettings(out=tmp_path, max_minutes=60), RECIPE, data, [], CPU) == Plan(32, 60)  # is refused
+    assert plan.plan(TrainSettings(out=tmp_path, max_minutes=60), RECIPE, data, [], CPU) == Plan(32, 60)  # another run
     assert begun(settings) == (Plan(32, 28), "adamw")
     assert begun(TrainSettings(out=tmp_path, force=True)) == (None, None)
     assert begun(TrainSettings(out=tmp_path, recipe="quick")) == (None, None)

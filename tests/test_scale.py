@@ -36,7 +36,7 @@ def test_only_large_things_change_the_scale(diameter: int, size: int, scale: flo
     assert scale_for([disc(diameter, size)]) == pytest.approx(scale)
 
 
-def test_touching_objects_are_as_wide_as_each_is() -> None:
+def test_touching_objects_are_measured_one_by_one() -> None:
     """A sheet of 1200 x 1200 pixels: one object, or cells of 40 pixels."""
     label = np.zeros((2400, 2400), np.uint8)
     label[600:1800, 600:1800] = 1
@@ -46,5 +46,5 @@ def test_touching_objects_are_as_wide_as_each_is() -> None:
     assert scale_for([replace(sample(label), objects=ids)]) == 1
 
 
-def test_the_scale_is_one_that_a_model_may_have() -> None:
+def test_images_are_not_shrunk_beyond_what_a_model_file_may_say() -> None:
     assert scale_for([Sample("slide", np.zeros(0), np.ones((9000, 9000), np.uint8))]) == 1 / 32

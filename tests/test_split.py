@@ -92,7 +92,7 @@ def test_slices_that_resemble_their_neighbours_are_a_stack() -> None:
     assert not is_stack([sample() for _ in range(4)])  # flat pictures resemble nothing
 
 
-def test_a_stack_may_have_pixels_without_a_value() -> None:
+def test_slices_with_nan_are_a_stack() -> None:
     floats = [replace(each, image=each.image.astype(np.float32)) for each in STACK]
     floats[3].image[5, 5] = np.nan
     assert is_stack(floats)
@@ -188,7 +188,7 @@ def test_the_last_quarter_of_an_image_must_be_labelled() -> None:
         parts([Sample("wide", label, label)], val_split="contiguous")
 
 
-def test_what_has_no_labels_is_not_validated_on() -> None:
+def test_images_and_parts_without_labels_are_not_validated_on() -> None:
     """A large image with a stroke that none of the four squares shows, one without labels, and a small one."""
     label = np.full((3 * PART, 3 * PART), IGNORED, np.uint8)
     nothing = Sample("nothing", label, label)

@@ -82,8 +82,11 @@ def divide(samples: Sequence[Sample], settings: TrainSettings) -> Division:
     else:
         sides = split_fold(order, settings.folds, int(settings.fold))
     training, validation = ([samples[i] for i in side] for side in sides)
-    advice = f"choose other images with --val-split random or another --{'fold' if settings.folds else 'val-fraction'}"
-    advice = "label both ends of the image, or a second image" if single else advice
+    if single:
+        advice = "label both ends of the image, or a second image"
+    else:
+        other = "fold" if settings.folds else "val-fraction"
+        advice = f"choose other images with --val-split random or another --{other}"
     if len(classes_in(training)) < 2:
         raise UserError(f"all labels to train on hold a single class: expected at least two; {advice}")
     if not classes_in(validation):

@@ -67,7 +67,8 @@ class TrainSettings(ProgramSettings):
     val_split: SplitKind = Field(
         "auto",
         description="which images to validate on: contiguous, the last by name (2 before 10); spread over sizes, "
-        "colours and brightness; random; auto: contiguous for slices of a stack, else spread, sparing single kinds",
+        "colours and brightness; random; auto: contiguous for the slices of a stack, else spread, but the only image "
+        "of a kind is learned from",
     )
     folds: int | None = Field(None, ge=2, description="cross-validation: divide the images into N parts")
     fold: Annotated[int, Field(ge=1)] | Literal["all"] = Field(

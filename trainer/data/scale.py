@@ -28,18 +28,19 @@ def scale_for(samples: Sequence[Sample]) -> float:
 
 def narrowest(samples: Sequence[Sample]) -> float:
     """Width in pixels of the class with the thinnest parts: four times the mean distance of a class's pixels to its
-    outline, which is the width of a stripe and two thirds of the diameter of a disc. Touching objects are apart."""
+    outline, which is the width of a stripe and two thirds of the diameter of a disc. Objects that touch count apart."""
     sums: dict[int, float] = defaultdict(float)
     counts: dict[int, int] = defaultdict(int)
     for sample in samples:
         step = -(-max(sample.label.shape) // LONGEST)
         label = sample.label[::step, ::step]
-        alone = np.ones(label.shape, bool)  # whether a pixel is of the same object as the next ones
+        apart = np.zeros(label.shape, bool)  # whether a pixel has another object, or none, above or on its left
         if sample.objects is not None:
             ids = sample.objects[::step, ::step]
-            alone[1:], alone[:, 1:] = ids[1:] == ids[:-1], alone[:, 1:] & (ids[:, 1:] == ids[:, :-1])
+            apart[1:] = ids[1:] != ids[:-1]
+            apart[:, 1:] |= ids[:, 1:] != ids[:, :-1]
         for value in set(sample.counts) - {IGNORED}:
-            inside = cv2.copyMakeBorder(((label == value) & alone).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+            inside = cv2.copyMakeBorder(((label == value) & ~apart).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
             sums[value] += step * float(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5).sum())
             counts[value] += int(inside.sum())
     return min(4 * sums[value] / counts[value] for value in sums if counts[value])

@@ -39,11 +39,16 @@ def test_images_without_objects() -> None:
     assert smallest_object([sample(np.zeros((9, 9), np.int32), told=False)]) == 1
 
 
-@pytest.mark.parametrize(("n", "kept"), [(5, "01234"), (7, "0246"), (11, "0369")])
+@pytest.mark.parametrize("stack", [False, True])
+@pytest.mark.parametrize(("n", "kept"), [(5, [0, 1, 2, 3, 4]), (7, [0, 2, 4, 6]), (11, [0, 3, 6, 9])])
 def test_too_many_unlabelled_images_are_thinned_out_evenly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, kept: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, kept: list[int], stack: bool
 ) -> None:
     monkeypatch.setattr(inputs, "UNLABELLED", 5)
-    for i in range(n):
-        cv2.imwrite(str(tmp_path / f"{i:x}.png"), np.full((4, 4), i, np.uint8))
-    assert "".join(each.name[0] for each in read_unlabelled(tmp_path, 1, None)) == kept
+    images = [np.full((4, 4), i, np.uint8) for i in range(n)]
+    if stack:
+        cv2.imwritemulti(str(tmp_path / "stack.tif"), images)
+    else:
+        for i, image in enumerate(images):
+            cv2.imwrite(str(tmp_path / f"{i:02}.png"), image)
+    assert [each.image.flat[0] for each in read_unlabelled(tmp_path, 1, None)] == kept

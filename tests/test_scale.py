@@ -37,13 +37,13 @@ def test_only_large_things_change_the_scale(diameter: int, size: int, scale: flo
 
 
 def test_touching_objects_are_measured_one_by_one() -> None:
-    """A sheet of 1200 x 1200 pixels: one object, or cells of 40 pixels."""
+    """A sheet of 1200 x 1200 pixels: one object, rows, columns or squares of 40 pixels."""
     label = np.zeros((2400, 2400), np.uint8)
     label[600:1800, 600:1800] = 1
     cells = np.arange(2400) // 40
-    ids = np.where(label, cells[:, None] * 60 + cells, 0).astype(np.int32)
     assert scale_for([sample(label)]) < 1
-    assert scale_for([replace(sample(label), objects=ids)]) == 1
+    for ids in (cells[:, None], cells, cells[:, None] * 60 + cells):
+        assert scale_for([replace(sample(label), objects=np.where(label, ids, 0).astype(np.int32))]) == 1
 
 
 def test_images_are_not_shrunk_beyond_what_a_model_file_may_say() -> None:

@@ -41,11 +41,11 @@ ROOT = Path(__file__).parent.parent
 ATTACKERS = [f"127.0.0.{2 + i}" for i in range(25)]
 EACH = 20
 """Connections per address, as many as docker/gateway.conf allows: 500 attackers together."""
-TYPICAL_S = 1.0
-"""Most that half of the answers to others may take during an attack.
+TYPICAL_S, ANSWERS = 0.5, 20
+"""Most that half of at least so many answers to others may take during an attack.
 
-It is up to 0.1 s on two idle cores. The first answers take up to 3 s on busy ones, on which the test opens its 500
-connections, too.
+It is up to 0.12 s on two idle cores, and without the limits of gateway.conf 0.8 and 1.2 s during two of the attacks.
+The first answers, while the test opens its 500 connections, take up to 3 s: three or four of them are no half.
 """
 
 
@@ -403,13 +403,14 @@ async def pipelined_flood(port: int, source: str) -> bytes:
 
 
 async def under(attack: Attack, gateway: int, seconds: float) -> tuple[list[float], list["asyncio.Task[bytes]"]]:
-    """Seconds of each request of somebody else during an attack, and the attackers' tasks."""
+    """Seconds of each request of somebody else during an attack, and the attackers' tasks that ended. It lasts for
+    `seconds`, or up to five times as long until there are ANSWERS."""
     attackers = [asyncio.ensure_future(attack(gateway, source)) for source in ATTACKERS for _ in range(EACH)]
     await asyncio.sleep(1)
     image = picture(64, 64)
-    times = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    times: list[float] = []
+    begin = time.monotonic()
+    while time.monotonic() < begin + seconds or (len(times) < ANSWERS and time.monotonic() < begin + 5 * seconds):
         start = time.monotonic()
         reply = await asyncio.to_thread(ask, gateway, "POST", "/segment", image)
         times.append(time.monotonic() - start)
@@ -433,6 +434,6 @@ def test_others_are_served_during(
     with capsys.disabled():
         name = getattr(attack, "__name__", "")
         print(f"\n500 x {name}: {len(times)} others, median {np.median(times):.3f} s, slowest {max(times):.3f} s")
-    assert len(times) > 5
+    assert len(times) >= ANSWERS
     assert np.median(times) < TYPICAL_S
     assert len(finished) == (500 if closed else 0)
